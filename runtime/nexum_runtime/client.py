@@ -1,0 +1,323 @@
+"""An asyncio client of a Nexum server."""
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import grpc
+from nexum.proto import nexum_pb2 as pb
+from nexum.proto import nexum_pb2_grpc as pb_grpc
+
+from nexum_runtime import wire
+from nexum_runtime.errors import (
+    ExecutionTimeout,
+    InvalidRequest,
+    NexumError,
+    NotFound,
+    ServerUnavailable,
+    TooLarge,
+)
+
+RPC_SECONDS = 10.0  # for an answer that does not wait for anything
+FIRST_WAIT_MS, WAIT_MS = 1_500, 20_000  # of one Execute: short at first, so that `on_wait` can speak up early
+RECONNECT_SECONDS_MIN, RECONNECT_SECONDS_MAX = 0.1, 1.0
+
+# Another try may succeed: the server is restarting, went away in mid-call, or its disk is full.
+PASSING = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+ERRORS: dict[grpc.StatusCode, type[NexumError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: TooLarge,
+}
+
+Waiting = Literal["server", "worker", "result"]
+"""What a call waits for: a server that answers, a worker that takes its task, or the end of it."""
+
+
+class Definition(Protocol):
+    """A built workflow, as nexum-py's `workflow(...).build()` returns it."""
+
+    workflow_id: str
+    version_hash: str
+    ir_json: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An execution as the server told it."""
+
+    execution_id: str
+    status: str  # RUNNING, COMPLETED, FAILED or CANCELLED
+    before: str  # NEW, or the status the id had before this call; "" when not asked
+    outputs: dict[str, Any]  # node id → its recorded output
+    error: str | None
+    error_code: str | None
+    attempts: int
+
+
+class Client:
+    """Talks to the server at `address` ("host:port"). Belongs to the event loop it is first used in.
+
+    Every method raises ServerUnavailable when no server answers, InvalidRequest or NotFound when it refuses.
+    """
+
+    def __init__(self, address: str = wire.DEFAULT_ADDRESS) -> None:
+        self.address = address
+        self._channel = grpc.aio.insecure_channel(
+            address,
+            options=[
+                ("grpc.enable_http_proxy", 0),  # a proxy for web pages is none for Nexum
+                ("grpc.max_receive_message_length", -1),  # the server has the limits
+                ("grpc.max_send_message_length", -1),
+                ("grpc.initial_reconnect_backoff_ms", int(RECONNECT_SECONDS_MIN * 1000)),
+                ("grpc.min_reconnect_backoff_ms", int(RECONNECT_SECONDS_MIN * 1000)),
+                ("grpc.max_reconnect_backoff_ms", int(RECONNECT_SECONDS_MAX * 1000)),
+            ],
+        )
+        self._stub = pb_grpc.NexumServiceStub(self._channel)
+        self._execute = self._extension("Execute", pb.StartRequest, pb.StatusResponse)
+        self._heartbeat = self._extension("Heartbeat", pb.PollRequest, pb.AckResponse)
+        self._history = self._channel.unary_stream(
+            f"/{wire.EXTENSIONS}/History", pb.StatusRequest.SerializeToString, pb.StatusResponse.FromString
+        )
+
+    async def __aenter__(self) -> "Client":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def check(self, seconds: float = 2.0) -> None:
+        """Return when a Nexum server answers at the address; raise ServerUnavailable if none does in time."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while True:
+            try:
+                await self._call(self._stub.ListExecutions, pb.ListRequest(limit=1), timeout=seconds)
+                return
+            except ServerUnavailable:
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise
+                await asyncio.sleep(RECONNECT_SECONDS_MIN)
+
+    async def register(self, workflow: Definition) -> str:
+        """Make a workflow known. Returns its compatibility with the version registered before it, or NEW."""
+        request = pb.WorkflowIR(
+            workflow_id=workflow.workflow_id, version_hash=workflow.version_hash, ir_json=workflow.ir_json
+        )
+        acknowledgement = await self._call(self._stub.RegisterWorkflow, request)
+        return str(acknowledgement.compatibility)
+
+    async def execute(
+        self,
+        workflow: Definition,
+        input: Any,
+        *,
+        execution_id: str | None = None,
+        max_attempts: int | None = None,
+        restart: Literal["failed", "unknown"] | None = None,
+        timeout: float = 120.0,
+        on_wait: Callable[[Waiting], None] | None = None,
+    ) -> Outcome:
+        """Start an execution, or find the one of this id, and wait for its end.
+
+        A server that is away in the middle is waited for. `on_wait` is told, after a second or two and from then on
+        now and then, what the call is waiting for. `input` is any JSON value, `timeout` is in seconds.
+        Raises ExecutionTimeout when the time is up (the execution goes on), besides the errors of the class.
+        """
+        execution_id = execution_id or f"exec-{uuid.uuid4()}"
+        request = pb.StartRequest(
+            workflow_id=workflow.workflow_id,
+            version_hash=workflow.version_hash,
+            input_json=wire.canonical_json(input),
+        )
+        metadata = {wire.EXECUTION_ID: execution_id}
+        if max_attempts is not None:
+            metadata[wire.MAX_ATTEMPTS] = str(max_attempts)
+        if restart is not None:
+            metadata[wire.RESTART] = restart
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + timeout
+        wait_ms, pause = FIRST_WAIT_MS, RECONNECT_SECONDS_MIN
+        before: str | None = None
+        registered, running = False, False
+        unavailable_since: float | None = None
+        while (remaining := deadline - clock()) > 0:
+            metadata[wire.WAIT_MS] = str(min(wait_ms, int(remaining * 1000)))
+            try:
+                answer, trailing = await self._call_with_trailing(
+                    self._execute, request, metadata, timeout=min(wait_ms / 1000 + RPC_SECONDS, remaining + 1)
+                )
+            except NotFound:
+                if registered:
+                    raise
+                await self._register_within(workflow, deadline)
+                registered = True
+                continue
+            except ServerUnavailable:
+                running = False
+                unavailable_since = unavailable_since or clock()
+                if on_wait is not None and clock() - unavailable_since >= FIRST_WAIT_MS / 1000:
+                    on_wait("server")
+                await asyncio.sleep(min(pause, max(remaining, 0)))
+                pause = min(pause * 2, RECONNECT_SECONDS_MAX)
+                continue
+            unavailable_since, pause = None, RECONNECT_SECONDS_MIN
+            before = before or trailing.get(wire.STATUS, "")
+            outcome = _outcome(execution_id, answer, trailing, before)
+            if outcome.status != "RUNNING":
+                return outcome
+            running, wait_ms = True, WAIT_MS
+            metadata.pop(wire.RESTART, None)  # what fails from here on failed in this call
+            if on_wait is not None:
+                on_wait("result" if outcome.attempts else "worker")
+        if running:
+            raise ExecutionTimeout(
+                f"Execution {execution_id} had not ended after {timeout:g} s. It goes on without you; "
+                f"see what it does with: nexum show {execution_id}",
+                execution_id,
+            )
+        raise ServerUnavailable(self._unreachable())
+
+    async def status(self, execution_id: str, *, wait_ms: int = 0) -> Outcome:
+        """An execution as it is now, or with `wait_ms` as soon as it has ended."""
+        answer, trailing = await self._call_with_trailing(
+            self._stub.GetStatus,
+            pb.StatusRequest(execution_id=execution_id),
+            {wire.WAIT_MS: str(wait_ms)},
+            timeout=RPC_SECONDS + wait_ms / 1000,
+        )
+        return _outcome(execution_id, answer, trailing, before="")
+
+    async def executions(self, prefix: str = "", limit: int = 20) -> list[Any]:
+        """The newest executions first, as nexum-py's ExecutionSummary messages."""
+        answer = await self._call(
+            self._stub.ListExecutions, pb.ListRequest(limit=limit), {wire.PREFIX: prefix} if prefix else {}
+        )
+        return list(answer.executions)
+
+    async def history(self, execution_id: str) -> AsyncIterator[dict[str, Any]]:
+        """All that is known of an execution, or of every one under a prefix that ends in "/", oldest first."""
+        call = self._history(pb.StatusRequest(execution_id=execution_id), timeout=60.0)
+        try:
+            async for answer in call:
+                yield json.loads(answer.completed_nodes_json)
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error) from None
+
+    async def cancel(self, execution_id: str) -> str:
+        """Cancel an execution. Returns what came of it, in words."""
+        answer = await self._call(self._stub.CancelExecution, pb.CancelRequest(execution_id=execution_id))
+        return str(answer.message)
+
+    # The worker's side
+
+    async def poll(
+        self, worker_id: str, workflow: Definition, *, lease_ms: int, wait_ms: int, stop: asyncio.Event
+    ) -> Any | None:
+        """Claim a task of this workflow, waiting up to `wait_ms` for one: nexum-py's PollResponse, or None.
+
+        When `stop` is set the wait ends, and what is claimed by then is returned: no claim is ever dropped.
+        """
+        call = self._stub.PollTask(
+            pb.PollRequest(worker_id=worker_id, version_hash=workflow.version_hash),
+            metadata=(
+                (wire.WORKFLOW_ID, workflow.workflow_id),
+                (wire.LEASE_MS, str(lease_ms)),
+                (wire.WAIT_MS, str(wait_ms)),
+            ),
+            timeout=RPC_SECONDS + wait_ms / 1000,
+        )
+        # Cancelling the call, unlike cancelling who awaits it, has no effect on an answer that is here already.
+        stopping = asyncio.create_task(stop.wait())
+        stopping.add_done_callback(lambda _: call.cancel())
+        try:
+            answer = await call
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error) from None
+        except asyncio.CancelledError:
+            if not stop.is_set():
+                raise
+            return None
+        finally:
+            stopping.cancel()
+        return answer if answer.has_task else None
+
+    async def complete(self, task_id: str, output_json: str) -> str:
+        """Record a task's result. Returns "", or in words why it was not recorded. Raises TooLarge."""
+        request = pb.CompleteRequest(task_id=task_id, output_json=output_json)
+        return str((await self._call(self._stub.CompleteTask, request)).message)
+
+    async def fail(self, task_id: str, error: str, *, retryable: bool = True, interrupted: bool = False) -> str:
+        """End an attempt that failed, or was cut short. Returns "", or in words why nothing changed."""
+        metadata = {wire.RETRYABLE: str(retryable).lower(), wire.INTERRUPTED: str(interrupted).lower()}
+        request = pb.FailRequest(task_id=task_id, error_message=error)
+        return str((await self._call(self._stub.FailTask, request, metadata)).message)
+
+    async def heartbeat(self, worker_id: str) -> list[str]:
+        """Renew every lease of this worker. Returns the ids of the tasks it should stop."""
+        answer = await self._call(self._heartbeat, pb.PollRequest(worker_id=worker_id))
+        return [str(task_id) for task_id in json.loads(answer.message)]
+
+    def _extension(self, name: str, request: Any, response: Any) -> Any:
+        path = f"/{wire.EXTENSIONS}/{name}"
+        return self._channel.unary_unary(path, request.SerializeToString, response.FromString)
+
+    async def _call(
+        self, method: Any, request: Any, metadata: dict[str, str] | None = None, timeout: float = RPC_SECONDS
+    ) -> Any:
+        answer, _ = await self._call_with_trailing(method, request, metadata or {}, timeout)
+        return answer
+
+    async def _call_with_trailing(
+        self, method: Any, request: Any, metadata: dict[str, str], timeout: float
+    ) -> tuple[Any, dict[str, Any]]:
+        call = method(request, metadata=tuple(metadata.items()), timeout=timeout)
+        try:
+            return await call, dict(await call.trailing_metadata() or ())
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error) from None
+
+    async def _register_within(self, workflow: Definition, deadline: float) -> None:
+        while True:
+            try:
+                await self.register(workflow)
+                return
+            except ServerUnavailable:
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise
+                await asyncio.sleep(RECONNECT_SECONDS_MIN)
+
+    def _error(self, error: grpc.aio.AioRpcError) -> NexumError:
+        code, details = error.code(), error.details() or ""
+        if code in PASSING:
+            return ServerUnavailable(details if details.startswith("Cannot use") else self._unreachable())
+        return ERRORS.get(code, NexumError)(details or f"Nexum at {self.address} answered {code.name}.")
+
+    def _unreachable(self) -> str:
+        return (
+            f"No Nexum server answers at {self.address}. Start one with `nexum dev`, "
+            "or set NEXUM_ADDRESS to where one runs."
+        )
+
+
+def _outcome(execution_id: str, answer: Any, trailing: dict[str, Any], before: str) -> Outcome:
+    error = trailing.get(wire.ERROR)
+    return Outcome(
+        execution_id=execution_id,
+        status=answer.status,
+        before=before,
+        outputs=json.loads(answer.completed_nodes_json or "{}"),
+        error=error.decode() if error is not None else None,
+        error_code=trailing.get(wire.ERROR_CODE),
+        attempts=int(trailing.get(wire.ATTEMPTS, 0)),
+    )

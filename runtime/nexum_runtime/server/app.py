@@ -1,0 +1,107 @@
+"""A server's life: open the store, bind, serve, drain, stop."""
+
+import asyncio
+import errno
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from nexum.proto import nexum_pb2_grpc as pb_grpc
+
+from nexum_runtime import wire
+from nexum_runtime.server.engine import Engine
+from nexum_runtime.server.service import NexumExtensions, NexumService
+from nexum_runtime.server.store.sqlite import SqliteStore
+
+DRAIN_SECONDS = 3.0
+# A message up to this many times the limit is still read, to be refused in a sentence that names both sizes.
+OVERSIZE_READ = 4
+
+
+class CannotBind(Exception):
+    """The address cannot be listened on; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    database: Path
+    host: str = "127.0.0.1"
+    port: int = wire.DEFAULT_PORT  # 0: any free one
+    max_message_mib: int = wire.MESSAGE_MIB_DEFAULT
+
+
+class Server:
+    """A Nexum server in this process. `start()` binds and serves, `stop()` drains; `port` is the one bound."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        """Open the database. Raises StoreUnavailable."""
+        self._config = config
+        self.port = config.port
+        self.store = SqliteStore(config.database)
+        self.engine = Engine(self.store, max_message_bytes=config.max_message_mib * wire.MIB)
+
+    async def start(self) -> None:
+        """Serve. Raises CannotBind."""
+        self._grpc = grpc.aio.server(
+            options=[
+                ("grpc.so_reuseport", 0),  # a second server on this port is an error, not a rival
+                ("grpc.max_receive_message_length", OVERSIZE_READ * self._config.max_message_mib * wire.MIB),
+                ("grpc.max_send_message_length", -1),
+            ]
+        )
+        pb_grpc.add_NexumServiceServicer_to_server(NexumService(self.engine), self._grpc)
+        self._grpc.add_generic_rpc_handlers((NexumExtensions(self.engine).handler(),))
+        try:
+            for host in self._hosts():
+                self.port = self._bind(host)
+            await self.engine.renew_all_leases()
+        except BaseException:
+            await self.store.close()
+            raise
+        await self._grpc.start()
+        self._sweeper = asyncio.create_task(self.engine.run_sweeper())
+
+    async def stop(self) -> None:
+        """Answer the calls that wait, finish those under way, and close the database."""
+        await self.engine.close()
+        await self._grpc.stop(DRAIN_SECONDS)
+        await self._sweeper
+        await self.store.close()
+
+    def _hosts(self) -> list[str]:
+        """Loopback means both: `localhost` may be either."""
+        if self._config.host in ("127.0.0.1", "localhost"):
+            return ["127.0.0.1", "::1"] if _has_ipv6_loopback() else ["127.0.0.1"]
+        return [self._config.host]
+
+    def _bind(self, host: str) -> int:
+        address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        try:
+            port: int = self._grpc.add_insecure_port(address)
+        except RuntimeError as error:
+            raise CannotBind(
+                f"Cannot listen on {address}: {_why_not(host, self.port)}. "
+                "Is a Nexum server running there already? Choose another port with --port."
+            ) from error
+        return port
+
+
+def _has_ipv6_loopback() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_STREAM) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def _why_not(host: str, port: int) -> str:
+    """gRPC says only that it failed; a bind of our own says why."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind((host, port))
+    except OSError as error:
+        return "the port is in use" if error.errno == errno.EADDRINUSE else str(error.strerror or error)
+    return "the address is not available"

@@ -1,0 +1,316 @@
+"""The gRPC services: messages in, engine calls, messages and status codes out."""
+
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from functools import wraps
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+from nexum.proto import nexum_pb2 as pb
+from nexum.proto import nexum_pb2_grpc as pb_grpc
+
+from nexum_runtime import wire
+from nexum_runtime.errors import InvalidRequest, NexumError, NotFound, TooLarge
+from nexum_runtime.server.engine import Engine, Snapshot, StartOrder
+from nexum_runtime.server.states import ExecutionStatus
+from nexum_runtime.server.store.base import EventRow, StoreUnavailable
+
+Context: TypeAlias = Any  # grpc.aio.ServicerContext: grpcio ships no types
+Answer = TypeVar("Answer")
+
+LIST_LIMIT_DEFAULT, LIST_LIMIT = 20, 10_000
+PEERS_LIMIT = 10_000  # connections whose registrations are remembered, the latest ones
+DETAILS_LIMIT = 1_000  # characters of an error's text: it travels in a header
+
+CODES: dict[type[Exception], grpc.StatusCode] = {
+    InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
+    NotFound: grpc.StatusCode.NOT_FOUND,
+    TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
+}
+
+log = logging.getLogger("nexum.service")
+
+
+def _answering(
+    method: Callable[[Any, Any, Context], Awaitable[Answer]],
+) -> Callable[[Any, Any, Context], Awaitable[Answer]]:
+    """Turn the engine's errors into status codes."""
+
+    @wraps(method)
+    async def answer(self: Any, request: Any, context: Context) -> Answer:
+        try:
+            return await method(self, request, context)
+        except (NexumError, StoreUnavailable) as error:
+            await _abort(context, error)
+            raise AssertionError("abort raises") from None
+
+    return answer
+
+
+async def _abort(context: Context, error: Exception) -> None:
+    await context.abort(CODES[type(error)], str(error)[:DETAILS_LIMIT])
+
+
+class NexumService(pb_grpc.NexumServiceServicer):  # type: ignore[misc]
+    """`nexum.NexumService`, as nexum-py 0.2.0 has it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._registered: OrderedDict[str, set[tuple[str, str]]] = OrderedDict()  # peer → (workflow, hash)
+
+    @_answering
+    async def RegisterWorkflow(self, request: Any, context: Context) -> Any:
+        compatibility = await self._engine.register(request.workflow_id, request.version_hash, request.ir_json)
+        peer = context.peer()
+        self._registered.setdefault(peer, set()).add((request.workflow_id, request.version_hash))
+        self._registered.move_to_end(peer)
+        if len(self._registered) > PEERS_LIMIT:
+            self._registered.popitem(last=False)
+        return pb.AckResponse(ok=True, compatibility=compatibility)
+
+    @_answering
+    async def StartExecution(self, request: Any, context: Context) -> Any:
+        started = await self._engine.start(_start_order(request, context))
+        context.set_trailing_metadata(((wire.STATUS, started.before),))
+        return pb.StartResponse(execution_id=started.execution_id)
+
+    @_answering
+    async def PollTask(self, request: Any, context: Context) -> Any:
+        metadata = _metadata(context)
+        claimed = await self._engine.poll(
+            request.worker_id,
+            request.version_hash,
+            await self._served_workflows(request.version_hash, metadata.get(wire.WORKFLOW_ID), context.peer()),
+            _number(metadata, wire.LEASE_MS, wire.LEASE_MS_DEFAULT, wire.LEASE_MS_MIN, wire.LEASE_MS_LIMIT),
+            _number(metadata, wire.WAIT_MS, 0, 0, wire.WAIT_MS_LIMIT),
+        )
+        if claimed is None:
+            return pb.PollResponse(has_task=False)
+        task = claimed.task
+        return pb.PollResponse(
+            has_task=True,
+            task_id=task.task_id,
+            execution_id=task.execution_id,
+            node_id=task.node_id,
+            node_type=task.node_type,
+            input_json=claimed.input_json,
+            idempotency_key=f"{task.execution_id}:{task.node_id}:{task.version_hash}",
+        )
+
+    async def _served_workflows(self, version_hash: str, workflow_id: str | None, peer: str) -> list[str]:
+        """Whose tasks a poll asks for. A stock worker names only the hash, which several workflows may share."""
+        if workflow_id is not None:
+            return [workflow_id]
+        candidates = await self._engine.workflow_ids(version_hash)
+        registered = self._registered.get(peer, set())
+        own = [candidate for candidate in candidates if (candidate, version_hash) in registered]
+        if not own and len(candidates) > 1:
+            log.warning(
+                "%s asks for tasks of %s, which the workflows %s share, and has registered none of them; "
+                "it may get a task of any.",
+                peer,
+                version_hash,
+                ", ".join(candidates),
+            )
+        return own or candidates
+
+    @_answering
+    async def CompleteTask(self, request: Any, context: Context) -> Any:
+        message = await self._engine.complete(request.task_id, request.output_json)
+        return pb.AckResponse(ok=True, message=message)
+
+    @_answering
+    async def FailTask(self, request: Any, context: Context) -> Any:
+        metadata = _metadata(context)
+        message = await self._engine.fail(
+            request.task_id,
+            request.error_message,
+            retryable=metadata.get(wire.RETRYABLE) != "false",
+            interrupted=metadata.get(wire.INTERRUPTED) == "true",
+        )
+        return pb.AckResponse(ok=True, message=message)
+
+    @_answering
+    async def GetStatus(self, request: Any, context: Context) -> Any:
+        wait_ms = _number(_metadata(context), wire.WAIT_MS, 0, 0, wire.WAIT_MS_LIMIT)
+        snapshot = await self._engine.snapshot(request.execution_id, wait_ms)
+        context.set_trailing_metadata(_outcome_metadata(snapshot))
+        return _status_response(snapshot)
+
+    @_answering
+    async def ListExecutions(self, request: Any, context: Context) -> Any:
+        if request.status and request.status not in set(ExecutionStatus):
+            raise InvalidRequest(f"{request.status[:40]!r} is not the status of an execution.")
+        executions = await self._engine.executions(
+            request.workflow_id,
+            request.status,
+            _metadata(context).get(wire.PREFIX, ""),
+            min(request.limit, LIST_LIMIT) if request.limit > 0 else LIST_LIMIT_DEFAULT,
+        )
+        return pb.ListResponse(
+            executions=[
+                pb.ExecutionSummary(
+                    execution_id=execution.execution_id,
+                    workflow_id=execution.workflow_id,
+                    version_hash=execution.version_hash,
+                    status=execution.status,
+                    created_at=_timestamp(execution.created_at_ms),
+                )
+                for execution in executions
+            ]
+        )
+
+    @_answering
+    async def CancelExecution(self, request: Any, context: Context) -> Any:
+        return pb.AckResponse(ok=True, message=await self._engine.cancel(request.execution_id))
+
+    @_answering
+    async def ListWorkflowVersions(self, request: Any, context: Context) -> Any:
+        return pb.ListVersionsResponse(
+            versions=[
+                pb.VersionInfo(
+                    workflow_id=version.workflow_id,
+                    version_hash=version.version_hash,
+                    compatibility=version.compatibility,
+                    registered_at=_timestamp(version.registered_at_ms),
+                    active_executions=version.active_executions,
+                )
+                for version in await self._engine.versions(request.workflow_id)
+            ]
+        )
+
+    # No node type that waits for a person can be registered yet, so none is ever pending.
+
+    @_answering
+    async def ApproveTask(self, request: Any, context: Context) -> Any:
+        raise NotFound(f"Node {request.node_id[:80]!r} of {request.execution_id[:80]!r} waits for no approval.")
+
+    @_answering
+    async def RejectTask(self, request: Any, context: Context) -> Any:
+        raise NotFound(f"Node {request.node_id[:80]!r} of {request.execution_id[:80]!r} waits for no approval.")
+
+    @_answering
+    async def GetPendingApprovals(self, request: Any, context: Context) -> Any:
+        return pb.PendingApprovalsResponse()
+
+
+class NexumExtensions:
+    """`nexum.NexumExtensions`: what the stock service lacks, made of the same messages."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @_answering
+    async def Execute(self, request: Any, context: Context) -> Any:
+        """Start idempotently and wait for the end, in one round trip."""
+        wait_ms = _number(_metadata(context), wire.WAIT_MS, wire.WAIT_MS_LIMIT, 0, wire.WAIT_MS_LIMIT)
+        started = await self._engine.start(_start_order(request, context))
+        snapshot = await self._engine.snapshot(started.execution_id, wait_ms)
+        context.set_trailing_metadata(((wire.STATUS, started.before), *_outcome_metadata(snapshot)))
+        return _status_response(snapshot)
+
+    @_answering
+    async def Heartbeat(self, request: Any, context: Context) -> Any:
+        """Renew every lease of a worker; `message` is a JSON list of the task ids it should stop."""
+        stops = await self._engine.heartbeat(request.worker_id)
+        return pb.AckResponse(ok=True, message=wire.canonical_json(stops))
+
+    async def History(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        """All that is known of one execution, or of every execution under a prefix that ends in "/"."""
+        prefix = request.execution_id
+        try:
+            if prefix.endswith("/"):
+                found = await self._engine.executions("", "", prefix, LIST_LIMIT)
+                execution_ids = [execution.execution_id for execution in reversed(found)]
+            else:
+                execution_ids = [prefix]
+            for execution_id in execution_ids:
+                snapshot, events = await self._engine.history(execution_id)
+                yield pb.StatusResponse(
+                    status=snapshot.execution.status, completed_nodes_json=_history_json(snapshot, events)
+                )
+        except (NexumError, StoreUnavailable) as error:
+            await _abort(context, error)
+
+    def handler(self) -> Any:
+        return grpc.method_handlers_generic_handler(
+            wire.EXTENSIONS,
+            {
+                "Execute": _unary(self.Execute, pb.StartRequest, pb.StatusResponse),
+                "Heartbeat": _unary(self.Heartbeat, pb.PollRequest, pb.AckResponse),
+                "History": grpc.unary_stream_rpc_method_handler(
+                    self.History, pb.StatusRequest.FromString, pb.StatusResponse.SerializeToString
+                ),
+            },
+        )
+
+
+def _unary(method: Any, request: Any, response: Any) -> Any:
+    return grpc.unary_unary_rpc_method_handler(method, request.FromString, response.SerializeToString)
+
+
+def _start_order(request: Any, context: Context) -> StartOrder:
+    metadata = _metadata(context)
+    return StartOrder(
+        workflow_id=request.workflow_id,
+        version_hash=request.version_hash,
+        input_json=request.input_json,
+        execution_id=metadata.get(wire.EXECUTION_ID, ""),
+        max_attempts=_number(metadata, wire.MAX_ATTEMPTS, wire.ATTEMPTS_DEFAULT, 1, wire.ATTEMPTS_LIMIT),
+        restart=metadata.get(wire.RESTART, ""),
+    )
+
+
+def _metadata(context: Context) -> dict[str, Any]:
+    return dict(context.invocation_metadata() or ())
+
+
+def _number(metadata: dict[str, str], key: str, default: int, least: int, most: int) -> int:
+    text = metadata.get(key)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and least <= int(text) <= most):
+        raise InvalidRequest(f"{key} is {text[:40]!r}; it must be a whole number from {least} to {most}.")
+    return int(text)
+
+
+def _status_response(snapshot: Snapshot) -> Any:
+    return pb.StatusResponse(status=snapshot.execution.status, completed_nodes_json=snapshot.outputs_json)
+
+
+def _outcome_metadata(snapshot: Snapshot) -> tuple[tuple[str, str | bytes], ...]:
+    attempts = (wire.ATTEMPTS, str(snapshot.attempts))
+    execution = snapshot.execution
+    if execution.error is None or execution.error_code is None:
+        return (attempts,)
+    error = execution.error.encode()[: wire.ERROR_METADATA_BYTES].decode(errors="ignore").encode()
+    return (attempts, (wire.ERROR, error), (wire.ERROR_CODE, execution.error_code))
+
+
+def _history_json(snapshot: Snapshot, events: list[EventRow]) -> str:
+    execution = snapshot.execution
+    return wire.canonical_json(
+        {
+            "execution_id": execution.execution_id,
+            "workflow_id": execution.workflow_id,
+            "version_hash": execution.version_hash,
+            "status": execution.status,
+            "error": execution.error,
+            "error_code": execution.error_code,
+            "attempts": snapshot.attempts,
+            "created_at_ms": execution.created_at_ms,
+            "ended_at_ms": execution.ended_at_ms,
+            "input": wire.parse_json(execution.input_json),
+            "output_bytes": {node_id: len(text.encode()) for node_id, text in snapshot.outputs.items()},
+            "events": [
+                {"at_ms": e.at_ms, "type": e.type, "node_id": e.node_id, "attempt": e.attempt, **e.data} for e in events
+            ],
+        }
+    )
+
+
+def _timestamp(epoch_ms: int) -> str:
+    return datetime.fromtimestamp(epoch_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,67 @@
+"""The states of executions and tasks, and every legal move between them.
+
+execution  RUNNING ─→ COMPLETED | FAILED | CANCELLED
+           FAILED, CANCELLED ─→ RUNNING     a restart that was asked for, or a late word on an unknown outcome
+
+task       READY ─→ RUNNING                 claimed by a worker: one attempt
+           RUNNING ─→ DONE                  its result is recorded, once and for all
+           RUNNING ─→ READY                 the attempt failed or its lease expired, and attempts are left
+           RUNNING, READY ─→ FAILED         ... and none are left
+           RUNNING, READY ─→ CANCELLED
+           READY, FAILED ─→ DONE            the late word of an attempt that had been given up
+           FAILED, CANCELLED ─→ READY       the execution runs again
+"""
+
+from enum import StrEnum
+
+
+class ExecutionStatus(StrEnum):
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+class TaskStatus(StrEnum):
+    READY = "READY"
+    RUNNING = "RUNNING"
+    DONE = "DONE"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+class ErrorCode(StrEnum):
+    TOOL_ERROR = "TOOL_ERROR"  # the task itself said that it failed
+    OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"  # its worker went silent: the effect may or may not have happened
+    REJECTED = "REJECTED"  # a person said no
+    CANCELLED = "CANCELLED"
+
+
+class Event(StrEnum):
+    EXECUTION_STARTED = "ExecutionStarted"
+    EXECUTION_RESTARTED = "ExecutionRestarted"
+    ATTEMPT_STARTED = "AttemptStarted"
+    ATTEMPT_FAILED = "AttemptFailed"
+    ATTEMPT_RETURNED = "AttemptReturned"  # claimed, but the worker was gone before it could be told
+    LEASE_EXPIRED = "LeaseExpired"
+    TASK_COMPLETED = "TaskCompleted"
+    EXECUTION_COMPLETED = "ExecutionCompleted"
+    EXECUTION_FAILED = "ExecutionFailed"
+    EXECUTION_CANCELLED = "ExecutionCancelled"
+
+
+EXECUTION_SOURCES: dict[ExecutionStatus, frozenset[ExecutionStatus]] = {
+    ExecutionStatus.RUNNING: frozenset({ExecutionStatus.FAILED, ExecutionStatus.CANCELLED}),
+    ExecutionStatus.COMPLETED: frozenset({ExecutionStatus.RUNNING}),
+    ExecutionStatus.FAILED: frozenset({ExecutionStatus.RUNNING}),
+    ExecutionStatus.CANCELLED: frozenset({ExecutionStatus.RUNNING}),
+}
+"""For each status, those it may be reached from. The store refuses every other move."""
+
+TASK_SOURCES: dict[TaskStatus, frozenset[TaskStatus]] = {
+    TaskStatus.READY: frozenset({TaskStatus.RUNNING, TaskStatus.FAILED, TaskStatus.CANCELLED}),
+    TaskStatus.RUNNING: frozenset({TaskStatus.READY}),
+    TaskStatus.DONE: frozenset({TaskStatus.RUNNING, TaskStatus.READY, TaskStatus.FAILED}),
+    TaskStatus.FAILED: frozenset({TaskStatus.RUNNING, TaskStatus.READY}),
+    TaskStatus.CANCELLED: frozenset({TaskStatus.RUNNING, TaskStatus.READY}),
+}

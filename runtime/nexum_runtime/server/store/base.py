@@ -1,0 +1,175 @@
+"""The contract every store keeps.
+
+A store runs the engine's decisions as transactions: `write(work)` calls `work(tx)` with a Transaction and commits
+what it did, all of it or nothing; when `write` returns, the commit is synced to disk. Writes run one after another.
+`read(work)` sees what was committed before it began and changes nothing. `work` is plain synchronous code and runs
+in the store's own thread.
+
+Times are integer epoch milliseconds, JSON travels as text and comes back as the very text that was stored.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from nexum_runtime.server.states import ErrorCode, Event, ExecutionStatus, TaskStatus
+
+T = TypeVar("T")
+
+
+class StoreUnavailable(Exception):
+    """The database cannot be used now: it cannot be opened, is held by another server, or the disk is full.
+
+    The text names the file. Nothing was committed.
+    """
+
+
+@dataclass(frozen=True)
+class Workflow:
+    workflow_id: str
+    version_hash: str
+    ir_json: str
+    compatibility: str
+    registered_at_ms: int
+    active_executions: int = 0
+
+
+@dataclass(frozen=True)
+class Execution:
+    execution_id: str
+    workflow_id: str
+    version_hash: str
+    status: ExecutionStatus
+    input_json: str
+    max_attempts: int
+    error: str | None
+    error_code: ErrorCode | None
+    created_at_ms: int
+    ended_at_ms: int | None
+
+
+@dataclass(frozen=True)
+class Task:
+    task_key: str  # "{task_key}.{attempt}" is the task id on the wire
+    execution_id: str
+    workflow_id: str
+    version_hash: str
+    node_id: str
+    node_type: str
+    status: TaskStatus
+    attempt: int  # attempts begun so far
+    attempt_limit: int
+    available_at_ms: int  # READY: not to be claimed before
+    worker_id: str | None
+    lease_ms: int | None
+    lease_expires_at_ms: int | None
+
+    @property
+    def task_id(self) -> str:
+        """The id of the current attempt."""
+        return f"{self.task_key}.{self.attempt}"
+
+
+@dataclass(frozen=True)
+class EventRow:
+    at_ms: int
+    type: Event
+    node_id: str | None
+    attempt: int | None
+    data: dict[str, Any]
+
+
+class Reader(Protocol):
+    """What a read may ask. `None` stands for "there is none"."""
+
+    def workflow(self, workflow_id: str, version_hash: str) -> Workflow | None:
+        """One version; the one registered last when `version_hash` is empty."""
+
+    def workflows(self, workflow_id: str) -> list[Workflow]:
+        """All versions, the newest first, each with its number of RUNNING executions."""
+
+    def workflow_ids(self, version_hash: str) -> list[str]:
+        """The workflows that have a version of this hash."""
+
+    def execution(self, execution_id: str) -> Execution | None: ...
+
+    def executions(self, workflow_id: str, status: str, prefix: str, limit: int) -> list[Execution]:
+        """The newest first; an empty filter lets all pass."""
+
+    def outputs(self, execution_id: str) -> dict[str, str]:
+        """The output's JSON text of every node that is DONE, in the order they were done."""
+
+    def tasks(self, execution_id: str) -> list[Task]:
+        """In the order they were scheduled."""
+
+    def task(self, task_key: str) -> Task | None: ...
+
+    def events(self, execution_id: str) -> list[EventRow]:
+        """In the order they happened."""
+
+    def expired(self, now_ms: int) -> list[Task]:
+        """RUNNING tasks whose lease ended at or before `now_ms`."""
+
+
+class Transaction(Reader, Protocol):
+    """What a write may do besides. Moves that `states` does not allow change nothing and return False."""
+
+    def add_workflow(self, workflow: Workflow) -> None: ...
+
+    def add_execution(self, execution: Execution) -> None: ...
+
+    def move_execution(
+        self,
+        execution_id: str,
+        to: ExecutionStatus,
+        *,
+        error: str | None = None,
+        error_code: ErrorCode | None = None,
+        ended_at_ms: int | None = None,
+    ) -> bool: ...
+
+    def add_task(self, task: Task) -> None: ...
+
+    def move_task(
+        self,
+        task_key: str,
+        to: TaskStatus,
+        *,
+        output_json: str | None = None,
+        available_at_ms: int | None = None,
+        attempt_limit: int | None = None,
+    ) -> bool:
+        """What is left None stays as it is; the lease ends with every move."""
+
+    def claim(
+        self, version_hash: str, workflow_ids: Collection[str], worker_id: str, lease_ms: int, now_ms: int
+    ) -> Task | None:
+        """The READY task of these workflows that was scheduled first, now RUNNING with one attempt more."""
+
+    def renew_leases(self, worker_id: str, now_ms: int) -> None:
+        """Every RUNNING task of this worker may stay silent for a whole lease from now."""
+
+    def renew_all_leases(self, now_ms: int) -> None: ...
+
+    def add_event(
+        self,
+        execution_id: str,
+        at_ms: int,
+        type: Event,
+        node_id: str | None = None,
+        attempt: int | None = None,
+        data: dict[str, Any] | None = None,
+    ) -> None: ...
+
+
+class Store(ABC):
+    @abstractmethod
+    async def write(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` as one transaction. Raises what `work` raised (then nothing is kept), or StoreUnavailable."""
+
+    @abstractmethod
+    async def read(self, work: Callable[[Reader], T]) -> T: ...
+
+    @abstractmethod
+    async def close(self) -> None: ...

@@ -1,0 +1,366 @@
+"""The store in one SQLite file: one writer thread, one reader thread, and nothing acknowledged before it is synced."""
+
+import asyncio
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import astuple, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nexum_runtime.server.states import (
+    EXECUTION_SOURCES,
+    TASK_SOURCES,
+    ErrorCode,
+    Event,
+    ExecutionStatus,
+    TaskStatus,
+)
+from nexum_runtime.server.store.base import (
+    EventRow,
+    Execution,
+    Reader,
+    Store,
+    StoreUnavailable,
+    Task,
+    Transaction,
+    Workflow,
+)
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+APPLICATION_ID = 0x4E58554D  # "NXUM": another program's database is never taken for ours
+OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
+BUSY_TIMEOUT_MS = 5_000  # a person's sqlite3 shell may hold the write lock for a moment
+
+_EXECUTION = ", ".join(field.name for field in fields(Execution))
+_TASK = ", ".join(field.name for field in fields(Task))
+_WORKFLOW = "workflow_id, version_hash, ir_json, compatibility, registered_at_ms"
+
+
+class SqliteStore(Store):
+    """Opens, or makes, the database at `path`; its folder is made with mode 0700.
+
+    Raises StoreUnavailable when the file cannot be used or another server holds it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.absolute()
+        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            oldest = ".".join(map(str, OLDEST_SQLITE))
+            raise StoreUnavailable(f"Python's SQLite is {sqlite3.sqlite_version}; Nexum needs {oldest} or newer.")
+        self._lock_file = self._lock()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-write")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-read")
+        try:
+            with ExitStack() as on_failure:
+                on_failure.callback(self._lock_file.close)
+                self._write_connection = self._connect()
+                on_failure.callback(self._write_connection.close)
+                self._prepare()
+                self._read_connection = self._connect()
+                self._read_connection.execute("PRAGMA query_only = ON")
+                on_failure.pop_all()
+        except sqlite3.Error as error:
+            raise self._unavailable(error) from error
+
+    async def write(self, work: Callable[[Transaction], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._writer, self._write, work)
+
+    async def read(self, work: Callable[[Reader], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, work)
+
+    async def close(self) -> None:
+        for executor, connection in (
+            (self._reader, self._read_connection),
+            (self._writer, self._write_connection),
+        ):
+            await asyncio.get_running_loop().run_in_executor(executor, connection.close)
+            executor.shutdown()
+        self._lock_file.close()
+
+    def _write(self, work: Callable[[Transaction], T]) -> T:
+        connection = self._write_connection
+        try:
+            connection.execute("BEGIN IMMEDIATE")  # take the write lock now, not in the middle of the work
+            result = work(_SqliteTransaction(connection))
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self._roll_back()
+            raise self._unavailable(error) from error
+        except BaseException:
+            self._roll_back()
+            raise
+        return result
+
+    def _roll_back(self) -> None:
+        if self._write_connection.in_transaction:
+            self._write_connection.execute("ROLLBACK")
+
+    def _read(self, work: Callable[[Reader], T]) -> T:
+        connection = self._read_connection
+        try:
+            connection.execute("BEGIN")  # one snapshot for all that `work` asks
+            try:
+                return work(_SqliteReader(connection))
+            finally:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error as error:
+            raise self._unavailable(error) from error
+
+    def _lock(self) -> Any:
+        """Hold `{path}.lock` for as long as this process lives, however it ends."""
+        lock_path = Path(f"{self.path}.lock")
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock_file = lock_path.open("a+")
+        except OSError as error:
+            raise StoreUnavailable(f"Cannot use the database {self.path}: {error.strerror}.") from error
+        try:
+            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock_file.seek(0)
+            holder = lock_file.read().strip() or "unknown"
+            lock_file.close()
+            raise StoreUnavailable(
+                f"The database {self.path} is in use by another Nexum server (process {holder}). "
+                "Stop that one, or give this one another file with --db."
+            ) from error
+        lock_file.truncate(0)
+        lock_file.write(str(os.getpid()))
+        lock_file.flush()
+        return lock_file
+
+    def _connect(self) -> sqlite3.Connection:
+        # isolation_level=None: transactions begin and end where this file says so, not where the module guesses.
+        connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")  # a commit returns when it is on the disk
+        connection.execute("PRAGMA foreign_keys = ON")
+        return connection
+
+    def _prepare(self) -> None:
+        """Create the schema in an empty file; refuse a file that is not ours."""
+        connection = self._write_connection
+        application_id, version, tables = (
+            connection.execute(statement).fetchone()[0]
+            for statement in (
+                "PRAGMA application_id",
+                "PRAGMA user_version",
+                "SELECT count(*) FROM sqlite_master",
+            )
+        )
+        if tables == 0:
+            schema = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
+            connection.executescript(
+                f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION_ID};"
+                f"PRAGMA user_version = {SCHEMA_VERSION};\n{schema}\nCOMMIT;"
+            )
+        elif application_id != APPLICATION_ID:
+            raise StoreUnavailable(
+                f"{self.path} is a database of another program. Give Nexum a file of its own with --db."
+            )
+        elif version != SCHEMA_VERSION:
+            raise StoreUnavailable(
+                f"{self.path} has schema version {version}, and this Nexum knows version {SCHEMA_VERSION}. "
+                "Use the Nexum that wrote it, or another file with --db."
+            )
+
+    def _unavailable(self, error: sqlite3.Error) -> StoreUnavailable:
+        return StoreUnavailable(f"Cannot use the database {self.path}: {error}.")
+
+
+class _SqliteReader:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._sql = connection.execute
+
+    def workflow(self, workflow_id: str, version_hash: str) -> Workflow | None:
+        row = self._sql(
+            f"SELECT {_WORKFLOW} FROM workflows WHERE workflow_id = ? AND (version_hash = ? OR ? = '') "
+            "ORDER BY seq DESC LIMIT 1",
+            (workflow_id, version_hash, version_hash),
+        ).fetchone()
+        return Workflow(*row) if row else None
+
+    def workflows(self, workflow_id: str) -> list[Workflow]:
+        rows = self._sql(
+            f"SELECT {_WORKFLOW}, (SELECT count(*) FROM executions e WHERE e.workflow_id = w.workflow_id "
+            "AND e.version_hash = w.version_hash AND e.status = 'RUNNING') "
+            "FROM workflows w WHERE workflow_id = ? ORDER BY seq DESC",
+            (workflow_id,),
+        )
+        return [Workflow(*row) for row in rows]
+
+    def workflow_ids(self, version_hash: str) -> list[str]:
+        rows = self._sql("SELECT workflow_id FROM workflows WHERE version_hash = ? ORDER BY seq", (version_hash,))
+        return [workflow_id for (workflow_id,) in rows]
+
+    def execution(self, execution_id: str) -> Execution | None:
+        row = self._sql(f"SELECT {_EXECUTION} FROM executions WHERE execution_id = ?", (execution_id,)).fetchone()
+        return _execution(row) if row else None
+
+    def executions(self, workflow_id: str, status: str, prefix: str, limit: int) -> list[Execution]:
+        filters = {"workflow_id = ?": workflow_id, "status = ?": status}
+        conditions = [condition for condition, value in filters.items() if value]
+        parameters: list[Any] = [value for value in filters.values() if value]
+        if prefix:
+            conditions.append("execution_id >= ? AND execution_id < ?")
+            parameters += [prefix, _after_prefix(prefix)]
+        where = "WHERE " + " AND ".join(conditions) if conditions else ""
+        rows = self._sql(f"SELECT {_EXECUTION} FROM executions {where} ORDER BY seq DESC LIMIT ?", (*parameters, limit))
+        return [_execution(row) for row in rows]
+
+    def outputs(self, execution_id: str) -> dict[str, str]:
+        rows = self._sql(
+            "SELECT node_id, output_json FROM tasks WHERE execution_id = ? AND status = 'DONE' ORDER BY seq",
+            (execution_id,),
+        )
+        return dict(rows.fetchall())
+
+    def tasks(self, execution_id: str) -> list[Task]:
+        rows = self._sql(f"SELECT {_TASK} FROM tasks WHERE execution_id = ? ORDER BY seq", (execution_id,))
+        return [_task(row) for row in rows]
+
+    def task(self, task_key: str) -> Task | None:
+        row = self._sql(f"SELECT {_TASK} FROM tasks WHERE task_key = ?", (task_key,)).fetchone()
+        return _task(row) if row else None
+
+    def events(self, execution_id: str) -> list[EventRow]:
+        rows = self._sql(
+            "SELECT at_ms, type, node_id, attempt, data_json FROM events WHERE execution_id = ? ORDER BY seq",
+            (execution_id,),
+        )
+        return [
+            EventRow(at_ms, Event(type), node_id, attempt, json.loads(data))
+            for at_ms, type, node_id, attempt, data in rows
+        ]
+
+    def expired(self, now_ms: int) -> list[Task]:
+        rows = self._sql(
+            f"SELECT {_TASK} FROM tasks WHERE status = 'RUNNING' AND lease_expires_at_ms <= ? ORDER BY seq",
+            (now_ms,),
+        )
+        return [_task(row) for row in rows]
+
+
+class _SqliteTransaction(_SqliteReader):
+    def add_workflow(self, workflow: Workflow) -> None:
+        self._sql(
+            f"INSERT INTO workflows ({_WORKFLOW}) VALUES (?, ?, ?, ?, ?)",
+            (
+                workflow.workflow_id,
+                workflow.version_hash,
+                workflow.ir_json,
+                workflow.compatibility,
+                workflow.registered_at_ms,
+            ),
+        )
+
+    def add_execution(self, execution: Execution) -> None:
+        values = astuple(execution)
+        self._sql(f"INSERT INTO executions ({_EXECUTION}) VALUES ({_marks(values)})", values)
+
+    def move_execution(
+        self,
+        execution_id: str,
+        to: ExecutionStatus,
+        *,
+        error: str | None = None,
+        error_code: ErrorCode | None = None,
+        ended_at_ms: int | None = None,
+    ) -> bool:
+        sources = EXECUTION_SOURCES[to]
+        cursor = self._sql(
+            "UPDATE executions SET status = ?, error = ?, error_code = ?, ended_at_ms = ? "
+            f"WHERE execution_id = ? AND status IN ({_marks(sources)})",
+            (to, error, error_code, ended_at_ms, execution_id, *sources),
+        )
+        return cursor.rowcount == 1
+
+    def add_task(self, task: Task) -> None:
+        values = astuple(task)
+        self._sql(f"INSERT INTO tasks ({_TASK}) VALUES ({_marks(values)})", values)
+
+    def move_task(
+        self,
+        task_key: str,
+        to: TaskStatus,
+        *,
+        output_json: str | None = None,
+        available_at_ms: int | None = None,
+        attempt_limit: int | None = None,
+    ) -> bool:
+        sources = TASK_SOURCES[to]
+        cursor = self._sql(
+            "UPDATE tasks SET status = ?, output_json = ?, lease_expires_at_ms = NULL, "
+            "available_at_ms = coalesce(?, available_at_ms), attempt_limit = coalesce(?, attempt_limit) "
+            f"WHERE task_key = ? AND status IN ({_marks(sources)})",
+            (to, output_json, available_at_ms, attempt_limit, task_key, *sources),
+        )
+        return cursor.rowcount == 1
+
+    def claim(
+        self, version_hash: str, workflow_ids: Collection[str], worker_id: str, lease_ms: int, now_ms: int
+    ) -> Task | None:
+        rows = self._sql(
+            "UPDATE tasks SET status = 'RUNNING', attempt = attempt + 1, worker_id = ?, lease_ms = ?, "
+            "lease_expires_at_ms = ? WHERE status = 'READY' AND seq = ("
+            "SELECT min(seq) FROM tasks WHERE status = 'READY' AND version_hash = ? "
+            f"AND workflow_id IN ({_marks(workflow_ids)}) AND available_at_ms <= ?) RETURNING {_TASK}",
+            (worker_id, lease_ms, now_ms + lease_ms, version_hash, *workflow_ids, now_ms),
+        ).fetchall()
+        return _task(rows[0]) if rows else None
+
+    def renew_leases(self, worker_id: str, now_ms: int) -> None:
+        self._sql(
+            "UPDATE tasks SET lease_expires_at_ms = ? + lease_ms WHERE status = 'RUNNING' AND worker_id = ?",
+            (now_ms, worker_id),
+        )
+
+    def renew_all_leases(self, now_ms: int) -> None:
+        self._sql(
+            "UPDATE tasks SET lease_expires_at_ms = max(lease_expires_at_ms, ? + lease_ms) WHERE status = 'RUNNING'",
+            (now_ms,),
+        )
+
+    def add_event(
+        self,
+        execution_id: str,
+        at_ms: int,
+        type: Event,
+        node_id: str | None = None,
+        attempt: int | None = None,
+        data: dict[str, Any] | None = None,
+    ) -> None:
+        self._sql(
+            "INSERT INTO events (execution_id, at_ms, type, node_id, attempt, data_json) VALUES (?, ?, ?, ?, ?, ?)",
+            (execution_id, at_ms, type, node_id, attempt, json.dumps(data or {}, ensure_ascii=False)),
+        )
+
+
+def _execution(row: tuple[Any, ...]) -> Execution:
+    execution = dict(zip((field.name for field in fields(Execution)), row, strict=True))
+    execution["status"] = ExecutionStatus(execution["status"])
+    execution["error_code"] = ErrorCode(execution["error_code"]) if execution["error_code"] else None
+    return Execution(**execution)
+
+
+def _task(row: tuple[Any, ...]) -> Task:
+    task = dict(zip((field.name for field in fields(Task)), row, strict=True))
+    task["status"] = TaskStatus(task["status"])
+    return Task(**task)
+
+
+def _marks(values: Collection[Any]) -> str:
+    return ", ".join("?" * len(values))
+
+
+def _after_prefix(prefix: str) -> str:
+    """The first text that no longer begins with `prefix`."""
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1)

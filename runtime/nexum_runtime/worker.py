@@ -1,0 +1,285 @@
+"""An asyncio worker: takes the place of nexum-py's `Worker`, with the same constructor.
+
+Async handlers run on the event loop, sync ones in threads of their own. A heartbeat keeps the leases of what runs
+alive, so a long task runs once while its worker lives and is handed on soon after it died.
+"""
+
+import asyncio
+import inspect
+import json
+import logging
+import os
+import threading
+import uuid
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from contextvars import ContextVar, copy_context
+from functools import partial
+from typing import Any, TypeVar
+
+from nexum.context import ContextView
+from pydantic_core import to_json
+
+from nexum_runtime import wire
+from nexum_runtime.client import Client
+from nexum_runtime.errors import InvalidRequest, NexumError, NotFound, ServerUnavailable, TaskError, TooLarge
+
+T = TypeVar("T")
+
+LEASE_MS = 10_000
+HEARTBEATS_PER_LEASE = 3
+POLL_WAIT_MS = 30_000
+POLL_WAIT_MS_SHARED = 500  # of one workflow among several, which take turns
+DRAIN_SECONDS = 10.0  # what running handlers get to finish once the worker is told to stop
+HAND_BACK_SECONDS = 2.0
+ERROR_LIMIT = 16 * 1024  # characters sent of an error's text
+
+_idempotency_key: ContextVar[str] = ContextVar("nexum_idempotency_key")
+
+log = logging.getLogger("nexum.worker")
+
+
+def idempotency_key() -> str:
+    """Inside a handler: a text that is the same for every attempt of this task, in every process.
+
+    Ready for an `Idempotency-Key` header. Raises LookupError outside of a handler that a Worker runs.
+    """
+    return _idempotency_key.get()
+
+
+class Worker:
+    """Runs the handlers of `workflows` (as nexum-py's `workflow(...).build()` returns them).
+
+    `concurrency` is how many tasks run at once, `poll_interval` how many seconds pass between two tries to reach a
+    server that is away, `lease_ms` how long the server waits for a silent worker before it gives the task to another.
+    """
+
+    def __init__(
+        self,
+        workflows: Sequence[Any],
+        *,
+        concurrency: int = 4,
+        poll_interval: float = 0.1,
+        host: str = wire.DEFAULT_HOST,
+        port: int = wire.DEFAULT_PORT,
+        lease_ms: int = LEASE_MS,
+        drain_seconds: float = DRAIN_SECONDS,
+    ) -> None:
+        self._workflows = list(workflows)
+        self._poll_interval = poll_interval
+        self._address = f"{host}:{port}"
+        self._lease_ms = lease_ms
+        self._drain_seconds = drain_seconds
+        self.worker_id = f"worker-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._slots = asyncio.Semaphore(concurrency)
+        self._stop = asyncio.Event()
+        self._running: dict[str, asyncio.Task[None]] = {}  # task id → its handler
+        self._told_to_stop: set[str] = set()
+        self._connected: bool | None = None
+
+    async def run(self) -> None:
+        """Work until `stop()`, then let what runs finish for a while and hand the rest back.
+
+        Raises InvalidRequest when the server refuses a workflow.
+        """
+        async with Client(self._address) as client:
+            beats = asyncio.create_task(self._beat(client))
+            polls = [asyncio.create_task(self._poll(client, workflow)) for workflow in self._workflows]
+            try:
+                await asyncio.wait(polls, return_when=asyncio.FIRST_EXCEPTION)
+                self.stop()
+                await asyncio.wait(polls)
+                await self._drain()
+            finally:
+                for job in (beats, *polls):
+                    job.cancel()
+            for poll in polls:
+                poll.result()  # a workflow that the server refuses ends the worker
+
+    def stop(self) -> None:
+        """Take nothing new, and end `run()`."""
+        self._stop.set()
+
+    async def run_until_complete(self, execution_id: str, timeout: float = 60) -> dict[str, Any]:
+        """Work until this execution has ended. Returns `{node: output}` of a COMPLETED one.
+
+        Raises NexumError if it FAILED or was CANCELLED, TimeoutError after `timeout` seconds.
+        """
+        running = asyncio.create_task(self.run())
+        try:
+            async with asyncio.timeout(timeout), Client(self._address) as client:
+                while True:
+                    outcome = await client.status(execution_id, wait_ms=1_000)
+                    if outcome.status == "COMPLETED":
+                        return outcome.outputs
+                    if outcome.status != "RUNNING":
+                        raise NexumError(f"Execution {execution_id} is {outcome.status}: {outcome.error}")
+        finally:
+            self.stop()
+            await running
+
+    async def _poll(self, client: Client, workflow: Any) -> None:
+        """Claim this workflow's tasks, one at a time and only while there is a slot to run it in."""
+        wait_ms = POLL_WAIT_MS if len(self._workflows) == 1 else POLL_WAIT_MS_SHARED
+        registered = False
+        while not self._stop.is_set():
+            try:
+                if not registered:
+                    await client.register(workflow)
+                    registered = True
+                    self._note_connection(True)
+                await self._slots.acquire()
+                claimed = None
+                try:
+                    claimed = await client.poll(
+                        self.worker_id, workflow, lease_ms=self._lease_ms, wait_ms=wait_ms, stop=self._stop
+                    )
+                finally:
+                    if claimed is None:
+                        self._slots.release()
+            except ServerUnavailable as error:
+                registered = False  # who comes back may be another server
+                self._note_connection(False, str(error))
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stop.wait(), self._poll_interval)
+                continue
+            if claimed is not None:
+                job = asyncio.create_task(self._work(client, workflow, claimed))
+                self._running[claimed.task_id] = job
+                job.add_done_callback(partial(self._finished, claimed.task_id))
+
+    def _finished(self, task_id: str, _: asyncio.Task[None]) -> None:
+        del self._running[task_id]
+        self._told_to_stop.discard(task_id)
+        self._slots.release()
+
+    def _note_connection(self, connected: bool, reason: str = "") -> None:
+        if connected == self._connected:
+            return
+        self._connected = connected
+        if connected:
+            log.info("Connected to Nexum at %s.", self._address)
+        else:
+            log.warning("%s Waiting for it.", reason)
+
+    async def _beat(self, client: Client) -> None:
+        """Keep the leases alive, and stop what the server wants stopped."""
+        while True:
+            await asyncio.sleep(self._lease_ms / HEARTBEATS_PER_LEASE / 1000)
+            if not self._running:
+                continue
+            try:
+                stops = await client.heartbeat(self.worker_id)
+            except NexumError:
+                continue
+            for task_id in set(stops) & set(self._running):
+                self._told_to_stop.add(task_id)
+                self._running[task_id].cancel()
+
+    async def _drain(self) -> None:
+        if self._running:
+            await asyncio.wait(self._running.values(), timeout=self._drain_seconds)
+        unfinished = list(self._running.values())
+        for job in unfinished:
+            job.cancel()
+        if unfinished:
+            await asyncio.wait(unfinished, timeout=HAND_BACK_SECONDS)
+
+    async def _work(self, client: Client, workflow: Any, claimed: Any) -> None:
+        """Run one attempt and report how it ended."""
+        task_id = claimed.task_id
+        try:
+            output_json = await self._run_handler(workflow, claimed)
+        except asyncio.CancelledError:
+            if task_id in self._told_to_stop:
+                log.info("%s %s was stopped by the server.", claimed.execution_id, claimed.node_id)
+            elif self._stop.is_set():
+                with suppress(NexumError):
+                    await client.fail(task_id, "Its worker was stopped.", interrupted=True)
+            else:
+                await self._report(client.fail, task_id, "CancelledError: the handler cancelled itself.")
+        except TaskError as error:
+            await self._report(client.fail, task_id, str(error)[:ERROR_LIMIT], retryable=error.retryable)
+        except (Exception, SystemExit) as error:
+            log.debug("%s failed", task_id, exc_info=error)
+            await self._report(client.fail, task_id, f"{type(error).__name__}: {error}"[:ERROR_LIMIT])
+        else:
+            try:
+                await self._report(client.complete, task_id, output_json)
+            except (TooLarge, InvalidRequest) as error:
+                size = wire.size_text(len(output_json.encode()))
+                await self._report(client.fail, task_id, f"The result of {size} was refused: {error}", retryable=False)
+
+    async def _report(self, send: Callable[..., Awaitable[str]], task_id: str, *args: Any, **kwargs: Any) -> None:
+        """Tell the server, for as long as it takes: a result that was paid for is not thrown away."""
+        while True:
+            try:
+                message = await send(task_id, *args, **kwargs)
+            except ServerUnavailable:
+                await asyncio.sleep(self._poll_interval)
+                continue
+            except NotFound as error:
+                message = str(error)
+            if message:
+                log.warning("%s", message)
+            return
+
+    async def _run_handler(self, workflow: Any, claimed: Any) -> str:
+        """The output's JSON text. Raises what the handler raised."""
+        node = workflow.get_node(claimed.node_id)
+        if node is None or node.handler is None:
+            raise TaskError(f"This worker has no handler for node {claimed.node_id!r}.", retryable=False)
+        task_input = json.loads(claimed.input_json)
+        outputs = {
+            node_id: _as_model(workflow.get_node(node_id), output) for node_id, output in task_input["deps"].items()
+        }
+        context = ContextView(input_data=task_input["input"], outputs=outputs)
+        _idempotency_key.set(claimed.idempotency_key)
+        if inspect.iscoroutinefunction(node.handler):
+            result = await node.handler(context)
+        else:
+            result = await _in_thread(lambda: node.handler(context))
+        try:
+            if node.output_model is not None:
+                result = node.output_model.model_validate(result)
+            return to_json(result, inf_nan_mode="null").decode()
+        except ValueError as error:  # pydantic's errors are ValueErrors
+            raise TaskError(f"Node {node.id!r} returned what cannot be recorded: {error}", retryable=False) from error
+
+
+def _as_model(node: Any, output: Any) -> Any:
+    """A dependency's output as the model it was made from; as plain JSON when it does not fit (any more)."""
+    if node is not None and node.output_model is not None:
+        with suppress(ValueError):
+            return node.output_model.model_validate(output)
+    return output
+
+
+async def _in_thread(function: Callable[[], T]) -> T:
+    """Run `function` in a daemon thread: one that never ends cannot keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+    context = copy_context()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():  # cancelled meanwhile
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result: T | None = None
+        failure: BaseException | None = None
+        try:
+            result = context.run(function)
+        except StopIteration:  # a future cannot carry it
+            failure = RuntimeError("the handler raised StopIteration")
+        except BaseException as error:  # handed to whoever awaits
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=run, name="nexum-handler", daemon=True).start()
+    return await future
