@@ -243,3 +243,7 @@ def _clock_time(epoch_ms: int) -> str:
 
 def main() -> None:
     app()
+
+
+if __name__ == "__main__":
+    main()

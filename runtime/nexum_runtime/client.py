@@ -55,7 +55,7 @@ class Outcome:
 
     execution_id: str
     status: str  # RUNNING, COMPLETED, FAILED or CANCELLED
-    before: str  # NEW, or the status the id had before this call; "" when not asked
+    before: str  # NEW, or the status the id had before this call; "" when that is not known
     outputs: dict[str, Any]  # node id → its recorded output
     error: str | None
     error_code: str | None
@@ -69,6 +69,7 @@ class Client:
     """
 
     def __init__(self, address: str = wire.DEFAULT_ADDRESS) -> None:
+        wire.split_address(address)  # gRPC would take anything, and never connect
         self.address = address
         self._channel = grpc.aio.insecure_channel(
             address,
@@ -165,6 +166,7 @@ class Client:
                 continue
             except ServerUnavailable:
                 running = False
+                before = before or ""  # the server may have begun it before it went away
                 unavailable_since = unavailable_since or clock()
                 if on_wait is not None and clock() - unavailable_since >= FIRST_WAIT_MS / 1000:
                     on_wait("server")
@@ -172,7 +174,8 @@ class Client:
                 pause = min(pause * 2, RECONNECT_SECONDS_MAX)
                 continue
             unavailable_since, pause = None, RECONNECT_SECONDS_MIN
-            before = before or trailing.get(wire.STATUS, "")
+            if before is None:
+                before = trailing.get(wire.STATUS, "")
             outcome = _outcome(execution_id, answer, trailing, before)
             if outcome.status != "RUNNING":
                 return outcome

@@ -7,6 +7,8 @@ gRPC metadata, which a stock nexum-py peer never sends, so every key is optional
 import json
 from typing import Any, NoReturn
 
+from nexum_runtime.errors import InvalidRequest
+
 SERVICE = "nexum.NexumService"
 EXTENSIONS = "nexum.NexumExtensions"
 
@@ -41,6 +43,14 @@ MESSAGE_MIB_DEFAULT = 16
 ERROR_METADATA_BYTES = 4_000  # gRPC refuses more than 8 KiB of metadata in all
 
 MIB = 1024 * 1024
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """ "host:port" as its two parts. Raises InvalidRequest."""
+    host, _, port = address.rpartition(":")
+    if not host or not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+        raise InvalidRequest(f"The Nexum address is {address!r}; it must be host:port, such as {DEFAULT_ADDRESS}.")
+    return host, int(port)
 
 
 def parse_json(text: str) -> Any:

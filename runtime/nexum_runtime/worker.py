@@ -238,7 +238,7 @@ class Worker:
         if inspect.iscoroutinefunction(node.handler):
             result = await node.handler(context)
         else:
-            result = await _in_thread(lambda: node.handler(context))
+            result = await run_in_thread(lambda: node.handler(context))
         try:
             if node.output_model is not None:
                 result = node.output_model.model_validate(result)
@@ -255,7 +255,7 @@ def _as_model(node: Any, output: Any) -> Any:
     return output
 
 
-async def _in_thread(function: Callable[[], T]) -> T:
+async def run_in_thread(function: Callable[[], T]) -> T:
     """Run `function` in a daemon thread: one that never ends cannot keep the process from ending."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()

@@ -64,9 +64,10 @@ class Server:
 
     async def stop(self) -> None:
         """Answer the calls that wait, finish those under way, and close the database."""
+        self._sweeper.cancel()
+        await asyncio.wait([self._sweeper])
         await self.engine.close()
         await self._grpc.stop(DRAIN_SECONDS)
-        await self._sweeper
         await self.store.close()
 
     def _hosts(self) -> list[str]:

@@ -403,8 +403,8 @@ class Engine:
         await self._commit(lambda tx, _: tx.renew_all_leases(self._clock()))
 
     async def run_sweeper(self) -> None:
-        """Sweep until closed. A store that is unavailable is tried again: its disk may have space by then."""
-        while not self._closing:
+        """Sweep until cancelled. A store that is unavailable is tried again: its disk may have space by then."""
+        while True:
             try:
                 await self.sweep()
             except StoreUnavailable as error:
