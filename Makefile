@@ -1,0 +1,41 @@
+# make demo, make test, make check, make benchmark: each sets up .venv first when it is missing or out of date.
+
+NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	if $$p -c '$(NEW_ENOUGH)' 2>/dev/null; then echo $$p; break; fi; done)
+BIN = .venv/bin
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test check benchmark constraints
+
+demo: .venv/for-use
+	$(BIN)/python demo.py --offline --dev
+
+test: .venv/for-development
+	$(BIN)/python -m pytest
+
+check: .venv/for-development
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmark: .venv/for-use
+	$(BIN)/python benchmark.py
+
+.venv/for-use: requirements.txt constraints.txt runtime/pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python"; exit 1; }
+	@echo "Setting up .venv with $(PYTHON); this takes a minute or two, once."
+	@$(PYTHON) -m venv --clear .venv
+	@$(INSTALL) -r requirements.txt
+	@touch $@
+
+.venv/for-development: .venv/for-use requirements-dev.txt
+	@$(INSTALL) -r requirements-dev.txt
+	@touch $@
+
+# The newest versions that the bounds in the requirements allow, written down. Run `make check test` afterwards.
+constraints:
+	@$(PYTHON) -m venv --clear .venv
+	@sed -i.bak '/^[^#]/d' constraints.txt && rm constraints.txt.bak
+	@$(INSTALL) -r requirements-dev.txt
+	@$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip >> constraints.txt

@@ -1,0 +1,126 @@
+"""What durability costs, and what it saves: a plain agent, the same agent on Nexum cold, and again cached.
+
+    python benchmark.py [--rounds 5] [--live]
+
+Offline by default, with a server and a worker of its own in a temporary folder; --live needs a key and the network.
+You will see a table of medians, the overhead per tool call, and what a run again saves.
+"""
+
+import argparse
+import asyncio
+import os
+import secrets
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+from agents import Runner, ToolCallItem, function_tool
+from agents.exceptions import AgentsException
+from rich.console import Console
+from rich.table import Table
+
+from demo import QUESTION, build_agent, choose_model
+from dev import local_nexum
+from nexum_runtime import NexumError
+from submit_task import durable_session, durable_tool, nexum_client
+
+KINDS = ("plain", "cold", "cached")
+
+
+async def run_agent(model: Any, as_tool: Callable[..., Any] = durable_tool) -> tuple[float, int]:
+    """One run: its seconds and how many tool calls it made."""
+    agent = build_agent(model, as_tool)
+    started = time.perf_counter()
+    result = await Runner.run(agent, QUESTION)
+    seconds = time.perf_counter() - started
+    return seconds, sum(isinstance(item, ToolCallItem) for item in result.new_items)
+
+
+async def executions_of_tools(session_id: str) -> int:
+    """How often a worker began to execute a tool for this session, by the server's own events."""
+    histories = [history async for history in nexum_client().history(f"{session_id}/")]
+    return sum(event["type"] == "AttemptStarted" for history in histories for event in history["events"])
+
+
+async def run_round(model: Any) -> tuple[dict[str, float], int]:
+    """Seconds of each kind of run, one after the other, and the tool calls of a run."""
+    seconds, calls = {}, {}
+    session_id = f"bench-{secrets.token_hex(4)}"
+    seconds["plain"], calls["plain"] = await run_agent(model, function_tool)
+    with durable_session(session_id):
+        seconds["cold"], calls["cold"] = await run_agent(model)
+    executed = await executions_of_tools(session_id)
+    with durable_session(session_id):
+        seconds["cached"], calls["cached"] = await run_agent(model)
+    executed_again = await executions_of_tools(session_id) - executed
+    if len(set(calls.values())) == 1 and (executed, executed_again) != (calls["cold"], 0):
+        raise NexumError(f"Not a fair round: {calls}, executed cold {executed}, executed cached {executed_again}.")
+    return seconds, calls["cold"]
+
+
+async def measure(model: Any, rounds: int, console: Console) -> tuple[list[dict[str, float]], int]:
+    await run_round(model)  # warm-up: imports, connections
+    results, calls = [], 0
+    with console.status("") as status:
+        for number in range(1, rounds + 1):
+            status.update(f"round {number} of {rounds}")
+            seconds, calls = await run_round(model)
+            results.append(seconds)
+    return results, calls
+
+
+def report(console: Console, results: list[dict[str, float]], calls: int, mode: str) -> None:
+    median = {kind: statistics.median(seconds[kind] for seconds in results) for kind in KINDS}
+    table = Table(title=f"{len(results)} rounds of {calls} tool calls, {mode}", title_justify="left")
+    table.add_column("agent")
+    for name in ("median", "least – most", "× plain", "per call, above plain"):
+        table.add_column(name, justify="right")
+    for kind in KINDS:
+        all_seconds = [seconds[kind] for seconds in results]
+        ratio = statistics.median(seconds[kind] / seconds["plain"] for seconds in results)
+        above_ms = (median[kind] - median["plain"]) / calls * 1000
+        table.add_row(
+            {"plain": "plain", "cold": "on Nexum, cold", "cached": "on Nexum, cached ⚡"}[kind],
+            f"{median[kind] * 1000:.0f} ms",
+            f"{min(all_seconds) * 1000:.0f} – {max(all_seconds) * 1000:.0f} ms",
+            f"{ratio:.2f}",
+            "" if kind == "plain" else f"{above_ms:+.1f} ms",
+        )
+    console.print(table)
+    saved_ms = (median["cold"] - median["cached"]) * 1000
+    console.print(f"A run again saves {saved_ms:.0f} ms of {median['cold'] * 1000:.0f} ms, and executes no tool.")
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description="Time a plain agent against the same agent on Nexum.")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds to take the median of (default 5)")
+    parser.add_argument("--live", action="store_true", help="a real model and the real web; needs a key")
+    arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    model, mode = choose_model(offline=not arguments.live)
+    if arguments.live and mode != "live":
+        parser.error("--live needs OPENAI_API_KEY or GEMINI_API_KEY")
+    if not arguments.live:
+        mode = f"offline, {os.environ.setdefault('OFFLINE_WEB_DELAY_MS', '250')} ms a page"
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="nexum-benchmark-") as folder:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            address = f"localhost:{free.getsockname()[1]}"
+        os.environ["NEXUM_ADDRESS"] = address
+        try:
+            async with local_nexum(address, Path(folder)):
+                results, calls = await measure(model, arguments.rounds, console)
+        except (NexumError, AgentsException, openai.OpenAIError) as error:
+            sys.exit(f"The benchmark could not be run: {error}")
+    report(console, results, calls, mode)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

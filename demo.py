@@ -1,0 +1,146 @@
+"""An OpenAI Agents SDK agent whose tool calls survive a crash.
+
+    nexum dev                                                    # terminal 1
+    python worker.py                                             # terminal 2
+    SESSION_ID=s1 python demo.py "What is durable execution?"    # terminal 3: kill it anywhere, run it again
+
+With OPENAI_API_KEY the agent asks OpenAI, with GEMINI_API_KEY or GOOGLE_API_KEY Gemini, with neither it is the
+offline agent, which reads the pages in offline/. You will see each call `stored ✓`, and `cached ⚡` the second time.
+"""
+
+import argparse
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import openai
+from agents import Agent, Model, Runner, set_tracing_disabled
+from agents.exceptions import AgentsException
+from agents.models import get_default_model
+
+from dev import local_nexum
+from nexum_runtime import NexumError
+from nexum_runtime.wire import DEFAULT_ADDRESS
+from submit_task import (
+    CallEvent,
+    DurableCallError,
+    check_session_id,
+    durable_session,
+    durable_tool,
+    nexum_client,
+)
+from terminal import RunView, command_line
+from tools import visit_webpage, web_search
+
+QUESTION = "What is durable execution for AI agents?"
+GEMINI_MODEL = "litellm/gemini/gemini-3.8-flash"
+MAX_TURNS = 20
+
+
+def build_agent(model: str | Model, as_tool: Callable[..., Any] = durable_tool) -> Agent[Any]:
+    """The agent. `durable_tool` is all that makes its tools durable; with `function_tool` they are as usual."""
+    return Agent(
+        name="Researcher",
+        instructions=(
+            "You are a research assistant. Search the web for what the question needs, read the most promising pages, "
+            "and answer from what you read: clearly, in Markdown, with the URL of every source."
+        ),
+        tools=[as_tool(web_search), as_tool(visit_webpage)],
+        model=model,
+    )
+
+
+def choose_model(offline: bool) -> tuple[str | Model, str]:
+    """The model and, in words, which mode that is."""
+    openai_key = os.environ.get("OPENAI_API_KEY")
+    google_key = os.environ.get("GEMINI_API_KEY") or os.environ.get("GOOGLE_API_KEY")
+    named = os.environ.get("MODEL") or (get_default_model() if openai_key else GEMINI_MODEL if google_key else None)
+    if not openai_key or os.environ.get("OPENAI_BASE_URL"):
+        set_tracing_disabled(True)  # traces go to OpenAI, with OpenAI's key
+    if offline or not named:
+        from offline.model import OfflineModel
+
+        why = "" if offline else ", as neither OPENAI_API_KEY nor GEMINI_API_KEY is set"
+        return OfflineModel(), f"offline{why}"
+    if named.startswith("litellm/"):
+        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it fetches a price list when imported
+        import litellm
+
+        litellm.suppress_debug_info = True  # its errors are said in a sentence, without advertisement
+    return named, "live"
+
+
+async def run(arguments: argparse.Namespace, session_id: str, view: RunView, again: str) -> str:
+    """One run of the session. Returns the agent's answer."""
+    address = os.environ.get("NEXUM_ADDRESS", DEFAULT_ADDRESS)
+    model, mode = choose_model(arguments.offline)
+    model_name = model if isinstance(model, str) else "offline agent"
+    view.header(Question=arguments.question, Session=session_id, Model=model_name, Mode=mode, Nexum=address)
+
+    def on_event(event: CallEvent) -> None:
+        view.on_event(event)
+        if event.kind in ("stored", "cached") and view.completed == arguments.crash_after:
+            view.stopped("💥 Killed by --crash-after, in the middle of everything.", again)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    async with AsyncExitStack() as stack:
+        if arguments.dev:
+            flags = ("--offline",) if arguments.offline else ()
+            await stack.enter_async_context(local_nexum(address, Path(".nexum"), flags))
+        await nexum_client().check()
+        stack.enter_context(durable_session(session_id, on_event))
+        result = await Runner.run(build_agent(model), arguments.question, max_turns=MAX_TURNS)
+        return str(result.final_output)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Ask an agent whose tool calls survive a crash.")
+    parser.add_argument("question", nargs="*", help=f"default: {QUESTION}")
+    parser.add_argument("--offline", action="store_true", help="no network, no key: the offline agent and web")
+    parser.add_argument("--dev", action="store_true", help="bring a server and a worker (logs in .nexum/)")
+    parser.add_argument(
+        "--crash-after", type=int, metavar="N", help="die by SIGKILL right after the Nth completed call"
+    )
+    arguments = parser.parse_args()
+    arguments.question = " ".join(arguments.question).strip() or QUESTION
+    return arguments
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    logging.getLogger("openai.agents").setLevel(logging.CRITICAL)  # what goes wrong is said below, once
+    session_id = os.environ.get("SESSION_ID") or f"demo-{secrets.token_hex(3)}"
+    try:
+        check_session_id(session_id)
+    except DurableCallError as error:
+        sys.exit(str(error))
+    flags = [flag for flag in ("--offline", "--dev") if getattr(arguments, flag.strip("-"))]
+    view, again = RunView(), command_line(session_id, arguments.question, flags)
+    try:
+        answer = asyncio.run(run(arguments, session_id, view, again))
+    except KeyboardInterrupt:
+        view.stopped("Interrupted.", again)
+        return 130
+    except (DurableCallError, NexumError) as error:
+        view.stopped(str(error), again)
+        return 1
+    except AgentsException as error:
+        view.stopped(f"The agent stopped: {error}", again)
+        return 1
+    except openai.OpenAIError as error:  # litellm's errors are among them
+        view.stopped(f"The model could not be asked: {error}", again)
+        return 1
+    view.answer(answer)
+    view.footer(again)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

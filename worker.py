@@ -1,0 +1,84 @@
+"""Execute the tool calls that agents submit to Nexum.
+
+    python worker.py [--concurrency 8] [--offline]
+
+Start as many as you like, kill them when you like: a call whose worker dies is handed to another within seconds.
+"""
+
+import argparse
+import asyncio
+import inspect
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from nexum.context import ContextView
+from pydantic import ValidationError, validate_call
+from pydantic_core import to_json
+
+import tools
+from nexum_runtime import NexumError, TaskError, Worker
+from nexum_runtime.signals import stop_requested
+from nexum_runtime.wire import DEFAULT_ADDRESS, split_address
+from nexum_runtime.worker import run_in_thread
+from workflow import ToolCall, ToolResult, tool_call_workflow
+
+log = logging.getLogger("worker")
+
+
+async def run_tool(context: ContextView) -> ToolResult:
+    """Run one tool call, an async tool on the event loop, a sync one in a thread, and return what to record."""
+    call = ToolCall.model_validate(context.input)
+    tool: Callable[..., Any] | None = tools.TOOLS.get(call.tool_name)
+    if tool is None:
+        known = ", ".join(tools.TOOLS)
+        raise TaskError(f"This worker knows no tool {call.tool_name!r}; it knows {known}.", retryable=False)
+    checked = validate_call(tool)  # the arguments come back from JSON as what the tool's signature says
+    started = time.monotonic()
+    try:
+        if inspect.iscoroutinefunction(tool):
+            result = await checked(**call.tool_args)
+        else:
+            result = await run_in_thread(lambda: checked(**call.tool_args))
+    except Exception as error:
+        log.warning("%s failed: %s", call.tool_name, error)
+        if isinstance(error, ValidationError) and error.title == tool.__name__:
+            raise TaskError(f"The arguments of {call.tool_name} do not fit: {error}", retryable=False) from error
+        raise
+    duration_ms = round((time.monotonic() - started) * 1000)
+    log.info("%s done in %d ms", call.tool_name, duration_ms)
+    return ToolResult(result=result if isinstance(result, str) else to_json(result).decode(), duration_ms=duration_ms)
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description="Execute the tool calls that agents submit to Nexum.")
+    parser.add_argument("--concurrency", type=int, default=8, metavar="N", help="calls at once (default 8)")
+    parser.add_argument("--offline", action="store_true", help="never use the network: only the offline web")
+    arguments = parser.parse_args()
+    if arguments.concurrency < 1:
+        parser.error("--concurrency must be at least 1")
+    logging.basicConfig(format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    for name in ("worker", "nexum.worker"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    if arguments.offline:
+        tools.go_offline()
+    try:
+        host, port = split_address(os.environ.get("NEXUM_ADDRESS", DEFAULT_ADDRESS))
+        worker = Worker([tool_call_workflow(run_tool)], concurrency=arguments.concurrency, host=host, port=port)
+        mode = "the offline web only" if arguments.offline else "the web"
+        log.info(
+            "Worker for %s, on %s, %d at once. Ctrl-C stops it.", ", ".join(tools.TOOLS), mode, arguments.concurrency
+        )
+        working = asyncio.create_task(worker.run())
+        stopping = asyncio.create_task(stop_requested())
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        worker.stop()
+        await working
+    except NexumError as error:
+        raise SystemExit(str(error)) from None
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
