@@ -13,7 +13,7 @@ from rich.markup import escape
 
 from submit_task import CallEvent
 
-ARGUMENT_CHARS = 70  # shown of an argument
+ARGUMENT_CHARS = 48  # shown of an argument
 
 WAITING = {
     "worker": "no worker has taken this call yet: is `python worker.py` running?",
@@ -74,6 +74,8 @@ class RunView:
 
     def stopped(self, why: str, again: str) -> None:
         """The run ended without an answer."""
+        if self.completed:
+            self.console.print()
         self.console.print(f"[red]{escape(why)}[/]")
         what = f"{self.completed} completed calls are stored. Go on with" if self.completed else "Try again with"
         self.console.print(f"{what}:\n  {escape(again)}")

@@ -150,8 +150,8 @@ class Client:
         deadline = clock() + timeout
         wait_ms, pause = FIRST_WAIT_MS, RECONNECT_SECONDS_MIN
         before: str | None = None
-        registered, running = False, False
-        unavailable_since: float | None = None
+        registered = False
+        unavailable_since, unavailable = None, None  # when it began, and why
         while (remaining := deadline - clock()) > 0:
             metadata[wire.WAIT_MS] = str(min(wait_ms, int(remaining * 1000)))
             try:
@@ -164,32 +164,31 @@ class Client:
                 await self._register_within(workflow, deadline)
                 registered = True
                 continue
-            except ServerUnavailable:
-                running = False
+            except ServerUnavailable as error:
                 before = before or ""  # the server may have begun it before it went away
-                unavailable_since = unavailable_since or clock()
+                unavailable_since, unavailable = unavailable_since or clock(), error
                 if on_wait is not None and clock() - unavailable_since >= FIRST_WAIT_MS / 1000:
                     on_wait("server")
                 await asyncio.sleep(min(pause, max(remaining, 0)))
                 pause = min(pause * 2, RECONNECT_SECONDS_MAX)
                 continue
-            unavailable_since, pause = None, RECONNECT_SECONDS_MIN
+            unavailable_since, unavailable, pause = None, None, RECONNECT_SECONDS_MIN
             if before is None:
                 before = trailing.get(wire.STATUS, "")
             outcome = _outcome(execution_id, answer, trailing, before)
             if outcome.status != "RUNNING":
                 return outcome
-            running, wait_ms = True, WAIT_MS
+            wait_ms = WAIT_MS
             metadata.pop(wire.RESTART, None)  # what fails from here on failed in this call
             if on_wait is not None:
                 on_wait("result" if outcome.attempts else "worker")
-        if running:
-            raise ExecutionTimeout(
-                f"Execution {execution_id} had not ended after {timeout:g} s. It goes on without you; "
-                f"see what it does with: nexum show {execution_id}",
-                execution_id,
-            )
-        raise ServerUnavailable(self._unreachable())
+        if unavailable is not None:
+            raise unavailable
+        raise ExecutionTimeout(
+            f"Execution {execution_id} had not ended after {timeout:g} s. It goes on without you; "
+            f"see what it does with: nexum show {execution_id}",
+            execution_id,
+        )
 
     async def status(self, execution_id: str, *, wait_ms: int = 0) -> Outcome:
         """An execution as it is now, or with `wait_ms` as soon as it has ended."""

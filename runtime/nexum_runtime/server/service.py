@@ -60,6 +60,7 @@ class NexumService(pb_grpc.NexumServiceServicer):  # type: ignore[misc]
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._registered: OrderedDict[str, set[tuple[str, str]]] = OrderedDict()  # peer → (workflow, hash)
+        self._warned: set[tuple[str, str]] = set()  # (peer, hash): said once, though it polls ten times a second
 
     @_answering
     async def RegisterWorkflow(self, request: Any, context: Context) -> Any:
@@ -107,7 +108,8 @@ class NexumService(pb_grpc.NexumServiceServicer):  # type: ignore[misc]
         candidates = await self._engine.workflow_ids(version_hash)
         registered = self._registered.get(peer, set())
         own = [candidate for candidate in candidates if (candidate, version_hash) in registered]
-        if not own and len(candidates) > 1:
+        if not own and len(candidates) > 1 and (peer, version_hash) not in self._warned:
+            self._warned.add((peer, version_hash))
             log.warning(
                 "%s asks for tasks of %s, which the workflows %s share, and has registered none of them; "
                 "it may get a task of any.",
