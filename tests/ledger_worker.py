@@ -1,0 +1,39 @@
+"""worker.py as it is, with tools that write a line to the file LEDGER for every real execution.
+
+While the file GATE does not exist, a tool that has begun waits: so that a test can kill something in the middle.
+"""
+
+import asyncio
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import tools
+import worker
+from nexum_runtime import Worker
+
+LEASE_MS = 1_000  # a killed worker's calls are handed on without much waiting
+
+
+def recorded(name: str, tool: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(tool)
+    async def run(**arguments: Any) -> Any:
+        with Path(os.environ["LEDGER"]).open("a") as ledger:
+            ledger.write(json.dumps([name, arguments]) + "\n")
+        while not Path(os.environ["GATE"]).exists():
+            await asyncio.sleep(0.01)
+        return await tool(**arguments)
+
+    return run
+
+
+if __name__ == "__main__":
+    tools.TOOLS = {name: recorded(name, tool) for name, tool in tools.TOOLS.items()}
+    vars(worker)["Worker"] = functools.partial(Worker, lease_ms=LEASE_MS)
+    asyncio.run(worker.main())

@@ -1,0 +1,237 @@
+"""The demo as a person runs it: real processes, killed in the middle, run again."""
+
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from processes import Finished, NexumDev, Process, environment, eventually, run
+
+ROOT = Path(__file__).parents[1]
+KEYS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "GEMINI_API_KEY", "GOOGLE_API_KEY", "MODEL", "SESSION_ID")
+
+
+class Stage:
+    """A server, workers and demos that share a folder, a ledger of real tool executions, and a gate they pass."""
+
+    def __init__(self, folder: Path, nexum: NexumDev) -> None:
+        self.folder, self.nexum = folder, nexum
+        self.ledger, self.gate = folder / "ledger", folder / "gate"
+        self.gate.touch()
+
+    def environment(self, **changes: str) -> dict[str, str]:
+        clean = {name: value for name, value in environment().items() if name not in KEYS}
+        own = {"LEDGER": str(self.ledger), "GATE": str(self.gate), "OFFLINE_WEB_DELAY_MS": "0"}
+        return clean | {"NEXUM_ADDRESS": self.nexum.address} | own | changes
+
+    def worker(self) -> Process:
+        name = f"worker-{len(list(self.folder.glob('worker-*')))}.log"
+        command: list[str | Path] = [sys.executable, ROOT / "tests" / "ledger_worker.py", "--offline"]
+        worker = Process(command, self.folder / name, env=self.environment())
+        worker.start()
+        return worker
+
+    def demo_command(self, *arguments: str) -> list[str | Path]:
+        return [sys.executable, ROOT / "demo.py", *arguments]
+
+    async def demo(self, *arguments: str, **changes: str) -> Finished:
+        return await run(*self.demo_command(*arguments), env=self.environment(**changes), cwd=self.folder)
+
+    def demo_process(self, *arguments: str, **changes: str) -> Process:
+        env = self.environment(**changes)
+        demo = Process(self.demo_command(*arguments), self.folder / "demo.log", env=env, cwd=self.folder)
+        demo.start()
+        return demo
+
+    @property
+    def executions(self) -> list[str]:
+        """Each real execution of a tool, as it was written outside of Nexum."""
+        return self.ledger.read_text().splitlines() if self.ledger.exists() else []
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    async with NexumDev(tmp_path) as nexum:
+        yield Stage(tmp_path, nexum)
+
+
+def answer(output: str) -> str:
+    """What stands between the last line of a call and the closing words."""
+    return re.split(r"\n(?:⚡ \d|Run it again)", output.split("[Nexum]")[-1].partition("\n")[2])[0].strip()
+
+
+def ended_calls(output: str, how: str) -> int:
+    """How many lines of calls say `stored` or `cached`."""
+    return len(re.findall(rf"^\[Nexum\] .* {how}", output, re.MULTILINE))
+
+
+def no_traceback(finished: Finished) -> bool:
+    return "Traceback" not in finished.stdout + finished.stderr
+
+
+async def test_a_crashed_run_goes_on_where_it_broke_and_repeats_nothing(stage: Stage) -> None:
+    stage.worker()
+    uninterrupted = await stage.demo(SESSION_ID="whole")
+    assert uninterrupted.code == 0, uninterrupted
+    calls = len(stage.executions)
+
+    crashed = await stage.demo("--crash-after", "2", SESSION_ID="s1")
+    assert crashed.code == -signal.SIGKILL
+    assert len(stage.executions) == calls + 2
+    assert ended_calls(crashed.stdout, "stored") == 2
+
+    second = await stage.demo(SESSION_ID="s1")
+    assert second.code == 0
+    assert ended_calls(second.stdout, "cached") == 2
+    assert ended_calls(second.stdout, "stored") == calls - 2
+    assert len(stage.executions) == 2 * calls
+    assert answer(second.stdout) == answer(uninterrupted.stdout) != ""
+
+    third = await stage.demo(SESSION_ID="s1")
+    assert ended_calls(third.stdout, "cached") == calls
+    assert len(stage.executions) == 2 * calls
+    assert answer(third.stdout) == answer(uninterrupted.stdout)
+    assert f"{calls} of {calls} calls came from the store" in third.stdout
+
+
+async def test_a_worker_killed_while_its_tools_run_is_replaced_and_the_demo_never_notices(stage: Stage) -> None:
+    stage.gate.unlink()
+    worker = stage.worker()
+    demo = stage.demo_process(SESSION_ID="s1")
+    await eventually(lambda: len(stage.executions) == 2, "two tools running")
+    worker.kill()
+    stage.gate.touch()
+    stage.worker()
+    assert await demo.ended() == 0, demo.output
+    assert ended_calls(demo.output, "stored") == 5
+    assert len(stage.executions) == 5 + 2, "only what was cut in the middle is executed again"
+
+
+async def test_a_server_killed_while_calls_wait_costs_a_pause_and_nothing_else(stage: Stage) -> None:
+    stage.gate.unlink()
+    stage.worker()
+    demo = stage.demo_process(SESSION_ID="s1")
+    await eventually(lambda: len(stage.executions) == 2, "two tools running")
+    stage.nexum.kill()
+    stage.gate.touch()
+    await demo.says("the Nexum server does not answer")
+    await stage.nexum.restart()
+    assert await demo.ended() == 0, demo.output
+    assert ended_calls(demo.output, "stored") == 5
+    assert len(stage.executions) == 5, "a living worker's tool is not run twice because the server died"
+
+
+async def test_a_demo_killed_while_a_tool_runs_finds_its_result_when_it_is_run_again(stage: Stage) -> None:
+    stage.gate.unlink()
+    stage.worker()
+    demo = stage.demo_process(SESSION_ID="s1")
+    await eventually(lambda: len(stage.executions) == 2, "two tools running")
+    demo.kill()
+    stage.gate.touch()
+    again = await stage.demo(SESSION_ID="s1")
+    assert again.code == 0
+    assert len(stage.executions) == 5
+
+
+async def test_with_no_worker_the_demo_says_what_it_waits_for_and_goes_on_when_one_comes(stage: Stage) -> None:
+    demo = stage.demo_process()
+    await demo.says("no worker has taken this call yet: is `python worker.py` running?")
+    stage.worker()
+    assert await demo.ended() == 0, demo.output
+    assert demo.output.count("no worker has taken") == 1
+
+
+async def test_without_a_key_the_mode_says_so_and_the_answer_cites_the_pages_that_were_read(stage: Stage) -> None:
+    stage.worker()
+    finished = await stage.demo("What", "is", "durable", "execution?")
+    assert "offline, as neither OPENAI_API_KEY nor GEMINI_API_KEY is set" in finished.stdout
+    read = [json.loads(line)[1]["url"] for line in stage.executions if "visit_webpage" in line]
+    cited = re.findall(r"https://offline\.example/\S+", answer(finished.stdout))
+    assert len(read) >= 2
+    assert cited
+    assert set(cited) <= set(read)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"NEXUM_ADDRESS": "localhost:1"}, "No Nexum server answers at localhost:1. Start one with `nexum dev`"),
+        ({"NEXUM_ADDRESS": "nonsense"}, "The Nexum address is 'nonsense'; it must be host:port"),
+        ({"NEXUM_ADDRESS": "no-such-host.invalid:50051"}, "No Nexum server answers at no-such-host.invalid:50051"),
+        ({"SESSION_ID": "no/slash"}, "SESSION_ID is 'no/slash'; it must be 1 to 64 of"),
+    ],
+    ids=lambda value: next(iter(value.values())) if isinstance(value, dict) else "",
+)
+async def test_what_a_user_can_get_wrong_is_answered_in_one_sentence(
+    stage: Stage, changes: dict[str, str], sentence: str
+) -> None:
+    finished = await stage.demo(**changes)
+    assert finished.code == 1
+    assert sentence in finished.stdout + finished.stderr
+    assert no_traceback(finished)
+
+
+async def test_the_command_it_prints_resumes_the_session(stage: Stage) -> None:
+    stage.worker()
+    question = "What's a lease?  (in `one` sentence)"
+    first = await stage.demo(question, SESSION_ID="s1")
+    command = first.stdout.strip().splitlines()[-1].strip()
+    again = await run("bash", "-c", command, env=stage.environment(), cwd=stage.folder)
+    assert again.code == 0, again
+    assert question in again.stdout
+    assert ended_calls(again.stdout, "stored") == 0
+    assert ended_calls(again.stdout, "cached") == ended_calls(first.stdout, "stored")
+
+
+async def test_an_interrupted_run_says_how_to_go_on(stage: Stage) -> None:
+    demo = stage.demo_process(SESSION_ID="s1")
+    await demo.says("web_search")
+    demo.send(signal.SIGINT)
+    assert await demo.ended() == 130
+    assert "Interrupted" in demo.output
+    assert "SESSION_ID=s1 " in demo.output
+    assert "Traceback" not in demo.output
+
+
+def children_of(folder: Path) -> list[str]:
+    """The command lines of the running processes that work in `folder`."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if Path(os.readlink(process / "cwd")) == folder:
+                found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue  # it has ended meanwhile
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="looks for processes in /proc")
+async def test_dev_brings_its_own_server_and_worker_and_leaves_none_behind_even_when_killed(tmp_path: Path) -> None:
+    async with NexumDev(tmp_path) as taken:  # learn a port that is free
+        address = taken.address
+    stage = Stage(tmp_path, taken)
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    env = stage.environment(NEXUM_ADDRESS=address, SESSION_ID="s1")
+    crashed = await run(*stage.demo_command("--dev", "--offline", "--crash-after", "3"), env=env, cwd=folder)
+    assert crashed.code == -signal.SIGKILL, crashed
+    await eventually(lambda: not children_of(folder), "the end of the server and the worker")
+
+    whole = await run(*stage.demo_command("--dev", "--offline"), env=env, cwd=folder)
+    assert whole.code == 0, whole
+    assert ended_calls(whole.stdout, "cached") >= 3, "at least what had completed; more when a call outlived the demo"
+    assert ended_calls(whole.stdout, "cached") + ended_calls(whole.stdout, "stored") == 5
+    assert not children_of(folder)
+    assert (folder / ".nexum").stat().st_mode & 0o777 == 0o700
+
+
+async def test_dev_uses_a_server_that_is_running(stage: Stage) -> None:
+    finished = await stage.demo("--dev", "--offline", SESSION_ID="s1")
+    assert finished.code == 0, finished
+    shown = await run(Path(sys.executable).with_name("nexum"), "ps", "s1/", env=stage.environment())
+    assert shown.stdout.count("COMPLETED") == 5
+    assert not (stage.folder / ".nexum" / "local.db").exists()

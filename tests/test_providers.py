@@ -1,0 +1,173 @@
+"""The demo through the real `openai` client and through litellm, against local stand-ins for their servers."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import Finished
+from test_demo import Stage, answer, ended_calls, no_traceback, stage
+
+__all__ = ["stage"]
+
+ARGUMENTS = {"query": "durable execution site:offline.example", "max_results": 3}
+
+
+class StandIn(ThreadingHTTPServer):
+    """Asks for one web search, then answers with what the search returned. `requests` is (path, body) of each call."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.status = 200
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    def reply(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        if self.status != 200:
+            return {"error": {"message": "Incorrect API key provided.", "type": "invalid_request_error"}}
+        return _responses(body) if path.endswith("/responses") else _chat_completion(body)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: StandIn
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        self.server.requests.append((self.path, body))
+        payload = json.dumps(self.server.reply(self.path, body)).encode()
+        self.send_response(self.server.status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(payload)))
+        self.end_headers()
+        self.wfile.write(payload)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def _responses(body: dict[str, Any]) -> dict[str, Any]:
+    found = [item["output"] for item in body["input"] if item.get("type") == "function_call_output"]
+    if found:
+        text = {"type": "output_text", "text": f"It found: {found[0]}", "annotations": []}
+        item = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [text]}
+    else:
+        item = {
+            "type": "function_call",
+            "id": "fc_1",
+            "call_id": "call_1",
+            "name": "web_search",
+            "arguments": json.dumps(ARGUMENTS),
+            "status": "completed",
+        }
+    tokens = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
+    details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 0}}
+    return {
+        "id": "resp_1",
+        "object": "response",
+        "created_at": 0,
+        "status": "completed",
+        "model": body["model"],
+        "output": [item],
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+        "usage": tokens | details,
+    }
+
+
+def _chat_completion(body: dict[str, Any]) -> dict[str, Any]:
+    found = [message["content"] for message in body["messages"] if message["role"] == "tool"]
+    function = {"name": "web_search", "arguments": json.dumps(ARGUMENTS)}
+    call = {"id": "call_1", "type": "function", "function": function}
+    message = {"content": f"It found: {found[0]}"} if found else {"content": None, "tool_calls": [call]}
+    choice = {
+        "index": 0,
+        "finish_reason": "stop" if found else "tool_calls",
+        "message": {"role": "assistant", **message},
+    }
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": body["model"],
+        "choices": [choice],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2},
+    }
+
+
+@pytest.fixture
+def stand_in() -> Iterator[StandIn]:
+    with StandIn() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def keys(stand_in: StandIn, **changes: str) -> dict[str, str]:
+    own = {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": stand_in.url, "OPENAI_AGENTS_DISABLE_TRACING": "1"}
+    return own | {"LITELLM_LOCAL_MODEL_COST_MAP": "True"} | changes
+
+
+def check_answer(finished: Finished) -> None:
+    assert finished.code == 0, finished
+    assert answer(finished.stdout).startswith("It found: 1. ")
+    assert finished.stderr == ""
+
+
+async def test_the_demo_runs_through_the_openai_client_on_the_responses_api(stage: Stage, stand_in: StandIn) -> None:
+    stage.worker()
+    first = await stage.demo("Q", **keys(stand_in, SESSION_ID="s1"))
+    check_answer(first)
+    assert [path for path, _ in stand_in.requests] == ["/v1/responses"] * 2
+    tools = {tool["name"]: tool for tool in stand_in.requests[0][1]["tools"]}
+    assert set(tools) == {"web_search", "visit_webpage"}
+    assert tools["web_search"]["strict"] is True
+
+    second = await stage.demo("Q", **keys(stand_in, SESSION_ID="s1"))
+    check_answer(second)
+    assert ended_calls(second.stdout, "cached") == 1
+    assert len(stage.executions) == 1
+
+
+async def test_the_demo_runs_through_litellm_on_chat_completions(stage: Stage, stand_in: StandIn) -> None:
+    stage.worker()
+    finished = await stage.demo("Q", **keys(stand_in, MODEL="litellm/openai/gpt-stand-in"))
+    check_answer(finished)
+    assert [path for path, _ in stand_in.requests] == ["/v1/chat/completions"] * 2
+    assert stand_in.requests[0][1]["model"] == "gpt-stand-in"
+    assert len(stage.executions) == 1
+
+
+@pytest.mark.parametrize("model", ["", "litellm/openai/gpt-stand-in"], ids=["openai", "litellm"])
+async def test_a_key_that_is_refused_is_said_in_a_sentence(stage: Stage, stand_in: StandIn, model: str) -> None:
+    stand_in.status = 401
+    finished = await stage.demo("Q", **keys(stand_in), **({"MODEL": model} if model else {}))
+    assert finished.code == 1
+    assert "Incorrect API key provided." in finished.stdout
+    assert no_traceback(finished)
+
+
+async def test_a_model_server_that_cannot_be_reached_is_said_in_a_sentence(stage: Stage) -> None:
+    finished = await stage.demo("Q", OPENAI_API_KEY="sk-test", OPENAI_BASE_URL="http://127.0.0.1:1/v1")
+    assert finished.code == 1
+    assert "Connection error" in finished.stdout
+    assert no_traceback(finished)
+
+
+def test_a_gemini_key_chooses_gemini_through_litellm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import demo
+
+    for name in ("OPENAI_API_KEY", "MODEL", "GEMINI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GOOGLE_API_KEY", "g")
+    assert demo.choose_model(offline=False) == ("litellm/gemini/gemini-3.8-flash", "live")
+    monkeypatch.setenv("MODEL", "litellm/other/model")
+    assert demo.choose_model(offline=False) == ("litellm/other/model", "live")

@@ -1,0 +1,314 @@
+"""What makes a tool durable: the calls of an agent through submit_task.py, a real server and a real worker."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from agents import Agent, FunctionTool, RunContextWrapper, Runner, function_tool
+from agents.testing import ScriptedModel, assistant_message, function_call
+from processes import eventually
+from pydantic import BaseModel
+
+import tools
+from nexum_runtime import Client, Worker
+from nexum_runtime.worker import idempotency_key
+from submit_task import (
+    CallEvent,
+    DurableCallError,
+    DurableSession,
+    ToolFailed,
+    durable_session,
+    durable_tool,
+    submit_tool_call,
+)
+from worker import run_tool
+from workflow import tool_call_workflow
+
+executed: list[tuple[str, Any]] = []
+"""Every real execution of a tool, in order."""
+
+
+class City(BaseModel):
+    name: str
+    inhabitants: int = 0
+
+
+async def weather(city: str, days: int = 1) -> str:
+    """Tell the weather.
+
+    Args:
+        city: Where.
+        days: How many days ahead.
+    """
+    executed.append(("weather", (city, days)))
+    return f"{city}: sunny for {days} days"
+
+
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    executed.append(("add", (a, b)))
+    return a + b
+
+
+def grow(city: City) -> City:
+    """Let a city grow."""
+    executed.append(("grow", city))
+    return City(name=city.name, inhabitants=city.inhabitants + 1)
+
+
+def roll_dice() -> int:
+    """Roll the dice."""
+    executed.append(("roll_dice", None))
+    return len(executed)
+
+
+def broken(why: str) -> str:
+    """Break."""
+    executed.append(("broken", why))
+    raise tools.ToolError(f"The tool broke because of {why}.", retryable=False)
+
+
+def crash() -> str:
+    """Divide by zero."""
+    executed.append(("crash", None))
+    return str(1 // 0)
+
+
+async def tell_key() -> str:
+    """Tell the idempotency key."""
+    executed.append(("tell_key", None))
+    return idempotency_key()
+
+
+@pytest.fixture(autouse=True)
+def _own_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+    functions: tuple[Callable[..., Any], ...] = (weather, add, grow, roll_dice, broken, crash, tell_key)
+    monkeypatch.setattr(tools, "TOOLS", {function.__name__: function for function in functions})
+    executed.clear()
+
+
+@pytest.fixture(autouse=True)
+def _address(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXUM_ADDRESS", address)
+
+
+@pytest.fixture
+async def worker(address: str) -> AsyncIterator[Worker]:
+    port = int(address.partition(":")[2])
+    worker = Worker([tool_call_workflow(run_tool)], concurrency=8, port=port, drain_seconds=0)
+    running = asyncio.create_task(worker.run())
+    yield worker
+    worker.stop()
+    await running
+
+
+def calls(*named: tuple[str, dict[str, Any]]) -> list[Any]:
+    """One turn of a model that makes these calls in parallel."""
+    return [function_call(name, json.dumps(args), call_id=f"call_{next(_ids)}") for name, args in named]
+
+
+_ids = itertools.count()
+
+
+def tool_outputs(result: Any) -> list[str]:
+    return [str(item.output) for item in result.new_items if item.type == "tool_call_output_item"]
+
+
+async def run(session_id: str, turns: list[Any], *agent_tools: FunctionTool, on_event: Any = None) -> Any:
+    agent = Agent(name="test", model=ScriptedModel([*turns, [assistant_message("done")]]), tools=list(agent_tools))
+    with durable_session(session_id, on_event or (lambda event: None)):
+        return await Runner.run(agent, "go")
+
+
+async def test_a_second_run_of_a_session_gets_every_result_from_the_store(worker: Worker) -> None:
+    events: list[CallEvent] = []
+    turns = [calls(("weather", {"city": "Rome"}), ("add", {"a": 1, "b": 2})), calls(("add", {"a": 3, "b": 4}))]
+
+    first = await run("s1", turns, durable_tool(weather), durable_tool(add))
+    second = await run("s1", turns, durable_tool(weather), durable_tool(add), on_event=events.append)
+
+    assert tool_outputs(first) == tool_outputs(second) == ["Rome: sunny for 1 days", "3", "7"]
+    assert len(executed) == 3
+    assert [event.kind for event in events].count("cached") == 3
+
+
+async def test_another_session_shares_nothing(worker: Worker) -> None:
+    turns = [calls(("add", {"a": 1, "b": 2}))]
+    await run("s1", turns, durable_tool(add))
+    await run("s10", turns, durable_tool(add))
+    assert len(executed) == 2
+
+
+async def test_sixteen_parallel_calls_of_which_four_are_identical_are_sixteen_recorded_results(
+    worker: Worker, client: Client
+) -> None:
+    sixteen = calls(*[("roll_dice", {})] * 4, *[("add", {"a": n, "b": n}) for n in range(12)])
+
+    first = await run("s1", [sixteen], durable_tool(roll_dice), durable_tool(add))
+    assert len(executed) == 16
+    assert len(set(tool_outputs(first)[:4])) == 4, "each roll is a call of its own"
+    second = await run("s1", [sixteen], durable_tool(roll_dice), durable_tool(add))
+
+    assert len(executed) == 16
+    assert sorted(tool_outputs(second)) == sorted(tool_outputs(first))
+    recorded = await client.executions("s1/", limit=100)
+    assert [execution.status for execution in recorded] == ["COMPLETED"] * 16
+
+
+async def test_arguments_that_a_provider_formats_differently_are_the_same_call(worker: Worker) -> None:
+    for text in ('{"city":"Zürich","days":2}', '{ "days": 2,\n "city": "Z\\u00fcrich" }'):
+        await run("s1", [[function_call("weather", text, call_id="c1")]], durable_tool(weather))
+    assert executed == [("weather", ("Zürich", 2))]
+
+
+async def test_two_processes_that_run_one_session_at_once_execute_each_call_once(worker: Worker) -> None:
+    async def other_process() -> str:
+        with durable_session("s1"):
+            return await submit_tool_call("roll_dice", {}, "s1")
+
+    results = await asyncio.gather(*(other_process() for _ in range(5)))
+    assert len(set(results)) == 1
+    assert len(executed) == 1
+
+
+@pytest.mark.parametrize("function", [weather, add, grow, tools.web_search, tools.visit_webpage])
+def test_a_durable_tool_looks_to_the_model_exactly_like_the_plain_one(function: Callable[..., Any]) -> None:
+    plain, durable = function_tool(function), durable_tool(function)
+    assert (durable.name, durable.description, durable.strict_json_schema) == (
+        plain.name,
+        plain.description,
+        plain.strict_json_schema,
+    )
+    assert json.dumps(durable.params_json_schema) == json.dumps(plain.params_json_schema)
+
+
+async def test_arguments_and_results_with_a_shape_travel_as_json(worker: Worker) -> None:
+    turn = calls(("grow", {"city": {"name": "Ur", "inhabitants": 9}}))
+    result = await run("s1", [turn], durable_tool(grow))
+    assert executed == [("grow", City(name="Ur", inhabitants=9))]
+    assert [json.loads(text) for text in tool_outputs(result)] == [{"name": "Ur", "inhabitants": 10}]
+
+
+async def test_a_tool_that_fails_tells_the_model_in_its_own_words_and_the_run_goes_on(worker: Worker) -> None:
+    result = await run("s1", [calls(("broken", {"why": "rain"}))], durable_tool(broken))
+    assert tool_outputs(result) == ["The tool broke because of rain."]
+    assert result.final_output == "done"
+    assert len(executed) == 1, "a failure that cannot be mended is not retried"
+
+
+async def test_a_call_that_failed_is_tried_again_in_the_next_run(worker: Worker) -> None:
+    for _ in range(2):
+        await run("s1", [calls(("broken", {"why": "rain"}))], durable_tool(broken))
+    assert len(executed) == 2
+
+
+async def test_an_unknown_tool_fails_at_once_and_names_the_known_ones(worker: Worker) -> None:
+    with pytest.raises(ToolFailed, match=r"knows no tool 'fly'; it knows weather, add"):
+        await submit_tool_call("fly", {}, "s1")
+
+
+async def test_arguments_that_do_not_fit_fail_at_once(worker: Worker) -> None:
+    with pytest.raises(ToolFailed, match=r"The arguments of add do not fit"):
+        await submit_tool_call("add", {"a": "x", "b": 2}, "s1")
+    assert executed == []
+
+
+async def test_a_tool_can_ask_for_its_idempotency_key(worker: Worker) -> None:
+    key = await submit_tool_call("tell_key", {}, "s1")
+    assert key.startswith("s1/tell_key/")
+
+
+async def test_a_call_with_no_result_in_time_stops_the_run_and_names_the_command_that_shows_it() -> None:
+    with pytest.raises(DurableCallError, match=r"nexum show s1/add/\w{16}/0"):
+        await run("s1", [calls(("add", {"a": 1, "b": 2}))], durable_tool(add, timeout=0.2))
+
+
+async def test_a_call_that_outlived_its_run_is_found_by_the_next_one(address: str) -> None:
+    turn = calls(("add", {"a": 1, "b": 2}))
+    with contextlib.suppress(DurableCallError):
+        await run("s1", [turn], durable_tool(add, timeout=0.2))
+    worker = Worker([tool_call_workflow(run_tool)], port=int(address.partition(":")[2]))
+    running = asyncio.create_task(worker.run())
+    result = await run("s1", [turn], durable_tool(add))
+    worker.stop()
+    await running
+    assert tool_outputs(result) == ["3"]
+    assert len(executed) == 1
+
+
+async def test_a_waiting_call_says_that_no_worker_has_taken_it() -> None:
+    events: list[CallEvent] = []
+    agent_run = asyncio.create_task(
+        run("s1", [calls(("add", {"a": 1, "b": 2}))], durable_tool(add), on_event=events.append)
+    )
+    await eventually(lambda: ("waiting", "worker") in [(event.kind, event.detail) for event in events])
+    agent_run.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await agent_run
+
+
+async def test_a_nexum_that_cannot_be_reached_stops_the_run_instead_of_being_told_to_the_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("submit_task.nexum_client", lambda: Client("localhost:1"))
+    with pytest.raises(DurableCallError, match=r"No Nexum server answers at localhost:1\. Start one with `nexum dev`"):
+        await run("s1", [calls(("add", {"a": 1, "b": 2}))], durable_tool(add, timeout=0.2))
+
+
+async def test_a_durable_tool_outside_of_a_session_says_what_to_write() -> None:
+    agent = Agent(name="test", model=ScriptedModel([calls(("add", {"a": 1, "b": 2}))]), tools=[durable_tool(add)])
+    with pytest.raises(DurableCallError, match=r"with durable_session\(session_id\)"):
+        await Runner.run(agent, "go")
+
+
+async def test_the_models_malformed_arguments_are_answered_as_for_any_tool(worker: Worker) -> None:
+    plain = await run("s1", [[function_call("add", "{", call_id="c1")]], function_tool(add))
+    durable = await run("s1", [[function_call("add", "{", call_id="c1")]], durable_tool(add))
+    assert tool_outputs(durable) == tool_outputs(plain)
+
+
+async def test_a_failure_function_of_ones_own_still_words_what_is_not_the_tools_own_word(worker: Worker) -> None:
+    tool = durable_tool(add, failure_error_function=lambda context, error: f"my word: {type(error).__name__}")
+    result = await run("s1", [[function_call("add", "{", call_id="c1")]], tool)
+    assert tool_outputs(result) == ["my word: ModelBehaviorError"]
+
+
+def test_functions_whose_calls_cannot_travel_are_refused_by_name() -> None:
+    def takes_context(context: RunContextWrapper[Any], city: str) -> str:
+        return city
+
+    def takes_anything(*cities: str) -> str:
+        return str(cities)
+
+    with pytest.raises(TypeError, match="takes_context takes the run context"):
+        durable_tool(takes_context)
+    with pytest.raises(TypeError, match="takes_anything takes"):
+        durable_tool(takes_anything)
+    with pytest.raises(TypeError, match="takes the place of function_tool"):
+        durable_tool(function_tool(add))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("session_id", ["", "a/b", "a b", "é", "x" * 65, "s1\n"])
+def test_a_session_id_that_cannot_be_one_is_refused(session_id: str) -> None:
+    with pytest.raises(DurableCallError, match="SESSION_ID is"):
+        DurableSession(session_id)
+
+
+def test_the_identity_of_a_call_never_changes() -> None:
+    session = DurableSession("s1")
+    arguments = {"query": "durable execution", "max_results": 5}
+    assert session.next_execution_id("web_search", arguments) == "s1/web_search/abcd5f47a4d3bf63/0"
+    assert session.next_execution_id("web_search", dict(reversed(arguments.items()))).endswith("/1")
+
+
+async def test_a_tool_that_raises_is_retried_and_what_it_raised_reaches_the_model(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexum_runtime.server.engine.RETRY_DELAY_MS_MIN", 1)
+    result = await run("s1", [calls(("crash", {}))], durable_tool(crash))
+    assert tool_outputs(result) == ["ZeroDivisionError: integer division or modulo by zero"]
+    assert len(executed) == 4
