@@ -83,7 +83,8 @@ async def measure(model: Any, rounds: int, console: Console) -> list[Round]:
 def report(console: Console, rounds: list[Round], mode: str) -> None:
     median = {kind: statistics.median(each.seconds[kind] for each in rounds) for kind in KINDS}
     calls = statistics.median(each.calls for each in rounds)
-    table = Table(title=f"{len(rounds)} rounds of {calls:g} tool calls, {mode}", title_justify="left")
+    title = f"median of {len(rounds)} × {calls:g} tool calls, {mode}"
+    table = Table(title=title, title_justify="left")
     table.add_column("agent")
     for name in ("median", "least – most", "× plain", "above plain, per call"):
         table.add_column(name, justify="right")
@@ -131,4 +132,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -93,7 +93,8 @@ async def run(arguments: argparse.Namespace, session_id: str, view: RunView, aga
     async with AsyncExitStack() as stack:
         if arguments.dev:
             flags = ("--offline",) if arguments.offline else ()
-            await stack.enter_async_context(local_nexum(address, Path(".nexum"), flags))
+            if not await stack.enter_async_context(local_nexum(address, Path(".nexum"), flags)):
+                view.note("--dev uses the Nexum server that was running already")
         await nexum_client().check()
         stack.enter_context(durable_session(session_id, on_event))
         result = await Runner.run(build_agent(model), arguments.question, max_turns=MAX_TURNS)
@@ -109,6 +110,8 @@ def parse_arguments() -> argparse.Namespace:
         "--crash-after", type=int, metavar="N", help="die by SIGKILL right after the Nth completed call"
     )
     arguments = parser.parse_args()
+    if arguments.crash_after is not None and arguments.crash_after < 1:
+        parser.error("--crash-after must be at least 1")
     arguments.question = " ".join(arguments.question).strip() or QUESTION
     return arguments
 

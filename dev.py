@@ -27,7 +27,10 @@ async def local_nexum(address: str, folder: Path, worker_flags: tuple[str, ...] 
     Raises NexumError when the server cannot be started, with the end of its log.
     """
     host, port = split_address(address)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise NexumError(f"Cannot make the folder {folder.absolute()}: {error.strerror}.") from None
     environment = os.environ | {EXIT_WITH_PARENT: "1", "NEXUM_ADDRESS": address, "PYTHONUNBUFFERED": "1"}
     async with Client(address) as client:
         with ExitStack() as children:

@@ -55,7 +55,7 @@ class CallEvent:
     tool_args: dict[str, Any]
     elapsed_ms: int = 0  # since the call was submitted
     saved_ms: int = 0  # cached: what the tool took when it ran
-    detail: str = ""  # waiting: for what; failed: why
+    detail: str = ""  # failed: why; waiting: for a "server" that answers, a "worker" that takes it, or the "result"
 
 
 def check_session_id(session_id: str) -> None:
@@ -180,8 +180,7 @@ def durable_tool(
         tool_args = to_jsonable_python(arguments.arguments)
         return await submit_tool_call(function.__name__, tool_args, session.session_id, timeout)
 
-    function_tool_options.setdefault("failure_error_function", default_tool_error_function)
-    tell = function_tool_options.pop("failure_error_function")
+    tell = function_tool_options.pop("failure_error_function", default_tool_error_function)
 
     def tell_the_model(context: RunContextWrapper[Any], error: Exception) -> Any:
         if isinstance(error, DurableCallError) or tell is None:

@@ -11,9 +11,14 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
 
+from nexum_runtime.wire import DEFAULT_ADDRESS
 from submit_task import CallEvent
 
 ARGUMENT_CHARS = 48  # shown of an argument
+CALL_MARGIN = len("[Nexum]  stored ✓ 1234 ms")  # columns of a call's line that are not the call
+QUESTION_CHARS = 300
+PREFIX = f"[cyan]{escape('[Nexum]')}[/]"
+STILL_RUNNING_MS = 10_000  # a call that takes longer is said to be still running
 
 WAITING = {
     "worker": "no worker has taken this call yet: is `python worker.py` running?",
@@ -21,22 +26,33 @@ WAITING = {
 }
 
 
+class _Console(Console):
+    """Goes on silently when nobody reads any more (`| head`): the run is worth more than its output."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has nowhere to go
+
+
 class RunView:
     """Prints a run as it goes, coloured in a terminal and plain when piped, and counts what came from the store."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = _Console(highlight=False, soft_wrap=True)
         self.completed = self.cached = self.saved_ms = 0
         self._hints_given: set[str] = set()
 
     def header(self, **fields: str) -> None:
         for name, value in fields.items():
-            self.console.print(f"[dim]{name:<9}[/] {escape(value)}")
+            self.console.print(f"[dim]{name:<9}[/] {escape(_cut(value, QUESTION_CHARS))}")
         self.console.print()
+
+    def note(self, text: str) -> None:
+        self.console.print(f"{PREFIX} {escape(text)}")
 
     def on_event(self, event: CallEvent) -> None:
         if event.kind == "waiting":
-            self._hint(event.detail)
+            self._hint(event)
             return
         self._hints_given.clear()
         text = {
@@ -45,17 +61,26 @@ class RunView:
             "cached": "[yellow]cached ⚡[/]",
             "failed": f"[red]failed ✗[/] {escape(event.detail)}",
         }[event.kind]
-        self.console.print(f"[cyan]{escape('[Nexum]')}[/] {escape(_call(event))} {text}")
+        self._line(event, text)
         if event.kind in ("stored", "cached"):
             self.completed += 1
         if event.kind == "cached":
             self.cached += 1
             self.saved_ms += event.saved_ms
 
-    def _hint(self, waiting: str) -> None:
-        if waiting in WAITING and waiting not in self._hints_given:
-            self._hints_given.add(waiting)
-            self.console.print(f"[cyan]{escape('[Nexum]')}[/] [yellow]{WAITING[waiting]}[/]")
+    def _hint(self, event: CallEvent) -> None:
+        if event.detail == "result":
+            if event.elapsed_ms >= STILL_RUNNING_MS:
+                self._line(event, f"[yellow]still running[/] {duration(event.elapsed_ms)}")
+        elif event.detail not in self._hints_given:
+            self._hints_given.add(event.detail)
+            self.note(WAITING[event.detail])
+
+    def _line(self, event: CallEvent, text: str) -> None:
+        call = _call(event)
+        if self.console.is_terminal:
+            call = _cut(call, self.console.width - CALL_MARGIN)
+        self.console.print(f"{PREFIX} {escape(call)} {text}")
 
     def answer(self, text: str) -> None:
         self.console.print()
@@ -82,9 +107,14 @@ class RunView:
 
 
 def command_line(session_id: str, question: str, flags: list[str]) -> str:
-    """The command that runs this session again from here, with the interpreter that runs now."""
-    script = os.path.relpath(sys.argv[0])
-    return shlex.join(["env", f"SESSION_ID={session_id}", _python(), script, *flags, question]).removeprefix("env ")
+    """The command that runs this session again from here, with the interpreter and the settings of now."""
+    settings = {"SESSION_ID": session_id}
+    if os.environ.get("NEXUM_ADDRESS", DEFAULT_ADDRESS) != DEFAULT_ADDRESS:
+        settings["NEXUM_ADDRESS"] = os.environ["NEXUM_ADDRESS"]
+    if os.environ.get("MODEL"):
+        settings["MODEL"] = os.environ["MODEL"]
+    assignments = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
+    return " ".join([*assignments, shlex.join([_python(), os.path.relpath(sys.argv[0]), *flags, question])])
 
 
 def _python() -> str:
@@ -104,7 +134,10 @@ def _call(event: CallEvent) -> str:
     """`web_search(query="durable execution", max_results=5)`, long arguments cut."""
     arguments = []
     for name, value in event.tool_args.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        shown = text if len(text) <= ARGUMENT_CHARS else f"{text[: ARGUMENT_CHARS - 1]}…"
+        shown = _cut(value if isinstance(value, str) else json.dumps(value), ARGUMENT_CHARS)
         arguments.append(f"{name}={json.dumps(shown, ensure_ascii=False) if isinstance(value, str) else shown}")
     return f"{event.tool_name}({', '.join(arguments)})"
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -16,14 +16,14 @@ from typing import Any
 
 from nexum.context import ContextView
 from pydantic import ValidationError, validate_call
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json
 
 import tools
-from nexum_runtime import NexumError, TaskError, Worker
+import webpage
+from nexum_runtime import NexumError, Worker, wire
 from nexum_runtime.signals import stop_requested
-from nexum_runtime.wire import DEFAULT_ADDRESS, split_address
-from nexum_runtime.worker import run_in_thread
-from workflow import ToolCall, ToolResult, tool_call_workflow
+from nexum_runtime.worker import DRAIN_SECONDS, run_in_thread
+from workflow import ToolCall, ToolError, ToolResult, tool_call_workflow
 
 log = logging.getLogger("worker")
 
@@ -34,22 +34,27 @@ async def run_tool(context: ContextView) -> ToolResult:
     tool: Callable[..., Any] | None = tools.TOOLS.get(call.tool_name)
     if tool is None:
         known = ", ".join(tools.TOOLS)
-        raise TaskError(f"This worker knows no tool {call.tool_name!r}; it knows {known}.", retryable=False)
+        error = f"This worker knows no tool {call.tool_name!r}; it knows {known}. If it is new, restart worker.py."
+        raise ToolError(error, retryable=False)
     checked = validate_call(tool)  # the arguments come back from JSON as what the tool's signature says
+    log.info("%s %.120s", call.tool_name, wire.canonical_json(call.tool_args))
     started = time.monotonic()
     try:
         if inspect.iscoroutinefunction(tool):
             result = await checked(**call.tool_args)
         else:
             result = await run_in_thread(lambda: checked(**call.tool_args))
+        text = result if isinstance(result, str) else to_json(result).decode()
     except Exception as error:
         log.warning("%s failed: %s", call.tool_name, error)
         if isinstance(error, ValidationError) and error.title == tool.__name__:
-            raise TaskError(f"The arguments of {call.tool_name} do not fit: {error}", retryable=False) from error
+            raise ToolError(f"The arguments of {call.tool_name} do not fit: {error}", retryable=False) from error
+        if isinstance(error, PydanticSerializationError):  # it has run; running it again would end the same
+            raise ToolError(f"{call.tool_name} returned what JSON cannot carry: {error}", retryable=False) from error
         raise
     duration_ms = round((time.monotonic() - started) * 1000)
     log.info("%s done in %d ms", call.tool_name, duration_ms)
-    return ToolResult(result=result if isinstance(result, str) else to_json(result).decode(), duration_ms=duration_ms)
+    return ToolResult(result=text, duration_ms=duration_ms)
 
 
 async def main() -> None:
@@ -63,9 +68,9 @@ async def main() -> None:
     for name in ("worker", "nexum.worker"):
         logging.getLogger(name).setLevel(logging.INFO)
     if arguments.offline:
-        tools.go_offline()
+        webpage.go_offline()
     try:
-        host, port = split_address(os.environ.get("NEXUM_ADDRESS", DEFAULT_ADDRESS))
+        host, port = wire.split_address(os.environ.get("NEXUM_ADDRESS", wire.DEFAULT_ADDRESS))
         worker = Worker([tool_call_workflow(run_tool)], concurrency=arguments.concurrency, host=host, port=port)
         mode = "the offline web only" if arguments.offline else "the web"
         log.info(
@@ -74,6 +79,8 @@ async def main() -> None:
         working = asyncio.create_task(worker.run())
         stopping = asyncio.create_task(stop_requested())
         await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            log.info("Stopping; running tools have %d s to finish. Ctrl-C again stops at once.", DRAIN_SECONDS)
         worker.stop()
         await working
     except NexumError as error:
@@ -81,4 +88,7 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    try:
+        asyncio.run(main())
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -11,6 +11,8 @@ from nexum import WorkflowDef, workflow
 from nexum.context import ContextView
 from pydantic import BaseModel
 
+from nexum_runtime import TaskError
+
 NODE = "tool_call"
 
 
@@ -26,6 +28,10 @@ class ToolResult(BaseModel):
 
     result: str
     duration_ms: int
+
+
+class ToolError(TaskError):
+    """Raised by a tool to say in its own words what went wrong, to the model. `retryable=False`: it will again."""
 
 
 async def _runs_in_the_worker(context: ContextView) -> ToolResult:

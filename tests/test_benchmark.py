@@ -21,7 +21,7 @@ async def test_the_benchmark_reports_each_kind_of_run_and_that_cached_executes_n
 ) -> None:
     finished = await run(sys.executable, ROOT / "benchmark.py", "--rounds", "1", env=env, cwd=tmp_path)
     assert finished.code == 0, finished
-    assert "1 rounds of 5 tool calls, offline, 0 ms a page" in finished.stdout
+    assert "median of 1 × 5 tool calls, offline, 0 ms a page" in finished.stdout
     for kind in ("plain", "on Nexum, cold", "on Nexum, cached ⚡"):
         assert kind in finished.stdout
     assert "and executes no tool." in finished.stdout

@@ -235,3 +235,33 @@ async def test_dev_uses_a_server_that_is_running(stage: Stage) -> None:
     shown = await run(Path(sys.executable).with_name("nexum"), "ps", "s1/", env=stage.environment())
     assert shown.stdout.count("COMPLETED") == 5
     assert not (stage.folder / ".nexum" / "local.db").exists()
+
+
+async def test_output_that_nobody_reads_any_more_ends_neither_the_run_nor_in_a_traceback(stage: Stage) -> None:
+    stage.worker()
+    command = " ".join(map(str, stage.demo_command()))
+    env = stage.environment(SESSION_ID="s1")
+    finished = await run("bash", "-c", f"set -o pipefail; {command} | head -1", env=env, cwd=stage.folder)
+    assert (finished.code, finished.stderr) == (0, "")
+    assert len(stage.executions) == 5, "the run went on to its end"
+
+
+async def test_a_second_signal_ends_the_worker_at_once_and_without_a_word(stage: Stage) -> None:
+    stage.gate.unlink()
+    worker = stage.worker()
+    stage.demo_process(SESSION_ID="s1")
+    await eventually(lambda: len(stage.executions) == 2, "two tools running")
+    worker.send(signal.SIGINT)
+    await worker.says("Ctrl-C again stops at once")
+    worker.send(signal.SIGINT)
+    assert await worker.ended() == -signal.SIGINT
+    assert "Traceback" not in worker.output
+    stage.gate.touch()
+
+
+async def test_a_folder_that_cannot_be_made_is_said_in_a_sentence(stage: Stage) -> None:
+    (stage.folder / ".nexum").touch()
+    finished = await stage.demo("--dev", "--offline")
+    assert finished.code == 1
+    assert f"Cannot make the folder {stage.folder}/.nexum: File exists." in finished.stdout
+    assert no_traceback(finished)

@@ -17,6 +17,7 @@ import tools
 from offline import terms
 from offline.model import OfflineModel
 from offline.web import PAGES, OfflineWeb, search
+from workflow import ToolError
 
 SITE = "https://offline.example"
 QUESTION = "What is durable execution for AI agents?"
@@ -148,7 +149,7 @@ def test_every_page_is_described_and_links_only_to_pages_that_exist(slug: str) -
 async def test_a_path_that_is_no_page_is_not_found(path: str) -> None:
     request = httpx.Request("GET", SITE, extensions={"target": path.encode()})
     assert (await OfflineWeb().handle_async_request(request)).status_code == 404
-    with pytest.raises(tools.ToolError, match="answered 404 Not Found"):
+    with pytest.raises(ToolError, match="answered 404 Not Found"):
         await tools.visit_webpage(SITE + path)
 
 

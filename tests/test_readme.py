@@ -28,7 +28,9 @@ async def test_the_readmes_crash_and_second_run_are_what_one_sees(stage: Stage) 
     stage.worker()
     for name, arguments in (("crash", ("--crash-after", "2")), ("again", ())):
         finished = await stage.demo(*arguments, SESSION_ID="s1", OFFLINE_WEB_DELAY_MS="1")
-        printed = re.sub(r"SESSION_ID=s1 \S+ \S+demo\.py", "SESSION_ID=s1 python demo.py", finished.stdout)
+        printed = re.sub(
+            r"SESSION_ID=s1 NEXUM_ADDRESS=\S+ \S+ \S+demo\.py", "SESSION_ID=s1 python demo.py", finished.stdout
+        )
         missing = comparable(transcript(name)) - comparable(printed.splitlines())
         assert not missing, printed
 

@@ -26,7 +26,7 @@ from submit_task import (
     submit_tool_call,
 )
 from worker import run_tool
-from workflow import tool_call_workflow
+from workflow import ToolError, tool_call_workflow
 
 executed: list[tuple[str, Any]] = []
 """Every real execution of a tool, in order."""
@@ -69,7 +69,7 @@ def roll_dice() -> int:
 def broken(why: str) -> str:
     """Break."""
     executed.append(("broken", why))
-    raise tools.ToolError(f"The tool broke because of {why}.", retryable=False)
+    raise ToolError(f"The tool broke because of {why}.", retryable=False)
 
 
 def crash() -> str:
@@ -308,7 +308,7 @@ def test_the_identity_of_a_call_never_changes() -> None:
 async def test_a_tool_that_raises_is_retried_and_what_it_raised_reaches_the_model(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexum_runtime.server.engine.RETRY_DELAY_MS_MIN", 1)
+    monkeypatch.setattr("nexum_runtime.server.lifecycle.RETRY_DELAY_MS_MIN", 1)
     result = await run("s1", [calls(("crash", {}))], durable_tool(crash))
     assert tool_outputs(result) == ["ZeroDivisionError: integer division or modulo by zero"]
     assert len(executed) == 4

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 import tools
+import webpage
+from workflow import ToolError
 
 MEGABYTE = 1024 * 1024
 
@@ -24,7 +26,7 @@ Serve = Callable[[Answer], Awaitable[str]]
 def _plain_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setenv("OFFLINE_WEB_DELAY_MS", "0")
-    monkeypatch.setattr(tools, "_offline", False)
+    monkeypatch.setattr(webpage, "_offline", False)
 
 
 @pytest.fixture
@@ -78,8 +80,8 @@ def article(text: str, title: str = "A title") -> str:
     return f"<!doctype html><html><head><title>{title}</title></head><body><p>{text}</p></body></html>"
 
 
-async def refused(url: str) -> tools.ToolError:
-    with pytest.raises(tools.ToolError) as caught:
+async def refused(url: str) -> ToolError:
+    with pytest.raises(ToolError) as caught:
         await tools.visit_webpage(url)
     sentence = str(caught.value)
     assert sentence.startswith(url)
@@ -290,8 +292,8 @@ async def test_a_page_that_never_answers_is_given_up_after_the_read_timeout(
     async def answer(path: str, writer: asyncio.StreamWriter) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(tools, "READ_TIMEOUT_S", 0.1)
-    async with asyncio.timeout(tools.PAGE_DEADLINE_S / 3):
+    monkeypatch.setattr(webpage, "READ_TIMEOUT_S", 0.1)
+    async with asyncio.timeout(webpage.PAGE_DEADLINE_S / 3):
         error = await refused(await serve(answer))
     assert "did not answer in time" in str(error)
     assert error.retryable is False
@@ -305,7 +307,7 @@ async def test_a_page_that_trickles_is_given_up_at_the_deadline(serve: Serve, mo
             await writer.drain()
             await asyncio.sleep(0.01)
 
-    monkeypatch.setattr(tools, "PAGE_DEADLINE_S", 0.2)
+    monkeypatch.setattr(webpage, "PAGE_DEADLINE_S", 0.2)
     error = await refused(await serve(answer))
     assert "did not answer in time" in str(error)
     assert error.retryable is False
@@ -358,7 +360,7 @@ async def test_what_is_no_web_address_is_refused(url: str) -> None:
 
 @pytest.mark.parametrize("url", ["", "http://127.0.0.1:1/" + "a" * 70_000, "http://127.0.0.1:1/\ud800"])
 async def test_even_an_absurd_url_ends_in_a_short_sentence(url: str) -> None:
-    with pytest.raises(tools.ToolError, match=r"use another page\.$") as caught:
+    with pytest.raises(ToolError, match=r"use another page\.$") as caught:
         await tools.visit_webpage(url)
     assert len(str(caught.value).encode()) < 500
 
@@ -424,7 +426,7 @@ async def test_a_failed_search_may_be_tried_again(monkeypatch: pytest.MonkeyPatc
         raise DDGSException(failure)
 
     engines_answer(monkeypatch, fail)
-    with pytest.raises(tools.ToolError, match=r"The search for “xyzzy” failed .*; try again later\.") as caught:
+    with pytest.raises(ToolError, match=r"The search for “xyzzy” failed .*; try again later\.") as caught:
         await tools.web_search("xyzzy")
     assert caught.value.retryable is True
 
@@ -441,7 +443,7 @@ async def test_a_search_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPa
     engines_answer(monkeypatch, hang)
     monkeypatch.setattr(tools, "SEARCH_DEADLINE_S", 0.1)
     try:
-        with pytest.raises(tools.ToolError, match=r"took more than 0\.1 seconds; try again later") as caught:
+        with pytest.raises(ToolError, match=r"took more than 0\.1 seconds; try again later") as caught:
             await tools.web_search("xyzzy")
     finally:
         over.set()
@@ -449,7 +451,7 @@ async def test_a_search_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPa
 
 
 async def test_an_empty_query_is_refused() -> None:
-    with pytest.raises(tools.ToolError, match="query is empty") as caught:
+    with pytest.raises(ToolError, match="query is empty") as caught:
         await tools.web_search("  ")
     assert caught.value.retryable is False
 
@@ -469,12 +471,12 @@ async def test_a_query_for_the_offline_site_asks_no_search_engine(monkeypatch: p
 
 async def test_once_offline_every_search_is_answered_by_the_offline_site(monkeypatch: pytest.MonkeyPatch) -> None:
     engines_answer(monkeypatch, no_engine)
-    tools.go_offline()
+    webpage.go_offline()
     assert "https://offline.example/idempotency" in await tools.web_search("idempotency keys")
 
 
 async def test_once_offline_only_offline_pages_can_be_visited(serve: Serve) -> None:
-    tools.go_offline()
+    webpage.go_offline()
     error = await refused(await serve(page(article("A live page."))))
     assert "cannot be visited offline" in str(error)
     assert error.retryable is False

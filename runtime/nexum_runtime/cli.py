@@ -43,6 +43,7 @@ def dev(
     from nexum_runtime.signals import stop_requested
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger("grpc").setLevel(logging.ERROR)  # it warns of every call that a stop cuts short
     database = db or _database_from_environment()
 
     async def serve() -> None:
@@ -63,9 +64,9 @@ def dev(
 def _database_from_environment() -> Path:
     url = os.environ.get("NEXUM_DATABASE_URL", f"sqlite:///{DATABASE_DEFAULT}")
     scheme, _, path = url.partition(":///")
-    if scheme != "sqlite" or not path:
+    if scheme != "sqlite" or not path or path == ":memory:" or "?" in path:
         _fail(f"NEXUM_DATABASE_URL is {url!r}; it must be sqlite:///path, or sqlite:////path from the root.")
-    return Path(path)
+    return Path(path).expanduser()
 
 
 @app.command()
@@ -113,6 +114,8 @@ def ps(
             execution.created_at[:19].replace("T", " "),
         )
     _console().print(table)
+    if len(executions) == limit:
+        print(f"The newest {limit}; there may be more: --limit")
 
 
 @app.command()
@@ -236,9 +239,9 @@ def _offset(ms: int) -> str:
 
 
 def _clock_time(epoch_ms: int) -> str:
-    from datetime import datetime
+    from datetime import UTC, datetime
 
-    return datetime.fromtimestamp(epoch_ms / 1000).strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromtimestamp(epoch_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def main() -> None:

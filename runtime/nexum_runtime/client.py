@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import sys
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -22,7 +23,7 @@ from nexum_runtime.errors import (
 )
 
 RPC_SECONDS = 10.0  # for an answer that does not wait for anything
-FIRST_WAIT_MS, WAIT_MS = 1_500, 20_000  # of one Execute: short at first, so that `on_wait` can speak up early
+FIRST_WAIT_MS, WAIT_MS = 1_500, 10_000  # of one Execute: short at first, so that `on_wait` can speak up early
 RECONNECT_SECONDS_MIN, RECONNECT_SECONDS_MAX = 0.1, 1.0
 
 # Another try may succeed: the server is restarting, went away in mid-call, or its disk is full.
@@ -71,6 +72,7 @@ class Client:
     def __init__(self, address: str = wire.DEFAULT_ADDRESS) -> None:
         wire.split_address(address)  # gRPC would take anything, and never connect
         self.address = address
+        self._max_message_bytes = sys.maxsize  # until the server has told
         self._channel = grpc.aio.insecure_channel(
             address,
             options=[
@@ -111,11 +113,18 @@ class Client:
                 await asyncio.sleep(RECONNECT_SECONDS_MIN)
 
     async def register(self, workflow: Definition) -> str:
-        """Make a workflow known. Returns its compatibility with the version registered before it, or NEW."""
+        """Make a workflow known. Returns its compatibility with the version registered before it, or NEW.
+
+        The server tells its limit on sizes in return; from then on what is larger is refused without being sent.
+        """
         request = pb.WorkflowIR(
             workflow_id=workflow.workflow_id, version_hash=workflow.version_hash, ir_json=workflow.ir_json
         )
-        acknowledgement = await self._call(self._stub.RegisterWorkflow, request)
+        acknowledgement, trailing = await self._call_with_trailing(
+            self._stub.RegisterWorkflow, request, {}, timeout=RPC_SECONDS
+        )
+        if limit := trailing.get(wire.MAX_MESSAGE_BYTES):
+            self._max_message_bytes = int(limit)
         return str(acknowledgement.compatibility)
 
     async def execute(
@@ -233,9 +242,10 @@ class Client:
         call = self._stub.PollTask(
             pb.PollRequest(worker_id=worker_id, version_hash=workflow.version_hash),
             metadata=(
-                (wire.WORKFLOW_ID, workflow.workflow_id),
                 (wire.LEASE_MS, str(lease_ms)),
                 (wire.WAIT_MS, str(wait_ms)),
+                # For a name that no header can carry, the server goes by what this channel has registered.
+                *(((wire.WORKFLOW_ID, workflow.workflow_id),) if wire.fits_header(workflow.workflow_id) else ()),
             ),
             timeout=RPC_SECONDS + wait_ms / 1000,
         )
@@ -256,6 +266,8 @@ class Client:
 
     async def complete(self, task_id: str, output_json: str) -> str:
         """Record a task's result. Returns "", or in words why it was not recorded. Raises TooLarge."""
+        if reason := wire.too_large("The result", output_json, self._max_message_bytes):
+            raise TooLarge(reason)
         request = pb.CompleteRequest(task_id=task_id, output_json=output_json)
         return str((await self._call(self._stub.CompleteTask, request)).message)
 
@@ -265,9 +277,10 @@ class Client:
         request = pb.FailRequest(task_id=task_id, error_message=error)
         return str((await self._call(self._stub.FailTask, request, metadata)).message)
 
-    async def heartbeat(self, worker_id: str) -> list[str]:
-        """Renew every lease of this worker. Returns the ids of the tasks it should stop."""
-        answer = await self._call(self._heartbeat, pb.PollRequest(worker_id=worker_id))
+    async def heartbeat(self, worker_id: str, task_ids: Collection[str]) -> list[str]:
+        """Renew the leases of the tasks that this worker holds. Returns the ids of those it should stop."""
+        held = wire.canonical_json(list(task_ids))
+        answer = await self._call(self._heartbeat, pb.PollRequest(worker_id=worker_id, version_hash=held))
         return [str(task_id) for task_id in json.loads(answer.message)]
 
     def _extension(self, name: str, request: Any, response: Any) -> Any:

@@ -20,6 +20,7 @@ async def stop_requested() -> None:
     def on_signal() -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_DFL)
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):

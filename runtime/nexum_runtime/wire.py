@@ -5,6 +5,7 @@ gRPC metadata, which a stock nexum-py peer never sends, so every key is optional
 """
 
 import json
+import re
 from typing import Any, NoReturn
 
 from nexum_runtime.errors import InvalidRequest
@@ -31,7 +32,8 @@ PREFIX = "nexum-prefix"  # ListExecutions: only ids that begin with this
 STATUS = "nexum-status"  # what the id was before the call: NEW, or the execution's status
 ERROR = "nexum-error-bin"  # why the execution failed, UTF-8
 ERROR_CODE = "nexum-error-code"
-ATTEMPTS = "nexum-attempts"  # tries so far
+ATTEMPTS = "nexum-attempts"  # tries since the execution was last started
+MAX_MESSAGE_BYTES = "nexum-max-message-bytes"  # RegisterWorkflow: the largest input or result that is accepted
 
 NEW = "NEW"
 
@@ -44,11 +46,13 @@ ERROR_METADATA_BYTES = 4_000  # gRPC refuses more than 8 KiB of metadata in all
 
 MIB = 1024 * 1024
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 def split_address(address: str) -> tuple[str, int]:
     """ "host:port" as its two parts. Raises InvalidRequest."""
     host, _, port = address.rpartition(":")
-    if not host or not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+    if not re.fullmatch(r"[^\s/]+", host) or not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
         raise InvalidRequest(f"The Nexum address is {address!r}; it must be host:port, such as {DEFAULT_ADDRESS}.")
     return host, int(port)
 
@@ -65,12 +69,34 @@ def parse_json(text: str) -> Any:
 
 
 def canonical_json(value: Any) -> str:
-    """The one JSON text of `value`: sorted keys, no spaces, characters as they are."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    """The one JSON text of `value`: sorted keys, no spaces, characters as they are.
+
+    Only half a surrogate pair is escaped: JSON can spell it, and models do, but it is no text that could be sent.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text if is_text(text) else _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
+
+
+def is_text(text: str) -> bool:
+    """Whether it is Unicode text, which half a surrogate pair is not."""
+    return _SURROGATE.search(text) is None
+
+
+def fits_header(text: str) -> bool:
+    """Whether a metadata value can carry it as it is: printable ASCII, no space at either end."""
+    return text.isascii() and text.isprintable() and text == text.strip()
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+def too_large(what: str, text: str, limit_bytes: int) -> str:
+    """A sentence that names both sizes when `text` is over the limit, else ""."""
+    size_bytes = len(text.encode())
+    if size_bytes <= limit_bytes:
+        return ""
+    return f"{what} is {size_text(size_bytes)}; the limit is {size_text(limit_bytes)} (nexum dev --max-message-mib)."
 
 
 def size_text(size_bytes: int) -> str:

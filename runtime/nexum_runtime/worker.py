@@ -22,7 +22,7 @@ from pydantic_core import to_json
 
 from nexum_runtime import wire
 from nexum_runtime.client import Client
-from nexum_runtime.errors import InvalidRequest, NexumError, NotFound, ServerUnavailable, TaskError, TooLarge
+from nexum_runtime.errors import InvalidRequest, NexumError, ServerUnavailable, TaskError, TooLarge
 
 T = TypeVar("T")
 
@@ -75,6 +75,7 @@ class Worker:
         self._stop = asyncio.Event()
         self._running: dict[str, asyncio.Task[None]] = {}  # task id → its handler
         self._told_to_stop: set[str] = set()
+        self._reporting: set[str] = set()  # the handler has ended; its result is on the way
         self._connected: bool | None = None
 
     async def run(self) -> None:
@@ -85,14 +86,20 @@ class Worker:
         async with Client(self._address) as client:
             beats = asyncio.create_task(self._beat(client))
             polls = [asyncio.create_task(self._poll(client, workflow)) for workflow in self._workflows]
+            stopped = asyncio.create_task(self._stop.wait())
             try:
-                await asyncio.wait(polls, return_when=asyncio.FIRST_EXCEPTION)
+                await asyncio.wait({stopped, *polls}, return_when=asyncio.FIRST_COMPLETED)
                 self.stop()
+                for _ in polls:
+                    self._slots.release()  # a poll that waits for a free slot is to see that it is over
                 await asyncio.wait(polls)
-                await self._drain()
+                if self._running:
+                    await asyncio.wait(self._running.values(), timeout=self._drain_seconds)
             finally:
-                for job in (beats, *polls):
+                self.stop()
+                for job in (beats, stopped, *polls):
                     job.cancel()
+                await self._hand_back()
             for poll in polls:
                 poll.result()  # a workflow that the server refuses ends the worker
 
@@ -106,17 +113,25 @@ class Worker:
         Raises NexumError if it FAILED or was CANCELLED, TimeoutError after `timeout` seconds.
         """
         running = asyncio.create_task(self.run())
+        watching = asyncio.create_task(self._outputs(execution_id))
         try:
-            async with asyncio.timeout(timeout), Client(self._address) as client:
-                while True:
-                    outcome = await client.status(execution_id, wait_ms=1_000)
-                    if outcome.status == "COMPLETED":
-                        return outcome.outputs
-                    if outcome.status != "RUNNING":
-                        raise NexumError(f"Execution {execution_id} is {outcome.status}: {outcome.error}")
+            async with asyncio.timeout(timeout):
+                await asyncio.wait({running, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not watching.done():
+                await running  # it ended by an error
+            return await watching
         finally:
+            watching.cancel()
             self.stop()
             await running
+
+    async def _outputs(self, execution_id: str) -> dict[str, Any]:
+        async with Client(self._address) as client:
+            while (outcome := await client.status(execution_id, wait_ms=POLL_WAIT_MS)).status == "RUNNING":
+                pass
+        if outcome.status != "COMPLETED":
+            raise NexumError(f"Execution {execution_id} is {outcome.status}: {outcome.error}")
+        return outcome.outputs
 
     async def _poll(self, client: Client, workflow: Any) -> None:
         """Claim this workflow's tasks, one at a time and only while there is a slot to run it in."""
@@ -129,6 +144,8 @@ class Worker:
                     registered = True
                     self._note_connection(True)
                 await self._slots.acquire()
+                if self._stop.is_set():
+                    return
                 claimed = None
                 try:
                     claimed = await client.poll(
@@ -151,6 +168,7 @@ class Worker:
     def _finished(self, task_id: str, _: asyncio.Task[None]) -> None:
         del self._running[task_id]
         self._told_to_stop.discard(task_id)
+        self._reporting.discard(task_id)
         self._slots.release()
 
     def _note_connection(self, connected: bool, reason: str = "") -> None:
@@ -169,16 +187,15 @@ class Worker:
             if not self._running:
                 continue
             try:
-                stops = await client.heartbeat(self.worker_id)
+                stops = await client.heartbeat(self.worker_id, list(self._running))
             except NexumError:
                 continue
-            for task_id in set(stops) & set(self._running):
+            for task_id in (set(stops) & set(self._running)) - self._reporting:  # a result is told all the same
                 self._told_to_stop.add(task_id)
                 self._running[task_id].cancel()
 
-    async def _drain(self) -> None:
-        if self._running:
-            await asyncio.wait(self._running.values(), timeout=self._drain_seconds)
+    async def _hand_back(self) -> None:
+        """Stop what still runs; each tells the server, so that another worker can take it at once."""
         unfinished = list(self._running.values())
         for job in unfinished:
             job.cancel()
@@ -199,26 +216,30 @@ class Worker:
             else:
                 await self._report(client.fail, task_id, "CancelledError: the handler cancelled itself.")
         except TaskError as error:
-            await self._report(client.fail, task_id, str(error)[:ERROR_LIMIT], retryable=error.retryable)
-        except (Exception, SystemExit) as error:
+            await self._report(client.fail, task_id, _wording(str(error)), retryable=error.retryable)
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # also SystemExit, and the panics of libraries written in Rust
             log.debug("%s failed", task_id, exc_info=error)
-            await self._report(client.fail, task_id, f"{type(error).__name__}: {error}"[:ERROR_LIMIT])
+            await self._report(client.fail, task_id, _wording(f"{type(error).__name__}: {error}"))
         else:
             try:
                 await self._report(client.complete, task_id, output_json)
             except (TooLarge, InvalidRequest) as error:
-                size = wire.size_text(len(output_json.encode()))
-                await self._report(client.fail, task_id, f"The result of {size} was refused: {error}", retryable=False)
+                await self._report(client.fail, task_id, str(error), retryable=False)
 
     async def _report(self, send: Callable[..., Awaitable[str]], task_id: str, *args: Any, **kwargs: Any) -> None:
         """Tell the server, for as long as it takes: a result that was paid for is not thrown away."""
+        self._reporting.add(task_id)
         while True:
             try:
                 message = await send(task_id, *args, **kwargs)
             except ServerUnavailable:
                 await asyncio.sleep(self._poll_interval)
                 continue
-            except NotFound as error:
+            except (TooLarge, InvalidRequest):
+                raise
+            except NexumError as error:  # nothing more can be done here; the lease will end the attempt
                 message = str(error)
             if message:
                 log.warning("%s", message)
@@ -245,6 +266,11 @@ class Worker:
             return to_json(result, inf_nan_mode="null").decode()
         except ValueError as error:  # pydantic's errors are ValueErrors
             raise TaskError(f"Node {node.id!r} returned what cannot be recorded: {error}", retryable=False) from error
+
+
+def _wording(error: str) -> str:
+    """An error's text as it can be sent: not too long, and without the half characters that UTF-8 does not know."""
+    return error[:ERROR_LIMIT].encode(errors="replace").decode()
 
 
 def _as_model(node: Any, output: Any) -> Any:

@@ -17,6 +17,7 @@ from nexum_runtime.server.store.sqlite import SqliteStore
 DRAIN_SECONDS = 3.0
 # A message up to this many times the limit is still read, to be refused in a sentence that names both sizes.
 OVERSIZE_READ = 4
+PORT_IN_USE = "the port is in use"
 
 
 class CannotBind(Exception):
@@ -55,7 +56,7 @@ class Server:
         try:
             for host in self._hosts():
                 self.port = self._bind(host)
-            await self.engine.renew_all_leases()
+            await self.engine.restart_clock()
         except BaseException:
             await self.store.close()
             raise
@@ -78,14 +79,17 @@ class Server:
 
     def _bind(self, host: str) -> int:
         address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
-        try:
-            port: int = self._grpc.add_insecure_port(address)
-        except RuntimeError as error:
-            raise CannotBind(
-                f"Cannot listen on {address}: {_why_not(host, self.port)}. "
-                "Is a Nexum server running there already? Choose another port with --port."
-            ) from error
-        return port
+        # gRPC says only that it failed, and that in its own way on stderr; a bind of our own says why.
+        reason = _why_not(host, self.port)
+        if reason is None:
+            try:
+                port: int = self._grpc.add_insecure_port(address)
+            except RuntimeError:
+                reason = "the address is not available"
+            else:
+                return port
+        hint = " Is a Nexum server running there already? Choose another port with --port."
+        raise CannotBind(f"Cannot listen on {address}: {reason}.{hint if reason == PORT_IN_USE else ''}")
 
 
 def _has_ipv6_loopback() -> bool:
@@ -97,12 +101,13 @@ def _has_ipv6_loopback() -> bool:
     return True
 
 
-def _why_not(host: str, port: int) -> str:
-    """gRPC says only that it failed; a bind of our own says why."""
+def _why_not(host: str, port: int) -> str | None:
+    """Why this address cannot be listened on; None if it can."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC: the last server's port is free
             probe.bind((host, port))
     except OSError as error:
-        return "the port is in use" if error.errno == errno.EADDRINUSE else str(error.strerror or error)
-    return "the address is not available"
+        return PORT_IN_USE if error.errno == errno.EADDRINUSE else str(error.strerror or error).lower()
+    return None

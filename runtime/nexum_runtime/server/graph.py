@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
-from nexum_runtime.wire import parse_json
+from nexum_runtime.wire import is_text, parse_json
 
 NODE_TYPES = ("EFFECT", "COMPUTE")
 NODE_TYPES_TO_COME = ("TIMER", "HUMAN_APPROVAL", "ROUTER", "MAP", "REDUCE", "SUBWORKFLOW")
@@ -60,8 +60,8 @@ def parse(ir_json: str) -> Graph:
 
 
 def _parse_node(node_id: str, definition: Any) -> Node:
-    if not 1 <= len(node_id) <= NODE_ID_LIMIT:
-        raise GraphError(f"node id {node_id[:40]!r} must be 1 to {NODE_ID_LIMIT} characters long")
+    if not 1 <= len(node_id) <= NODE_ID_LIMIT or not is_text(node_id):
+        raise GraphError(f"node id {node_id[:40]!r} must be 1 to {NODE_ID_LIMIT} characters of Unicode text")
     if not isinstance(definition, dict):
         raise GraphError(f"node {node_id!r} is not an object")
     node_type = definition.get("type")

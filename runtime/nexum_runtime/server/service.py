@@ -13,7 +13,8 @@ from nexum.proto import nexum_pb2_grpc as pb_grpc
 
 from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, NexumError, NotFound, TooLarge
-from nexum_runtime.server.engine import Engine, Snapshot, StartOrder
+from nexum_runtime.server.engine import Engine, Snapshot
+from nexum_runtime.server.lifecycle import StartOrder
 from nexum_runtime.server.states import ExecutionStatus
 from nexum_runtime.server.store.base import EventRow, StoreUnavailable
 
@@ -22,7 +23,8 @@ Answer = TypeVar("Answer")
 
 LIST_LIMIT_DEFAULT, LIST_LIMIT = 20, 10_000
 PEERS_LIMIT = 10_000  # connections whose registrations are remembered, the latest ones
-DETAILS_LIMIT = 1_000  # characters of an error's text: it travels in a header
+HELD_LIMIT = 10_000  # tasks of one worker in one heartbeat
+DETAILS_LIMIT = 500  # characters of an error's text: it travels in a header, percent-encoded, of at most 8 KiB
 
 CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
@@ -51,7 +53,7 @@ def _answering(
 
 
 async def _abort(context: Context, error: Exception) -> None:
-    await context.abort(CODES[type(error)], str(error)[:DETAILS_LIMIT])
+    await context.abort(CODES[type(error)], str(error)[:DETAILS_LIMIT].encode(errors="replace").decode())
 
 
 class NexumService(pb_grpc.NexumServiceServicer):  # type: ignore[misc]
@@ -70,6 +72,7 @@ class NexumService(pb_grpc.NexumServiceServicer):  # type: ignore[misc]
         self._registered.move_to_end(peer)
         if len(self._registered) > PEERS_LIMIT:
             self._registered.popitem(last=False)
+        context.set_trailing_metadata(((wire.MAX_MESSAGE_BYTES, str(self._engine.max_message_bytes)),))
         return pb.AckResponse(ok=True, compatibility=compatibility)
 
     @_answering
@@ -216,8 +219,12 @@ class NexumExtensions:
 
     @_answering
     async def Heartbeat(self, request: Any, context: Context) -> Any:
-        """Renew every lease of a worker; `message` is a JSON list of the task ids it should stop."""
-        stops = await self._engine.heartbeat(request.worker_id)
+        """Renew a worker's leases; `message` is a JSON list of the task ids it should stop.
+
+        `version_hash` has no meaning of its own here: a worker may say in it, as a JSON list, which task ids it holds.
+        """
+        held = _task_ids(request.version_hash) if request.version_hash else None
+        stops = await self._engine.heartbeat(request.worker_id, held)
         return pb.AckResponse(ok=True, message=wire.canonical_json(stops))
 
     async def History(self, request: Any, context: Context) -> AsyncIterator[Any]:
@@ -264,6 +271,18 @@ def _start_order(request: Any, context: Context) -> StartOrder:
         max_attempts=_number(metadata, wire.MAX_ATTEMPTS, wire.ATTEMPTS_DEFAULT, 1, wire.ATTEMPTS_LIMIT),
         restart=metadata.get(wire.RESTART, ""),
     )
+
+
+def _task_ids(text: str) -> list[str]:
+    try:
+        task_ids = wire.parse_json(text)
+    except ValueError:
+        task_ids = None
+    if not isinstance(task_ids, list) or not all(isinstance(task_id, str) for task_id in task_ids):
+        raise InvalidRequest(f"The task ids {text[:80]!r} are not a JSON list of texts.")
+    if len(task_ids) > HELD_LIMIT:
+        raise InvalidRequest(f"A worker holds at most {HELD_LIMIT} tasks; this one names {len(task_ids)}.")
+    return task_ids
 
 
 def _metadata(context: Context) -> dict[str, Any]:

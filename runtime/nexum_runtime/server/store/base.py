@@ -60,10 +60,12 @@ class Task:
     status: TaskStatus
     attempt: int  # attempts begun so far
     attempt_limit: int
-    available_at_ms: int  # READY: not to be claimed before
-    worker_id: str | None
-    lease_ms: int | None
-    lease_expires_at_ms: int | None
+    available_at_ms: int = 0  # READY: not to be claimed before
+    worker_id: str | None = None
+    lease_ms: int | None = None
+    lease_expires_at_ms: int | None = None
+    error: str | None = None  # FAILED: why
+    error_code: ErrorCode | None = None
 
     @property
     def task_id(self) -> str:
@@ -129,6 +131,9 @@ class Transaction(Reader, Protocol):
         ended_at_ms: int | None = None,
     ) -> bool: ...
 
+    def set_execution_error(self, execution_id: str, error: str, error_code: ErrorCode) -> None:
+        """Say anew why a FAILED execution failed."""
+
     def add_task(self, task: Task) -> None: ...
 
     def move_task(
@@ -137,20 +142,23 @@ class Transaction(Reader, Protocol):
         to: TaskStatus,
         *,
         output_json: str | None = None,
-        available_at_ms: int | None = None,
+        available_at_ms: int = 0,
         attempt_limit: int | None = None,
+        error: str | None = None,
+        error_code: ErrorCode | None = None,
     ) -> bool:
-        """What is left None stays as it is; the lease ends with every move."""
+        """An `attempt_limit` of None stays as it is; the lease ends with every move."""
 
     def claim(
         self, version_hash: str, workflow_ids: Collection[str], worker_id: str, lease_ms: int, now_ms: int
     ) -> Task | None:
         """The READY task of these workflows that was scheduled first, now RUNNING with one attempt more."""
 
-    def renew_leases(self, worker_id: str, now_ms: int) -> None:
-        """Every RUNNING task of this worker may stay silent for a whole lease from now."""
+    def renew_leases(self, worker_id: str, now_ms: int, task_keys: Collection[str] | None = None) -> None:
+        """This worker's RUNNING tasks, or those of them in `task_keys`, may be silent for a whole lease from now."""
 
-    def renew_all_leases(self, now_ms: int) -> None: ...
+    def restart_clock(self, now_ms: int, delay_limit_ms: int) -> None:
+        """From now every lease has its whole time again, and no READY task waits longer than the limit."""
 
     def add_event(
         self,

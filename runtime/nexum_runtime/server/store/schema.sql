@@ -54,9 +54,12 @@ CREATE TABLE tasks (
     lease_ms            INTEGER,
     lease_expires_at_ms INTEGER,                           -- RUNNING: silent beyond this, the attempt is given up
     output_json         TEXT,                              -- DONE: the recorded result
+    error               TEXT,                              -- FAILED: why
+    error_code          TEXT CHECK (error_code IN ('TOOL_ERROR', 'OUTCOME_UNKNOWN', 'REJECTED')),
     UNIQUE (execution_id, node_id),
     CHECK ((status = 'DONE') = (output_json IS NOT NULL)),
-    CHECK ((status = 'RUNNING') = (lease_expires_at_ms IS NOT NULL))
+    CHECK ((status = 'RUNNING') = (lease_expires_at_ms IS NOT NULL)),
+    CHECK ((status = 'FAILED') = (error_code IS NOT NULL))
 ) STRICT;
 
 CREATE INDEX tasks_ready ON tasks (version_hash, workflow_id, seq) WHERE status = 'READY';

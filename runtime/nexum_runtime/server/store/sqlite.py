@@ -50,7 +50,7 @@ class SqliteStore(Store):
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
+        self.path = path.resolve()  # a link to a database is the same database
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
             oldest = ".".join(map(str, OLDEST_SQLITE))
             raise StoreUnavailable(f"Python's SQLite is {sqlite3.sqlite_version}; Nexum needs {oldest} or newer.")
@@ -59,10 +59,10 @@ class SqliteStore(Store):
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-read")
         try:
             with ExitStack() as on_failure:
-                on_failure.callback(self._lock_file.close)
+                on_failure.callback(self._unlock)
                 self._write_connection = self._connect()
                 on_failure.callback(self._write_connection.close)
-                self._prepare()
+                self._create_schema()
                 self._read_connection = self._connect()
                 self._read_connection.execute("PRAGMA query_only = ON")
                 on_failure.pop_all()
@@ -82,7 +82,7 @@ class SqliteStore(Store):
         ):
             await asyncio.get_running_loop().run_in_executor(executor, connection.close)
             executor.shutdown()
-        self._lock_file.close()
+        self._unlock()
 
     def _write(self, work: Callable[[Transaction], T]) -> T:
         connection = self._write_connection
@@ -118,12 +118,13 @@ class SqliteStore(Store):
         lock_path = Path(f"{self.path}.lock")
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock_file = lock_path.open("a+")
-        except OSError as error:
-            raise StoreUnavailable(f"Cannot use the database {self.path}: {error.strerror}.") from error
-        try:
-            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            while True:
+                lock_file = lock_path.open("a+")
+                fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if lock_path.exists() and os.path.samestat(os.fstat(lock_file.fileno()), lock_path.stat()):
+                    break
+                lock_file.close()  # a server that just ended has removed it: what we hold is no longer its name's
+        except BlockingIOError as error:
             lock_file.seek(0)
             holder = lock_file.read().strip() or "unknown"
             lock_file.close()
@@ -131,46 +132,59 @@ class SqliteStore(Store):
                 f"The database {self.path} is in use by another Nexum server (process {holder}). "
                 "Stop that one, or give this one another file with --db."
             ) from error
+        except OSError as error:
+            raise StoreUnavailable(f"Cannot use the database {self.path}: {error.strerror}.") from error
         lock_file.truncate(0)
         lock_file.write(str(os.getpid()))
         lock_file.flush()
         return lock_file
 
+    def _unlock(self) -> None:
+        Path(self._lock_file.name).unlink(missing_ok=True)  # while it is still ours
+        self._lock_file.close()
+
     def _connect(self) -> sqlite3.Connection:
         # isolation_level=None: transactions begin and end where this file says so, not where the module guesses.
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")  # a commit returns when it is on the disk
-        connection.execute("PRAGMA foreign_keys = ON")
+        try:
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            self._check(connection)  # before anything is written to what may be another program's file
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")  # a commit returns when it is on the disk
+            connection.execute("PRAGMA foreign_keys = ON")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
-    def _prepare(self) -> None:
-        """Create the schema in an empty file; refuse a file that is not ours."""
-        connection = self._write_connection
-        application_id, version, tables = (
-            connection.execute(statement).fetchone()[0]
-            for statement in (
-                "PRAGMA application_id",
-                "PRAGMA user_version",
-                "SELECT count(*) FROM sqlite_master",
-            )
-        )
-        if tables == 0:
-            schema = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
-            connection.executescript(
-                f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION_ID};"
-                f"PRAGMA user_version = {SCHEMA_VERSION};\n{schema}\nCOMMIT;"
-            )
-        elif application_id != APPLICATION_ID:
+    def _check(self, connection: sqlite3.Connection) -> None:
+        """Refuse a file that is neither ours nor empty."""
+        application_id, version = self._pragma(connection, "application_id"), self._pragma(connection, "user_version")
+        if application_id != APPLICATION_ID and not self._is_empty(connection):
             raise StoreUnavailable(
                 f"{self.path} is a database of another program. Give Nexum a file of its own with --db."
             )
-        elif version != SCHEMA_VERSION:
+        if application_id == APPLICATION_ID and version != SCHEMA_VERSION:
             raise StoreUnavailable(
                 f"{self.path} has schema version {version}, and this Nexum knows version {SCHEMA_VERSION}. "
                 "Use the Nexum that wrote it, or another file with --db."
             )
+
+    def _create_schema(self) -> None:
+        if self._is_empty(self._write_connection):
+            schema = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
+            self._write_connection.executescript(
+                f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION_ID};"
+                f"PRAGMA user_version = {SCHEMA_VERSION};\n{schema}\nCOMMIT;"
+            )
+
+    @staticmethod
+    def _is_empty(connection: sqlite3.Connection) -> bool:
+        return connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
+
+    @staticmethod
+    def _pragma(connection: sqlite3.Connection, name: str) -> int:
+        return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
 
     def _unavailable(self, error: sqlite3.Error) -> StoreUnavailable:
         return StoreUnavailable(f"Cannot use the database {self.path}: {error}.")
@@ -283,6 +297,12 @@ class _SqliteTransaction(_SqliteReader):
         )
         return cursor.rowcount == 1
 
+    def set_execution_error(self, execution_id: str, error: str, error_code: ErrorCode) -> None:
+        self._sql(
+            "UPDATE executions SET error = ?, error_code = ? WHERE execution_id = ? AND status = 'FAILED'",
+            (error, error_code, execution_id),
+        )
+
     def add_task(self, task: Task) -> None:
         values = astuple(task)
         self._sql(f"INSERT INTO tasks ({_TASK}) VALUES ({_marks(values)})", values)
@@ -293,15 +313,17 @@ class _SqliteTransaction(_SqliteReader):
         to: TaskStatus,
         *,
         output_json: str | None = None,
-        available_at_ms: int | None = None,
+        available_at_ms: int = 0,
         attempt_limit: int | None = None,
+        error: str | None = None,
+        error_code: ErrorCode | None = None,
     ) -> bool:
         sources = TASK_SOURCES[to]
         cursor = self._sql(
-            "UPDATE tasks SET status = ?, output_json = ?, lease_expires_at_ms = NULL, "
-            "available_at_ms = coalesce(?, available_at_ms), attempt_limit = coalesce(?, attempt_limit) "
+            "UPDATE tasks SET status = ?, output_json = ?, lease_expires_at_ms = NULL, available_at_ms = ?, "
+            "attempt_limit = coalesce(?, attempt_limit), error = ?, error_code = ? "
             f"WHERE task_key = ? AND status IN ({_marks(sources)})",
-            (to, output_json, available_at_ms, attempt_limit, task_key, *sources),
+            (to, output_json, available_at_ms, attempt_limit, error, error_code, task_key, *sources),
         )
         return cursor.rowcount == 1
 
@@ -317,16 +339,18 @@ class _SqliteTransaction(_SqliteReader):
         ).fetchall()
         return _task(rows[0]) if rows else None
 
-    def renew_leases(self, worker_id: str, now_ms: int) -> None:
+    def renew_leases(self, worker_id: str, now_ms: int, task_keys: Collection[str] | None = None) -> None:
+        these = "" if task_keys is None else f" AND task_key IN ({_marks(task_keys)})"
         self._sql(
-            "UPDATE tasks SET lease_expires_at_ms = ? + lease_ms WHERE status = 'RUNNING' AND worker_id = ?",
-            (now_ms, worker_id),
+            f"UPDATE tasks SET lease_expires_at_ms = ? + lease_ms WHERE status = 'RUNNING' AND worker_id = ?{these}",
+            (now_ms, worker_id, *(task_keys or ())),
         )
 
-    def renew_all_leases(self, now_ms: int) -> None:
+    def restart_clock(self, now_ms: int, delay_limit_ms: int) -> None:
+        self._sql("UPDATE tasks SET lease_expires_at_ms = ? + lease_ms WHERE status = 'RUNNING'", (now_ms,))
         self._sql(
-            "UPDATE tasks SET lease_expires_at_ms = max(lease_expires_at_ms, ? + lease_ms) WHERE status = 'RUNNING'",
-            (now_ms,),
+            "UPDATE tasks SET available_at_ms = ?1 WHERE status = 'READY' AND available_at_ms > ?1",
+            (now_ms + delay_limit_ms,),
         )
 
     def add_event(
@@ -354,6 +378,7 @@ def _execution(row: tuple[Any, ...]) -> Execution:
 def _task(row: tuple[Any, ...]) -> Task:
     task = dict(zip((field.name for field in fields(Task)), row, strict=True))
     task["status"] = TaskStatus(task["status"])
+    task["error_code"] = ErrorCode(task["error_code"]) if task["error_code"] else None
     return Task(**task)
 
 

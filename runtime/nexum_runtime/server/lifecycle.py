@@ -1,0 +1,374 @@
+"""What becomes of executions and tasks: every rule that is applied inside one transaction.
+
+Synchronous, without waits and without time of its own: each method reads and changes the store through the
+transaction it is given, adds the event, and notes in `Notices` whom the engine is to wake after the commit.
+"""
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from nexum_runtime import wire
+from nexum_runtime.errors import InvalidRequest, NotFound
+from nexum_runtime.server import graph
+from nexum_runtime.server.states import ErrorCode, Event, ExecutionStatus, TaskStatus
+from nexum_runtime.server.store.base import Execution, Task, Transaction, Workflow
+
+RETRY_DELAY_MS_MIN = 1_000  # doubled with every attempt …
+RETRY_DELAY_MS_MAX = 30_000  # … up to here
+RETRY_JITTER = 0.2  # a retry comes up to this share sooner, so that failures do not return in step
+
+
+@dataclass(frozen=True)
+class StartOrder:
+    """A wish to start an execution."""
+
+    workflow_id: str
+    version_hash: str  # empty: the version registered last
+    input_json: str
+    execution_id: str = ""  # empty: one is made up
+    max_attempts: int = wire.ATTEMPTS_DEFAULT
+    restart: str = ""  # "failed" or "unknown", see wire.RESTART
+
+
+@dataclass(frozen=True)
+class Started:
+    execution_id: str
+    before: str  # wire.NEW, or the status found
+
+
+@dataclass(frozen=True)
+class Claimed:
+    task: Task
+    input_json: str  # {"input": …, "deps": {node: output}}
+
+
+@dataclass
+class Notices:
+    """Whom to wake once the transaction is committed."""
+
+    ended: set[str] = field(default_factory=set)  # execution ids
+    ready: set[str] = field(default_factory=set)  # version hashes
+    stop: list[Task] = field(default_factory=list)  # attempts whose worker should stop
+
+
+class Lifecycle:
+    """The rules. `clock` tells epoch milliseconds and `jitter` a number in [0, 1)."""
+
+    def __init__(self, clock: Callable[[], int], jitter: Callable[[], float]) -> None:
+        self._clock = clock
+        self._jitter = jitter
+        self._graphs: dict[tuple[str, str], graph.Graph] = {}
+
+    def register(self, tx: Transaction, workflow_id: str, version_hash: str, ir_json: str) -> str:
+        """Record one version of a workflow. Returns its compatibility with the version before it, or NEW."""
+        new = graph.parse(ir_json)
+        known = tx.workflow(workflow_id, version_hash)
+        if known and graph.parse(known.ir_json) != new:
+            raise InvalidRequest(f"Workflow {workflow_id!r}: {version_hash} is registered with other nodes.")
+        latest = tx.workflow(workflow_id, "")
+        compatibility = graph.compatibility(graph.parse(latest.ir_json), new) if latest else wire.NEW
+        if not known:
+            tx.add_workflow(Workflow(workflow_id, version_hash, ir_json, compatibility, self._clock()))
+        return compatibility
+
+    # Executions
+
+    def start(self, tx: Transaction, notices: Notices, order: StartOrder) -> Started:
+        """Start an execution, or find the one of this id: same id and same input, same execution."""
+        existing = tx.execution(order.execution_id)
+        if existing is None:
+            self._start_new(tx, notices, order)
+            return Started(order.execution_id, wire.NEW)
+        _check_same_call(existing, order)
+        if _may_restart(existing, order.restart):
+            self._run_again(tx, notices, existing)
+        return Started(order.execution_id, existing.status)
+
+    def _start_new(self, tx: Transaction, notices: Notices, order: StartOrder) -> None:
+        workflow = tx.workflow(order.workflow_id, order.version_hash)
+        if workflow is None:
+            version = f" of version {order.version_hash[:80]!r}" if order.version_hash else ""
+            raise NotFound(f"No workflow {order.workflow_id[:80]!r}{version} is registered.")
+        now_ms = self._clock()
+        execution = Execution(
+            execution_id=order.execution_id,
+            workflow_id=workflow.workflow_id,
+            version_hash=workflow.version_hash,
+            status=ExecutionStatus.RUNNING,
+            input_json=order.input_json,
+            max_attempts=order.max_attempts,
+            error=None,
+            error_code=None,
+            created_at_ms=now_ms,
+            ended_at_ms=None,
+        )
+        tx.add_execution(execution)
+        tx.add_event(execution.execution_id, now_ms, Event.EXECUTION_STARTED)
+        self._schedule(tx, notices, execution)
+
+    def _run_again(self, tx: Transaction, notices: Notices, execution: Execution) -> None:
+        """What is recorded stays; every other task gets attempts anew."""
+        tx.move_execution(execution.execution_id, ExecutionStatus.RUNNING)
+        tx.add_event(execution.execution_id, self._clock(), Event.EXECUTION_RESTARTED)
+        for task in tx.tasks(execution.execution_id):
+            if task.status in (TaskStatus.FAILED, TaskStatus.CANCELLED):
+                limit = task.attempt + execution.max_attempts
+                tx.move_task(task.task_key, TaskStatus.READY, attempt_limit=limit)
+        notices.ready.add(execution.version_hash)
+        self._schedule(tx, notices, execution)
+
+    def cancel(self, tx: Transaction, notices: Notices, execution_id: str) -> str:
+        """Cancel a RUNNING execution and all its open tasks. Returns what came of it, in words."""
+        execution = tx.execution(execution_id)
+        if execution is None:
+            raise NotFound(f"No execution {execution_id!r} is known.")
+        if execution.status != ExecutionStatus.RUNNING:
+            return f"Execution {execution_id} is {execution.status} already; nothing was changed."
+        for task in tx.tasks(execution_id):
+            if task.status == TaskStatus.RUNNING:
+                notices.stop.append(task)
+            tx.move_task(task.task_key, TaskStatus.CANCELLED)
+        error = "The execution was cancelled."
+        self._end(tx, notices, execution, ExecutionStatus.CANCELLED, error, ErrorCode.CANCELLED)
+        return "Execution cancelled"
+
+    # Tasks
+
+    def claim(
+        self, tx: Transaction, version_hash: str, workflow_ids: list[str], worker_id: str, lease_ms: int
+    ) -> Claimed | None:
+        """Begin an attempt at the READY task that was scheduled first."""
+        now_ms = self._clock()
+        task = tx.claim(version_hash, workflow_ids, worker_id, lease_ms, now_ms)
+        if task is None:
+            return None
+        data = {"worker": worker_id, "lease_ms": lease_ms}
+        tx.add_event(task.execution_id, now_ms, Event.ATTEMPT_STARTED, task.node_id, task.attempt, data)
+        execution = _execution_of(tx, task)
+        dependencies = self._graph(tx, execution).nodes[task.node_id].dependencies
+        outputs = tx.outputs(task.execution_id) if dependencies else {}
+        deps = ",".join(f"{wire.canonical_json(node_id)}:{outputs[node_id]}" for node_id in dependencies)
+        return Claimed(task, f'{{"input":{execution.input_json},"deps":{{{deps}}}}}')
+
+    def give_back(self, tx: Transaction, notices: Notices, claimed: Task) -> None:
+        """Undo a claim whose worker never learned of it: the attempt did not happen and is not counted."""
+        if not is_current(tx.task(claimed.task_key), claimed.attempt):  # cancelled meanwhile
+            return
+        tx.move_task(claimed.task_key, TaskStatus.READY, attempt_limit=claimed.attempt_limit + 1)
+        data = {"worker": claimed.worker_id}
+        now_ms = self._clock()
+        tx.add_event(claimed.execution_id, now_ms, Event.ATTEMPT_RETURNED, claimed.node_id, claimed.attempt, data)
+        notices.ready.add(claimed.version_hash)
+
+    def complete(self, tx: Transaction, notices: Notices, task_id: str, output_json: str) -> str:
+        """Record a task's result. The first word wins; returns "" if it was this one, else why nothing changed."""
+        task, attempt, execution = _find_attempt(tx, task_id)
+        if task.status == TaskStatus.DONE:
+            return f"Node {task.node_id} was completed already; this result was not recorded."
+        settled = task.status == TaskStatus.FAILED and task.error_code != ErrorCode.OUTCOME_UNKNOWN
+        if settled or task.status == TaskStatus.CANCELLED:
+            return f"Execution {execution.execution_id} is {execution.status}; this result was not recorded."
+        late = not is_current(task, attempt)
+        if late and task.status == TaskStatus.RUNNING:
+            notices.stop.append(task)  # the attempt that took its place
+        tx.move_task(task.task_key, TaskStatus.DONE, output_json=output_json)
+        data = {"output_bytes": len(output_json.encode())} | ({"late": True} if late else {})
+        tx.add_event(execution.execution_id, self._clock(), Event.TASK_COMPLETED, task.node_id, attempt, data)
+        if execution.status == ExecutionStatus.RUNNING:
+            self._schedule(tx, notices, execution)
+        elif task.status == TaskStatus.FAILED:  # what was unknown is settled now
+            if any(other.status == TaskStatus.FAILED for other in tx.tasks(execution.execution_id)):
+                self._say_why(tx, execution)
+            else:
+                self._run_again(tx, notices, execution)
+        return ""
+
+    def fail(
+        self, tx: Transaction, notices: Notices, task_id: str, error: str, *, retryable: bool, interrupted: bool
+    ) -> str:
+        """End an attempt without a result. Returns "", or why nothing changed."""
+        task, attempt, execution = _find_attempt(tx, task_id)
+        if not is_current(task, attempt):
+            return f"Attempt {attempt} of node {task.node_id} is over; nothing was changed."
+        if interrupted:
+            self._lose(tx, notices, task, error)
+            return ""
+        now_ms = self._clock()
+        data: dict[str, Any] = {"worker": task.worker_id, "error": error}
+        # nexum-py promises that COMPUTE, a pure function, is not retried when it fails
+        again = retryable and task.node_type != "COMPUTE" and _may_try_again(task, execution)
+        if again:
+            data["retry_at_ms"] = now_ms + self._retry_delay_ms(tries(task, execution))
+            tx.move_task(task.task_key, TaskStatus.READY, available_at_ms=data["retry_at_ms"])
+        tx.add_event(execution.execution_id, now_ms, Event.ATTEMPT_FAILED, task.node_id, attempt, data)
+        if not again:
+            self._fail_task(tx, notices, task, error, ErrorCode.TOOL_ERROR)
+        return ""
+
+    def expire(self, tx: Transaction, notices: Notices) -> None:
+        """Give up every attempt whose lease has ended."""
+        for task in tx.expired(self._clock()):
+            notices.stop.append(task)
+            assert task.lease_ms is not None, "a RUNNING task has a lease"
+            seconds = task.lease_ms / 1000
+            self._lose(tx, notices, task, f"Worker {task.worker_id} was silent for {seconds:g} s.")
+
+    def _lose(self, tx: Transaction, notices: Notices, task: Task, reason: str) -> None:
+        """An attempt ended without a word on its outcome: another one begins at once, if one is left."""
+        execution = _execution_of(tx, task)
+        data = {"worker": task.worker_id, "error": reason}
+        tx.add_event(task.execution_id, self._clock(), Event.LEASE_EXPIRED, task.node_id, task.attempt, data)
+        if _may_try_again(task, execution):
+            tx.move_task(task.task_key, TaskStatus.READY)
+            notices.ready.add(task.version_hash)
+            return
+        last = f"{reason} That was attempt {tries(task, execution)}, the last one"
+        if task.node_type == "COMPUTE":
+            self._fail_task(tx, notices, task, f"{last}.", ErrorCode.TOOL_ERROR)
+        else:
+            error = f"{last}: the effect may or may not have happened."
+            self._fail_task(tx, notices, task, error, ErrorCode.OUTCOME_UNKNOWN)
+
+    def _fail_task(self, tx: Transaction, notices: Notices, task: Task, error: str, error_code: ErrorCode) -> None:
+        """Fail a task for good, and its execution with it. Tasks that run are let run: their results are kept."""
+        tx.move_task(task.task_key, TaskStatus.FAILED, error=error, error_code=error_code)
+        execution = _execution_of(tx, task)
+        if execution.status != ExecutionStatus.RUNNING:
+            self._say_why(tx, execution)
+            return
+        for other in tx.tasks(task.execution_id):
+            if other.status == TaskStatus.READY:
+                tx.move_task(other.task_key, TaskStatus.CANCELLED)
+        self._end(tx, notices, execution, ExecutionStatus.FAILED, error, error_code)
+
+    def _say_why(self, tx: Transaction, execution: Execution) -> None:
+        """Keep the error of a FAILED execution true: an unknown outcome among its tasks outweighs the rest."""
+        failed = [task for task in tx.tasks(execution.execution_id) if task.status == TaskStatus.FAILED]
+        weightiest = max(failed, key=lambda task: task.error_code == ErrorCode.OUTCOME_UNKNOWN)
+        assert weightiest.error is not None, "a FAILED task has an error"
+        assert weightiest.error_code is not None, "a FAILED task has an error code"
+        tx.set_execution_error(execution.execution_id, weightiest.error, weightiest.error_code)
+
+    def _schedule(self, tx: Transaction, notices: Notices, execution: Execution) -> None:
+        """Add a task for every node that has become ready; when all nodes are done, so is the execution."""
+        nodes = self._graph(tx, execution)
+        tasks = tx.tasks(execution.execution_id)
+        done = {task.node_id for task in tasks if task.status == TaskStatus.DONE}
+        if len(done) == len(nodes.nodes):
+            self._end(tx, notices, execution, ExecutionStatus.COMPLETED)
+            return
+        for node in nodes.ready(done, {task.node_id for task in tasks}):
+            tx.add_task(
+                Task(
+                    task_key=uuid.uuid4().hex,
+                    execution_id=execution.execution_id,
+                    workflow_id=execution.workflow_id,
+                    version_hash=execution.version_hash,
+                    node_id=node.id,
+                    node_type=node.type,
+                    status=TaskStatus.READY,
+                    attempt=0,
+                    attempt_limit=execution.max_attempts,
+                )
+            )
+            notices.ready.add(execution.version_hash)
+
+    def _end(
+        self,
+        tx: Transaction,
+        notices: Notices,
+        execution: Execution,
+        status: ExecutionStatus,
+        error: str | None = None,
+        error_code: ErrorCode | None = None,
+    ) -> None:
+        now_ms = self._clock()
+        event = {
+            ExecutionStatus.COMPLETED: Event.EXECUTION_COMPLETED,
+            ExecutionStatus.FAILED: Event.EXECUTION_FAILED,
+            ExecutionStatus.CANCELLED: Event.EXECUTION_CANCELLED,
+        }[status]
+        tx.move_execution(execution.execution_id, status, error=error, error_code=error_code, ended_at_ms=now_ms)
+        data = {"error": error, "error_code": error_code} if error else {}
+        tx.add_event(execution.execution_id, now_ms, event, data=data)
+        notices.ended.add(execution.execution_id)
+
+    def _retry_delay_ms(self, tries_so_far: int) -> int:
+        delay_ms = min(RETRY_DELAY_MS_MIN * 2 ** (tries_so_far - 1), RETRY_DELAY_MS_MAX)
+        return int(delay_ms * (1 - RETRY_JITTER * self._jitter()))
+
+    def _graph(self, tx: Transaction, execution: Execution) -> graph.Graph:
+        key = (execution.workflow_id, execution.version_hash)
+        if key not in self._graphs:
+            workflow = tx.workflow(*key)
+            assert workflow is not None, "an execution belongs to a registered workflow"
+            self._graphs[key] = graph.parse(workflow.ir_json)
+        return self._graphs[key]
+
+
+def tries(task: Task, execution: Execution) -> int:
+    """Attempts begun since the execution was last started; one that was given back unused does not count."""
+    return execution.max_attempts - (task.attempt_limit - task.attempt)
+
+
+def task_key(task_id: str) -> str:
+    """The task that a task id names an attempt of."""
+    return task_id.rpartition(".")[0]
+
+
+def attempt_number(task_id: str) -> int:
+    """The attempt that a task id names; 0, which none has, if it is malformed."""
+    number = task_id.rpartition(".")[2]
+    return int(number) if number.isascii() and number.isdecimal() and len(number) < 10 else 0
+
+
+def is_current(task: Task | None, attempt: int) -> bool:
+    """Whether this attempt of the task is the one that runs."""
+    return task is not None and task.status == TaskStatus.RUNNING and task.attempt == attempt
+
+
+def _find_attempt(tx: Transaction, task_id: str) -> tuple[Task, int, Execution]:
+    """The task and the attempt that `task_id` names, and their execution. Raises NotFound."""
+    task, attempt = tx.task(task_key(task_id)), attempt_number(task_id)
+    if task is None or not 1 <= attempt <= task.attempt:
+        raise NotFound(f"No task {task_id[:80]!r} is known.")
+    return task, attempt, _execution_of(tx, task)
+
+
+def _execution_of(tx: Transaction, task: Task) -> Execution:
+    execution = tx.execution(task.execution_id)
+    assert execution is not None, "a task belongs to an execution"
+    return execution
+
+
+def _may_try_again(task: Task, execution: Execution) -> bool:
+    return task.attempt < task.attempt_limit and execution.status == ExecutionStatus.RUNNING
+
+
+def _may_restart(execution: Execution, restart: str) -> bool:
+    if execution.status not in (ExecutionStatus.FAILED, ExecutionStatus.CANCELLED):
+        return False
+    unknown = execution.error_code == ErrorCode.OUTCOME_UNKNOWN
+    return restart == "unknown" or (restart == "failed" and not unknown)
+
+
+def _check_same_call(existing: Execution, order: StartOrder) -> None:
+    if existing.workflow_id != order.workflow_id:
+        raise InvalidRequest(
+            f"Execution {existing.execution_id} belongs to workflow {existing.workflow_id[:80]!r}, "
+            f"not to {order.workflow_id[:80]!r}."
+        )
+    if existing.input_json == order.input_json:
+        return
+    before, now = (wire.canonical_json(wire.parse_json(text)) for text in (existing.input_json, order.input_json))
+    if before != now:
+        raise InvalidRequest(
+            f"Execution {existing.execution_id} was started with the input {_short(before)}, "
+            f"not with {_short(now)}. Choose another id."
+        )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 120 else f"{text[:119]}…"
