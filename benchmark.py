@@ -86,7 +86,7 @@ def report(console: Console, rounds: list[Round], mode: str) -> None:
     title = f"median of {len(rounds)} × {calls:g} tool calls, {mode}"
     table = Table(title=title, title_justify="left")
     table.add_column("agent")
-    for name in ("median", "least – most", "× plain", "above plain, per call"):
+    for name in ("median", "least – most", "× plain", "more per call"):
         table.add_column(name, justify="right")
     for kind, name in KINDS.items():
         all_seconds = [each.seconds[kind] for each in rounds]
