@@ -12,7 +12,7 @@ demo: .venv/for-use
 	$(BIN)/python demo.py --offline --dev
 
 test: .venv/for-development
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8
 
 check: .venv/for-development
 	$(BIN)/ruff check .

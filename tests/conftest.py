@@ -1,5 +1,6 @@
 """What the tests share: a real server in this process, on a free port and with its database in tmp_path."""
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -8,6 +9,8 @@ from processes import STARTED
 
 from nexum_runtime import Client
 from nexum_runtime.server.app import Server, ServerConfig
+
+os.environ["OPENAI_AGENTS_DISABLE_TRACING"] = "1"
 
 
 @pytest.fixture

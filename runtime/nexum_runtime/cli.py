@@ -49,7 +49,7 @@ def dev(
     async def serve() -> None:
         server = Server(ServerConfig(database, host, port, max_message_mib))
         await server.start()
-        shown_host = "localhost" if host == "127.0.0.1" else host
+        shown_host = "localhost" if host == "127.0.0.1" else f"[{host}]" if ":" in host else host
         print(f"Nexum is ready at {shown_host}:{server.port} · database {server.store.path}", flush=True)
         await stop_requested()
         await server.stop()

@@ -71,6 +71,8 @@ class Lifecycle:
         compatibility = graph.compatibility(graph.parse(latest.ir_json), new) if latest else wire.NEW
         if not known:
             tx.add_workflow(Workflow(workflow_id, version_hash, ir_json, compatibility, self._clock()))
+        elif latest != known:  # a version rolled back to is the one that is started from now on
+            tx.make_latest(workflow_id, version_hash)
         return compatibility
 
     # Executions

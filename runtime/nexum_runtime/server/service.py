@@ -112,6 +112,8 @@ class NexumService(pb_grpc.NexumServiceServicer):  # type: ignore[misc]
         registered = self._registered.get(peer, set())
         own = [candidate for candidate in candidates if (candidate, version_hash) in registered]
         if not own and len(candidates) > 1 and (peer, version_hash) not in self._warned:
+            if len(self._warned) >= PEERS_LIMIT:
+                self._warned.clear()
             self._warned.add((peer, version_hash))
             log.warning(
                 "%s asks for tasks of %s, which the workflows %s share, and has registered none of them; "

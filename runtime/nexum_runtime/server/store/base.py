@@ -119,6 +119,9 @@ class Transaction(Reader, Protocol):
 
     def add_workflow(self, workflow: Workflow) -> None: ...
 
+    def make_latest(self, workflow_id: str, version_hash: str) -> None:
+        """Make a version that is known the one registered last."""
+
     def add_execution(self, execution: Execution) -> None: ...
 
     def move_execution(

@@ -276,6 +276,13 @@ class _SqliteTransaction(_SqliteReader):
             ),
         )
 
+    def make_latest(self, workflow_id: str, version_hash: str) -> None:
+        self._sql(
+            "UPDATE workflows SET seq = (SELECT max(seq) + 1 FROM workflows) "
+            "WHERE workflow_id = ? AND version_hash = ?",
+            (workflow_id, version_hash),
+        )
+
     def add_execution(self, execution: Execution) -> None:
         values = astuple(execution)
         self._sql(f"INSERT INTO executions ({_EXECUTION}) VALUES ({_marks(values)})", values)

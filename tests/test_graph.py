@@ -1,0 +1,138 @@
+"""A workflow's IR: what is refused and in which words, which nodes are ready, what a new version means."""
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+from nexum_runtime.server import graph
+from nexum_runtime.server.graph import GraphError
+
+TYPES_TO_COME = ("TIMER", "HUMAN_APPROVAL", "ROUTER", "MAP", "REDUCE", "SUBWORKFLOW")
+
+
+def ir(**nodes: Any) -> str:
+    return json.dumps({"nodes": nodes})
+
+
+def effect(*dependencies: str) -> dict[str, Any]:
+    return {"type": "EFFECT", "dependencies": list(dependencies)}
+
+
+def compute(*dependencies: str) -> dict[str, Any]:
+    return {"type": "COMPUTE", "dependencies": list(dependencies)}
+
+
+@pytest.mark.parametrize(
+    ("ir_json", "sentence"),
+    [
+        ("", "the workflow's IR is not JSON"),
+        ("{", "the workflow's IR is not JSON"),
+        ('{"nodes": NaN}', "the workflow's IR is not JSON: NaN is not JSON"),
+        ('{"nodes": {"a": {"type": "EFFECT", "weight": -Infinity}}}', "-Infinity is not JSON"),
+        ("[" * 100_000, "the workflow's IR is not JSON: nested too deeply"),
+        ('{"nodes":' * 100_000 + "1" + "}" * 100_000, "nested too deeply"),
+        ("[]", 'the workflow\'s IR has no "nodes" object'),
+        ("{}", 'the workflow\'s IR has no "nodes" object'),
+        ('{"nodes": ["a"]}', 'the workflow\'s IR has no "nodes" object'),
+        ('{"nodes": {}}', "the workflow has no nodes"),
+        (ir(**{f"n{i}": effect() for i in range(1_001)}), "the workflow has 1001 nodes; the limit is 1000"),
+        (ir(a="EFFECT"), "node 'a' is not an object"),
+        (ir(a={}), "node 'a' is of unknown type 'None'"),
+        (ir(a={"type": "SPAWN"}), "node 'a' is of unknown type 'SPAWN'"),
+        (ir(a={"type": "effect"}), "node 'a' is of unknown type 'effect'"),
+        (ir(a={"type": ["EFFECT"]}), "node 'a' is of unknown type"),
+        (ir(**{"": effect()}), "node id '' must be 1 to 200 characters"),
+        (ir(**{"x" * 201: effect()}), "must be 1 to 200 characters"),
+        (ir(a=effect(), b={"type": "EFFECT", "dependencies": "a"}), "node 'b' has dependencies that are not a list"),
+        (
+            ir(a=effect(), b={"type": "EFFECT", "dependencies": {"a": 1}}),
+            "node 'b' has dependencies that are not a list",
+        ),
+        (ir(a=effect(), b={"type": "EFFECT", "dependencies": None}), "node 'b' has dependencies that are not a list"),
+        (ir(a=effect(), b={"type": "EFFECT", "dependencies": [1]}), "node 'b' has dependencies that are not a list"),
+        (ir(a=effect("a")), "node 'a' depends on itself"),
+        (ir(a=effect("ghost")), "node 'a' depends on 'ghost', which is not in the workflow"),
+        (ir(a=effect("b"), b=effect("a")), "nodes depend on each other in a circle: "),
+    ],
+)
+def test_a_broken_ir_is_refused_in_a_sentence_that_names_what_is_wrong(ir_json: str, sentence: str) -> None:
+    with pytest.raises(GraphError) as refused:
+        graph.parse(ir_json)
+    assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize("node_type", TYPES_TO_COME)
+def test_a_type_that_is_not_built_yet_is_refused_by_name(node_type: str) -> None:
+    with pytest.raises(GraphError, match=f"node 'b' is of type {node_type}, which this server does not run yet"):
+        graph.parse(ir(a=effect(), b={"type": node_type, "dependencies": ["a"]}))
+
+
+def test_a_circle_is_named_node_by_node() -> None:
+    with pytest.raises(GraphError) as refused:
+        graph.parse(ir(start=effect(), a=effect("start", "c"), b=effect("a"), c=effect("b")))
+    circle = str(refused.value).removeprefix("nodes depend on each other in a circle: ").split(" → ")
+    assert circle[0] == circle[-1]
+    assert set(circle) == {"a", "b", "c"}
+
+
+def test_a_node_id_that_is_no_unicode_text_is_refused() -> None:
+    """JSON can spell half a surrogate pair, but no database and no protobuf message can carry it."""
+    with pytest.raises(GraphError, match="node"):
+        graph.parse(r'{"nodes": {"a\ud800": {"type": "EFFECT", "dependencies": []}}}')
+
+
+def test_dependencies_may_be_left_out_and_node_ids_may_be_any_text() -> None:
+    parsed = graph.parse('{"nodes": {"página 🦊 \'x\'": {"type": "EFFECT"}}}')
+    assert parsed.nodes["página 🦊 'x'"].dependencies == ()
+
+
+def test_what_nexum_py_builds_is_understood() -> None:
+    from nexum import workflow
+    from pydantic import BaseModel
+
+    built = workflow("w").effect("a", BaseModel, print).compute("b", BaseModel, print).build()
+    parsed = graph.parse(built.ir_json)
+    assert [(node.id, node.type, node.dependencies) for node in parsed.nodes.values()] == [
+        ("a", "EFFECT", ()),
+        ("b", "COMPUTE", ("a",)),
+    ]
+
+
+def test_a_node_is_ready_once_all_it_depends_on_is_done() -> None:
+    diamond = graph.parse(ir(a=effect(), b=effect("a"), c=effect("a"), d=compute("b", "c")))
+
+    def ready(done: set[str], scheduled: set[str]) -> list[str]:
+        return [node.id for node in diamond.ready(done, scheduled)]
+
+    assert ready(set(), set()) == ["a"]
+    assert ready(set(), {"a"}) == []
+    assert ready({"a"}, {"a"}) == ["b", "c"]
+    assert ready({"a", "c"}, {"a", "c"}) == ["b"]
+    assert ready({"a", "c"}, {"a", "b", "c"}) == []
+    assert ready({"a", "b", "c"}, {"a", "b", "c"}) == ["d"]
+    assert ready({"a", "b", "c", "d"}, {"a", "b", "c", "d"}) == []
+
+
+def test_nodes_become_ready_in_the_order_of_the_ir() -> None:
+    names = [f"n{i}" for i in range(50)]
+    random.Random(7).shuffle(names)
+    assert [node.id for node in graph.parse(ir(**{name: effect() for name in names})).ready((), ())] == names
+
+
+@pytest.mark.parametrize(
+    ("new", "meaning"),
+    [
+        (ir(a=effect(), b=compute("a")), "IDENTICAL"),
+        (ir(b=compute("a"), a=effect()), "IDENTICAL"),
+        (ir(a=effect(), b=compute("a"), c=effect("b")), "SAFE"),
+        (ir(a=effect()), "BREAKING"),
+        (ir(a=effect(), b=effect("a")), "BREAKING"),
+        (ir(a=effect(), b=compute()), "BREAKING"),
+        (ir(a=effect(), z=compute("a")), "BREAKING"),
+    ],
+)
+def test_a_new_version_is_compared_with_the_old(new: str, meaning: str) -> None:
+    old = graph.parse(ir(a=effect(), b=compute("a")))
+    assert graph.compatibility(old, graph.parse(new)) == meaning

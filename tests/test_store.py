@@ -1,0 +1,708 @@
+"""The contract every store keeps, run on each of them; then what only SQLite's file can get wrong.
+
+A new backend is one line in BACKENDS.
+"""
+
+import asyncio
+import json
+import os
+import sqlite3
+import stat
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from processes import Process
+
+from nexum_runtime.server.states import ErrorCode, Event, ExecutionStatus, TaskStatus
+from nexum_runtime.server.store.base import Execution, Reader, Store, StoreUnavailable, Task, Transaction, Workflow
+from nexum_runtime.server.store.sqlite import SqliteStore
+
+BACKENDS: dict[str, Callable[[Path], Store]] = {
+    "sqlite": lambda folder: SqliteStore(folder / "store.db"),
+}
+
+NOW_MS = 1_700_000_000_000
+LEASE_MS = 10_000
+
+
+@pytest.fixture(params=list(BACKENDS))
+def backend(request: pytest.FixtureRequest) -> Callable[[Path], Store]:
+    return BACKENDS[request.param]
+
+
+@pytest.fixture
+async def store(backend: Callable[[Path], Store], tmp_path: Path) -> AsyncIterator[Store]:
+    store = backend(tmp_path)
+    yield store
+    await store.close()
+
+
+def an_execution(execution_id: str, workflow_id: str = "w") -> Execution:
+    return Execution(
+        execution_id=execution_id,
+        workflow_id=workflow_id,
+        version_hash="h",
+        status=ExecutionStatus.RUNNING,
+        input_json="{}",
+        max_attempts=4,
+        error=None,
+        error_code=None,
+        created_at_ms=NOW_MS,
+        ended_at_ms=None,
+    )
+
+
+def a_task(key: str, execution_id: str = "e", workflow_id: str = "w") -> Task:
+    return Task(
+        task_key=key,
+        execution_id=execution_id,
+        workflow_id=workflow_id,
+        version_hash="h",
+        node_id=key,
+        node_type="EFFECT",
+        status=TaskStatus.READY,
+        attempt=0,
+        attempt_limit=4,
+        available_at_ms=NOW_MS,
+        worker_id=None,
+        lease_ms=None,
+        lease_expires_at_ms=None,
+    )
+
+
+async def add(store: Store, *rows: Workflow | Execution | Task) -> None:
+    def work(tx: Transaction) -> None:
+        for row in rows:
+            if isinstance(row, Workflow):
+                tx.add_workflow(row)
+            elif isinstance(row, Execution):
+                tx.add_execution(row)
+            else:
+                tx.add_task(row)
+
+    await store.write(work)
+
+
+async def claim(
+    store: Store, *workflow_ids: str, version_hash: str = "h", worker_id: str = "worker", now_ms: int = NOW_MS
+) -> Task | None:
+    return await store.write(lambda tx: tx.claim(version_hash, workflow_ids or ("w",), worker_id, LEASE_MS, now_ms))
+
+
+async def move(store: Store, key: str, to: TaskStatus, text: str = "null") -> bool:
+    """Move a task, with `text` as the output or the error that its new status asks for."""
+    return await store.write(
+        lambda tx: tx.move_task(
+            key,
+            to,
+            output_json=text if to == TaskStatus.DONE else None,
+            error=text if to == TaskStatus.FAILED else None,
+            error_code=ErrorCode.TOOL_ERROR if to == TaskStatus.FAILED else None,
+        )
+    )
+
+
+async def task(store: Store, key: str) -> Task:
+    found = await store.read(lambda reader: reader.task(key))
+    assert found is not None
+    return found
+
+
+# Transactions
+
+
+async def test_a_transaction_that_raises_leaves_nothing(store: Store) -> None:
+    await add(store, an_execution("e"), a_task("before"))
+
+    def work(tx: Transaction) -> None:
+        tx.add_workflow(Workflow("w", "h", "{}", "NEW", NOW_MS))
+        tx.add_execution(an_execution("half"))
+        tx.add_task(a_task("half"))
+        tx.move_execution("e", ExecutionStatus.CANCELLED)
+        assert tx.claim("h", ["w"], "worker", LEASE_MS, NOW_MS)
+        tx.add_event("e", NOW_MS, Event.EXECUTION_STARTED)
+        raise LookupError("on second thoughts")
+
+    with pytest.raises(LookupError, match="on second thoughts"):
+        await store.write(work)
+
+    def look(reader: Reader) -> None:
+        assert reader.workflow("w", "") is None
+        assert reader.executions("", "", "", 10) == [an_execution("e")]
+        assert reader.tasks("e") == [a_task("before")]
+        assert reader.events("e") == []
+
+    await store.read(look)
+    assert await store.write(lambda tx: tx.execution("half")) is None, "the writer sees none of it either"
+
+
+async def test_a_refused_statement_takes_the_whole_transaction_with_it(store: Store) -> None:
+    await add(store, an_execution("e"))
+
+    def work(tx: Transaction) -> None:
+        tx.add_execution(an_execution("other"))
+        tx.add_execution(an_execution("e"))
+
+    with pytest.raises(StoreUnavailable):
+        await store.write(work)
+    assert await store.read(lambda reader: reader.execution("other")) is None
+    await add(store, an_execution("next"))
+
+
+async def test_a_read_sees_nothing_of_a_write_under_way(store: Store) -> None:
+    added, read = threading.Event(), threading.Event()
+
+    def work(tx: Transaction) -> bool:
+        tx.add_execution(an_execution("e"))
+        added.set()
+        return read.wait(10)
+
+    writing = asyncio.create_task(store.write(work))
+    assert await asyncio.to_thread(added.wait, 10)
+    assert await store.read(lambda reader: reader.execution("e")) is None
+    read.set()
+    assert await writing, "the read waited for the write"
+    assert await store.read(lambda reader: reader.execution("e")) == an_execution("e")
+
+
+# Moves
+
+EXECUTION_MOVES = {
+    ("RUNNING", "COMPLETED"),
+    ("RUNNING", "FAILED"),
+    ("RUNNING", "CANCELLED"),
+    ("FAILED", "RUNNING"),
+    ("CANCELLED", "RUNNING"),
+}
+TASK_MOVES = {
+    ("RUNNING", "DONE"),
+    ("RUNNING", "READY"),
+    ("RUNNING", "FAILED"),
+    ("RUNNING", "CANCELLED"),
+    ("READY", "DONE"),
+    ("READY", "FAILED"),
+    ("READY", "CANCELLED"),
+    ("READY", "RUNNING"),
+    ("FAILED", "DONE"),
+    ("FAILED", "READY"),
+    ("CANCELLED", "READY"),
+}
+
+
+@pytest.mark.parametrize("to", list(ExecutionStatus))
+@pytest.mark.parametrize("source", list(ExecutionStatus))
+async def test_an_execution_makes_its_legal_moves_and_no_other(
+    store: Store, source: ExecutionStatus, to: ExecutionStatus
+) -> None:
+    await add(store, an_execution("e"), an_execution("neighbour"))
+    if source != ExecutionStatus.RUNNING:
+        assert await store.write(lambda tx: tx.move_execution("e", source, error="first", ended_at_ms=NOW_MS))
+    before = await store.read(lambda reader: reader.execution("e"))
+    assert before is not None
+
+    moved = await store.write(
+        lambda tx: tx.move_execution("e", to, error="why", error_code=ErrorCode.REJECTED, ended_at_ms=NOW_MS + 1)
+    )
+
+    after = await store.read(lambda reader: reader.execution("e"))
+    assert moved is ((source, to) in EXECUTION_MOVES)
+    if moved:
+        assert after == replace(before, status=to, error="why", error_code=ErrorCode.REJECTED, ended_at_ms=NOW_MS + 1)
+    else:
+        assert after == before
+    assert await store.read(lambda reader: reader.execution("neighbour")) == an_execution("neighbour")
+
+
+@pytest.mark.parametrize("to", [status for status in TaskStatus if status != TaskStatus.RUNNING])
+@pytest.mark.parametrize("source", list(TaskStatus))
+async def test_a_task_makes_its_legal_moves_and_no_other(store: Store, source: TaskStatus, to: TaskStatus) -> None:
+    await add(store, an_execution("e"), a_task("t"), a_task("neighbour"))
+    if source != TaskStatus.READY:
+        await claim(store)
+    if source not in (TaskStatus.READY, TaskStatus.RUNNING):
+        assert await move(store, "t", source, '"first"')
+    before = await task(store, "t")
+    assert before.status == source
+    outputs_before = await store.read(lambda reader: reader.outputs("e"))
+
+    moved = await move(store, "t", to, '"second"')
+
+    assert moved is ((source, to) in TASK_MOVES)
+    failed = to == TaskStatus.FAILED
+    expected = replace(
+        before,
+        status=to,
+        available_at_ms=0,
+        lease_expires_at_ms=None,
+        error='"second"' if failed else None,
+        error_code=ErrorCode.TOOL_ERROR if failed else None,
+    )
+    assert await task(store, "t") == (expected if moved else before)
+    outputs = await store.read(lambda reader: reader.outputs("e"))
+    assert outputs == ({"t": '"second"'} if moved and to == TaskStatus.DONE else outputs_before)
+    assert await task(store, "neighbour") == a_task("neighbour")
+
+
+async def test_a_move_of_what_does_not_exist_returns_false(store: Store) -> None:
+    assert not await store.write(lambda tx: tx.move_execution("ghost", ExecutionStatus.COMPLETED))
+    assert not await store.write(lambda tx: tx.move_task("ghost", TaskStatus.CANCELLED))
+
+
+async def test_a_move_keeps_the_attempts_and_their_limit_unless_told_otherwise(store: Store) -> None:
+    await add(store, an_execution("e"), a_task("t"))
+    await claim(store)
+    await store.write(lambda tx: tx.move_task("t", TaskStatus.READY, available_at_ms=NOW_MS + 5, attempt_limit=9))
+    assert (await task(store, "t")).available_at_ms == NOW_MS + 5
+    await claim(store, now_ms=NOW_MS + 5)
+    await store.write(lambda tx: tx.move_task("t", TaskStatus.READY))
+    moved = await task(store, "t")
+    assert (moved.available_at_ms, moved.attempt_limit, moved.attempt, moved.worker_id) == (0, 9, 2, "worker")
+
+
+async def test_only_a_failed_execution_can_be_told_anew_why_it_failed(store: Store) -> None:
+    await add(store, an_execution("failed"), an_execution("runs"))
+    await store.write(lambda tx: tx.move_execution("failed", ExecutionStatus.FAILED, error="x", ended_at_ms=NOW_MS))
+
+    def work(tx: Transaction) -> None:
+        for name in ("failed", "runs"):
+            tx.set_execution_error(name, "why", ErrorCode.OUTCOME_UNKNOWN)
+
+    await store.write(work)
+    failed, runs = [await store.read(lambda reader, e=e: reader.execution(e)) for e in ("failed", "runs")]  # type: ignore[misc]
+    assert failed == replace(
+        an_execution("failed"),
+        status=ExecutionStatus.FAILED,
+        error="why",
+        error_code=ErrorCode.OUTCOME_UNKNOWN,
+        ended_at_ms=NOW_MS,
+    )
+    assert runs == an_execution("runs")
+
+
+# Claims
+
+
+async def test_tasks_are_claimed_in_the_order_they_were_scheduled(store: Store) -> None:
+    await add(store, an_execution("e"), *(a_task(key) for key in ("zebra", "ant", "mole")))
+    claimed = [await claim(store) for _ in range(4)]
+    assert [each.task_key if each else None for each in claimed] == ["zebra", "ant", "mole", None]
+
+
+async def test_a_claim_starts_an_attempt_and_its_lease(store: Store) -> None:
+    await add(store, an_execution("e"), a_task("t"))
+    claimed = await claim(store, worker_id="w7")
+    assert claimed == replace(
+        a_task("t"),
+        status=TaskStatus.RUNNING,
+        attempt=1,
+        worker_id="w7",
+        lease_ms=LEASE_MS,
+        lease_expires_at_ms=NOW_MS + LEASE_MS,
+    )
+    assert claimed == await task(store, "t")
+    assert claimed.task_id == "t.1"
+
+
+async def test_a_task_is_not_claimed_before_its_time(store: Store) -> None:
+    await add(store, an_execution("e"), replace(a_task("later"), available_at_ms=NOW_MS + 100), a_task("now"))
+    first = await claim(store)
+    assert first is not None
+    assert first.task_key == "now"
+    assert await claim(store, now_ms=NOW_MS + 99) is None
+    second = await claim(store, now_ms=NOW_MS + 100)
+    assert second is not None
+    assert second.task_key == "later"
+
+
+async def test_a_claim_takes_only_tasks_of_the_workflows_and_the_version_it_names(store: Store) -> None:
+    await add(
+        store,
+        an_execution("e", "other"),
+        a_task("other", workflow_id="other"),
+        replace(a_task("old"), version_hash="old"),
+        a_task("mine"),
+        a_task("second", workflow_id="second"),
+    )
+    assert await store.write(lambda tx: tx.claim("h", [], "worker", LEASE_MS, NOW_MS)) is None
+    assert await claim(store, "nobody") is None
+    assert await claim(store, version_hash="unknown") is None
+    claimed = [await claim(store, "w", "second") for _ in range(3)]
+    assert [each.task_key if each else None for each in claimed] == ["mine", "second", None]
+
+
+async def test_of_twenty_pollers_at_once_one_wins_each_task(store: Store) -> None:
+    await add(store, an_execution("e"), a_task("a"), a_task("b"))
+    claims = await asyncio.gather(*(claim(store, worker_id=f"worker-{i}") for i in range(20)))
+    winners = [each for each in claims if each]
+    assert [(each.task_key, each.attempt) for each in winners] == [("a", 1), ("b", 1)]
+    assert len({each.worker_id for each in winners}) == 2
+
+
+# Leases
+
+
+async def test_a_lease_has_expired_from_the_moment_it_ends(store: Store) -> None:
+    await add(store, an_execution("e"), a_task("t"), a_task("ready"))
+    claimed = await claim(store)
+    assert await store.read(lambda reader: reader.expired(NOW_MS + LEASE_MS - 1)) == []
+    assert await store.read(lambda reader: reader.expired(NOW_MS + LEASE_MS)) == [claimed]
+    await move(store, "t", TaskStatus.FAILED)
+    assert await store.read(lambda reader: reader.expired(NOW_MS + 10 * LEASE_MS)) == []
+
+
+async def test_a_worker_renews_the_leases_of_its_own_running_tasks_alone(store: Store) -> None:
+    await add(store, an_execution("e"), a_task("mine"), a_task("done"), a_task("theirs"))
+    await claim(store, worker_id="me")
+    await claim(store, worker_id="me")
+    await claim(store, worker_id="they")
+    await move(store, "done", TaskStatus.DONE, "1")
+    await store.write(lambda tx: tx.renew_leases("me", NOW_MS + 500))
+    expiries = [each.lease_expires_at_ms for each in await store.read(lambda reader: reader.tasks("e"))]
+    assert expiries == [NOW_MS + 500 + LEASE_MS, None, NOW_MS + LEASE_MS]
+
+
+async def test_a_worker_can_renew_the_leases_of_some_of_its_tasks(store: Store) -> None:
+    await add(store, an_execution("e"), a_task("a"), a_task("b"))
+    await claim(store, worker_id="me")
+    await claim(store, worker_id="they")
+    await store.write(lambda tx: tx.renew_leases("me", NOW_MS + 500, []))
+    await store.write(lambda tx: tx.renew_leases("they", NOW_MS + 700, ["a", "b", "ghost"]))
+    expiries = [each.lease_expires_at_ms for each in await store.read(lambda reader: reader.tasks("e"))]
+    assert expiries == [NOW_MS + LEASE_MS, NOW_MS + 700 + LEASE_MS]
+
+
+@pytest.mark.parametrize("now_ms", [NOW_MS + 500, NOW_MS - 3_600_000], ids=["later", "a clock set back"])
+async def test_restarting_the_clock_gives_every_lease_its_whole_time_and_lets_no_retry_wait_long(
+    store: Store, now_ms: int
+) -> None:
+    await add(store, an_execution("e"), *(a_task(key) for key in ("runs", "waits", "due", "done")))
+    for _ in range(4):
+        await claim(store)
+    await store.write(lambda tx: tx.move_task("waits", TaskStatus.READY, available_at_ms=now_ms + 90_000))
+    await store.write(lambda tx: tx.move_task("due", TaskStatus.READY, available_at_ms=now_ms + 3))
+    await move(store, "done", TaskStatus.DONE)
+    await store.write(lambda tx: tx.restart_clock(now_ms, 30_000))
+    tasks = await store.read(lambda reader: reader.tasks("e"))
+    assert [each.lease_expires_at_ms for each in tasks] == [now_ms + LEASE_MS, None, None, None]
+    assert [each.available_at_ms - now_ms for each in tasks if each.status == TaskStatus.READY] == [30_000, 3]
+
+
+# What is read
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"página 🦊"',
+        r'"half a pair: \ud83e"',
+        r'"nothing: \u0000, and on"',
+        r'{"caf\u00e9": "caf\u00e9"}',
+        '{ "b" : 1,\n  "a" : 1.0, "a": 2 }',
+        "123456789012345678901234567890",
+        "1e400",
+        "null",
+    ],
+)
+async def test_json_comes_back_as_the_very_text_that_was_stored(store: Store, text: str) -> None:
+    await add(store, replace(an_execution("e"), input_json=text), a_task("t"))
+    await claim(store)
+    await move(store, "t", TaskStatus.DONE, text)
+
+    def look(reader: Reader) -> None:
+        assert reader.outputs("e") == {"t": text}
+        execution = reader.execution("e")
+        assert execution is not None
+        assert execution.input_json == text
+
+    await store.read(look)
+
+
+async def test_a_result_of_many_megabytes_comes_back_whole(store: Store) -> None:
+    text = json.dumps("x" * 15_000_000)
+    await add(store, an_execution("e"), a_task("t"))
+    await claim(store)
+    await move(store, "t", TaskStatus.DONE, text)
+    assert await store.read(lambda reader: reader.outputs("e")) == {"t": text}
+
+
+async def test_only_done_nodes_have_outputs(store: Store) -> None:
+    await add(store, an_execution("e"), *(a_task(key) for key in ("a", "b", "c")))
+    await claim(store)
+    await move(store, "a", TaskStatus.FAILED)
+    await move(store, "c", TaskStatus.DONE, "3")
+    await move(store, "b", TaskStatus.DONE, "2")
+    assert await store.read(lambda reader: reader.outputs("e")) == {"b": "2", "c": "3"}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "found"),
+    [
+        ("s1/", ["s1/b", "s1/a"]),
+        ("s1", ["s10/a", "s1/b", "s1/a", "s1"]),
+        ("s10/", ["s10/a"]),
+        ("s1/a", ["s1/a"]),
+        ("s2/", []),
+        ("S1/", []),
+        ("s_/", []),
+        ("s%", []),
+        ("", ["s0/z", "s10/a", "s1/b", "s1/a", "s1"]),
+    ],
+)
+async def test_a_prefix_does_not_match_its_neighbours(store: Store, prefix: str, found: list[str]) -> None:
+    await add(store, *(an_execution(name) for name in ("s1", "s1/a", "s1/b", "s10/a", "s0/z")))
+    executions = await store.read(lambda reader: reader.executions("", "", prefix, 100))
+    assert [execution.execution_id for execution in executions] == found
+
+
+async def test_executions_are_listed_newest_first_and_filtered_by_all_that_is_asked(store: Store) -> None:
+    await add(store, *(an_execution(f"e{i}", "even" if i % 2 == 0 else "odd") for i in range(6)))
+    await store.write(lambda tx: [tx.move_execution(f"e{i}", ExecutionStatus.COMPLETED) for i in (0, 1, 2)])
+
+    async def listed(workflow_id: str, status: str, prefix: str, limit: int) -> list[str]:
+        executions = await store.read(lambda reader: reader.executions(workflow_id, status, prefix, limit))
+        return [execution.execution_id for execution in executions]
+
+    assert await listed("", "", "", 3) == ["e5", "e4", "e3"]
+    assert await listed("even", "", "", 10) == ["e4", "e2", "e0"]
+    assert await listed("", "COMPLETED", "", 10) == ["e2", "e1", "e0"]
+    assert await listed("even", "COMPLETED", "e", 10) == ["e2", "e0"]
+    assert await listed("even", "COMPLETED", "e2", 10) == ["e2"]
+    assert await listed("none", "", "", 10) == []
+
+
+async def test_tasks_and_events_come_in_the_order_they_happened(store: Store) -> None:
+    await add(store, an_execution("e"), an_execution("other"), a_task("z"), a_task("a"))
+
+    def work(tx: Transaction) -> None:
+        tx.add_event("e", NOW_MS + 5, Event.EXECUTION_STARTED)
+        tx.add_event("other", NOW_MS, Event.EXECUTION_STARTED)
+        tx.add_event("e", NOW_MS, Event.ATTEMPT_FAILED, "z", 1, {"error": "é 🦊", "retry_at_ms": 7})
+
+    await store.write(work)
+    events = await store.read(lambda reader: reader.events("e"))
+    assert [(e.at_ms, e.type, e.node_id, e.attempt, e.data) for e in events] == [
+        (NOW_MS + 5, Event.EXECUTION_STARTED, None, None, {}),
+        (NOW_MS, Event.ATTEMPT_FAILED, "z", 1, {"error": "é 🦊", "retry_at_ms": 7}),
+    ]
+    assert [each.task_key for each in await store.read(lambda reader: reader.tasks("e"))] == ["z", "a"]
+
+
+async def test_versions_of_a_workflow_are_listed_newest_first_with_what_they_run(store: Store) -> None:
+    one, two = Workflow("w", "h", "{}", "NEW", NOW_MS), Workflow("w", "h2", "{}", "SAFE", NOW_MS - 5)
+    await add(store, one, two, replace(one, workflow_id="v"), an_execution("a"), an_execution("b"), an_execution("c"))
+    await store.write(lambda tx: tx.move_execution("c", ExecutionStatus.COMPLETED))
+
+    def look(reader: Reader) -> None:
+        assert reader.workflows("w") == [two, replace(one, active_executions=2)]
+        assert reader.workflows("none") == []
+        assert reader.workflow("w", "h") == one
+        assert reader.workflow("w", "") == two
+        assert reader.workflow("w", "h3") is None
+        assert reader.workflow_ids("h") == ["w", "v"]
+
+    await store.read(look)
+
+
+async def test_what_is_not_there_is_none(store: Store) -> None:
+    def look(reader: Reader) -> None:
+        assert reader.execution("e") is None
+        assert reader.task("t") is None
+        assert reader.tasks("e") == []
+        assert reader.outputs("e") == {}
+        assert reader.workflow("w", "") is None
+
+    await store.read(look)
+
+
+# Life and death
+
+
+async def test_what_was_stored_is_there_when_it_is_opened_again(
+    backend: Callable[[Path], Store], tmp_path: Path
+) -> None:
+    store = backend(tmp_path)
+    await add(store, Workflow("w", "h", "{}", "NEW", NOW_MS), an_execution("e"), a_task("t"))
+    claimed = await claim(store)
+    await store.close()
+
+    store = backend(tmp_path)
+    assert await task(store, "t") == claimed
+    assert await store.read(lambda reader: reader.execution("e")) == an_execution("e")
+    await store.close()
+
+
+async def test_what_was_committed_is_there_after_sigkill(tmp_path: Path) -> None:
+    writer = Process([sys.executable, __file__, str(tmp_path / "store.db")], tmp_path / "writer.log")
+    writer.start()
+    await writer.says(r"(?m)^committed 200$")
+    writer.kill()
+    acknowledged = writer.output.count("committed")
+
+    store = SqliteStore(tmp_path / "store.db")
+    found = await store.read(lambda reader: reader.executions("", "", "", 100_000))
+    await store.close()
+    names = [execution.execution_id for execution in reversed(found)]
+    assert names == [f"e{i}" for i in range(len(names))]
+    assert acknowledged <= len(names) <= acknowledged + 1
+
+
+async def test_every_commit_is_synced(tmp_path: Path) -> None:
+    """No test can pull the plug; so ask SQLite whether it waits for the disk."""
+    store = SqliteStore(tmp_path / "store.db")
+    ask = store._write_connection.execute
+    assert ask("PRAGMA synchronous").fetchone() == (2,), "FULL"
+    assert ask("PRAGMA journal_mode").fetchone() == ("wal",)
+    await store.close()
+
+
+async def test_a_second_store_on_the_same_file_is_refused_naming_the_file_and_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    first = SqliteStore(path)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable) as refused:
+            SqliteStore(path)
+        assert str(refused.value) == (
+            f"The database {path} is in use by another Nexum server (process {os.getpid()}). "
+            "Stop that one, or give this one another file with --db."
+        )
+    await add(first, an_execution("e"))
+    await first.close()
+    second = SqliteStore(path)
+    assert await second.read(lambda reader: reader.execution("e")) == an_execution("e")
+    await second.close()
+
+
+@pytest.mark.parametrize("link_to", ["file", "folder"])
+async def test_a_link_to_the_file_is_still_the_same_file(tmp_path: Path, link_to: str) -> None:
+    (tmp_path / "real").mkdir()
+    store = SqliteStore(tmp_path / "real" / "store.db")
+    if link_to == "file":
+        (tmp_path / "link.db").symlink_to(tmp_path / "real" / "store.db")
+        other = tmp_path / "link.db"
+    else:
+        (tmp_path / "link").symlink_to(tmp_path / "real")
+        other = tmp_path / "link" / "store.db"
+    try:
+        with pytest.raises(StoreUnavailable, match="is in use by another Nexum server"):
+            await SqliteStore(other).close()
+    finally:
+        await store.close()
+
+
+def test_a_database_of_another_program_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "books.db"
+    with sqlite3.connect(path) as books:
+        books.execute("CREATE TABLE books (title TEXT)")
+    books.close()
+    before = path.read_bytes()
+    with pytest.raises(StoreUnavailable) as refused:
+        SqliteStore(path)
+    assert str(refused.value) == f"{path} is a database of another program. Give Nexum a file of its own with --db."
+    assert path.read_bytes() == before
+
+
+async def test_a_database_of_a_later_nexum_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    store = SqliteStore(path)
+    await add(store, an_execution("e"))
+    await store.close()
+    with sqlite3.connect(path) as later:
+        later.execute("PRAGMA user_version = 99")
+    later.close()
+    before = path.read_bytes()
+    with pytest.raises(StoreUnavailable) as refused:
+        SqliteStore(path)
+    assert str(refused.value) == (
+        f"{path} has schema version 99, and this Nexum knows version 1. "
+        "Use the Nexum that wrote it, or another file with --db."
+    )
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("Dear diary, " * 1_000)
+    with pytest.raises(StoreUnavailable) as refused:
+        SqliteStore(path)
+    assert str(refused.value) == f"Cannot use the database {path}: file is not a database."
+    assert path.read_text() == "Dear diary, " * 1_000
+
+
+def test_a_refused_file_can_be_opened_once_it_is_put_right(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    path.write_text("Dear diary, " * 1_000)
+    with pytest.raises(StoreUnavailable):
+        SqliteStore(path)
+    path.unlink()
+    asyncio.run(SqliteStore(path).close())
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    path = tmp_path / "file" / "deeper" / "store.db"
+    with pytest.raises(StoreUnavailable) as refused:
+        SqliteStore(path)
+    assert str(refused.value) == f"Cannot use the database {path}: Not a directory."
+
+
+def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "store.db").mkdir()
+    with pytest.raises(StoreUnavailable, match=f"Cannot use the database {tmp_path}/store.db: unable to open"):
+        SqliteStore(tmp_path / "store.db")
+
+
+async def test_the_folder_it_makes_is_for_its_owner_alone(tmp_path: Path) -> None:
+    umask = os.umask(0)
+    try:
+        store = SqliteStore(tmp_path / "new" / "store.db")
+    finally:
+        os.umask(umask)
+    await store.close()
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+
+
+async def test_a_full_disk_is_told_and_nothing_is_kept_of_the_write(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "store.db")
+    pages = store._write_connection.execute("PRAGMA page_count").fetchone()[0]
+    store._write_connection.execute(f"PRAGMA max_page_count = {pages + 4}")
+
+    def work(tx: Transaction) -> None:
+        tx.add_execution(an_execution("small"))
+        tx.add_execution(replace(an_execution("big"), input_json="x" * 1_000_000))
+
+    with pytest.raises(StoreUnavailable, match=f"Cannot use the database {store.path}: database or disk is full"):
+        await store.write(work)
+    assert await store.read(lambda reader: reader.executions("", "", "", 10)) == []
+    store._write_connection.execute("PRAGMA max_page_count = 1000000")
+    await store.write(work)
+    assert len(await store.read(lambda reader: reader.executions("", "", "", 10))) == 2
+    await store.close()
+
+
+async def test_a_reader_of_the_file_beside_the_server_is_no_trouble(tmp_path: Path) -> None:
+    """A person looks into the database with the sqlite3 shell while the server writes."""
+    store = SqliteStore(tmp_path / "store.db")
+    await add(store, an_execution("e"))
+    shell = sqlite3.connect(store.path)
+    shell.execute("BEGIN")
+    assert shell.execute("SELECT execution_id FROM executions").fetchall() == [("e",)]
+    await add(store, an_execution("f"))
+    shell.execute("COMMIT")
+    assert shell.execute("SELECT count(*) FROM executions").fetchone() == (2,)
+    shell.close()
+    await store.close()
+
+
+async def commit_until_killed(path: Path) -> None:
+    store = SqliteStore(path)
+    for i in range(100_000):
+        await add(store, an_execution(f"e{i}"))
+        print("committed", i, flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(commit_until_killed(Path(sys.argv[1])))

@@ -1,0 +1,725 @@
+"""Our worker against a real server: handlers of every kind, leases, interruptions, and both sides' deaths.
+
+As a program, this file is a worker process: `python test_worker.py PORT LEDGER LEASE_MS`.
+"""
+
+import asyncio
+import json
+import os
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nexum import workflow
+from nexum.context import ContextView
+from nexum.proto import nexum_pb2 as pb
+from nexum.proto import nexum_pb2_grpc as pb_grpc
+from processes import PATIENCE_SECONDS, NexumDev, Process, environment, eventually, run
+from pydantic import BaseModel, RootModel
+
+from nexum_runtime import Client, InvalidRequest, NexumError, TaskError, Worker, idempotency_key
+from nexum_runtime.server.app import Server
+
+Handler = Callable[[ContextView], Any]
+
+
+class Text(BaseModel):
+    text: str
+
+
+class Anything(RootModel[Any]):
+    pass
+
+
+def one_node(handler: Handler, output_model: Any = Text, workflow_id: str = "w") -> Any:
+    return workflow(workflow_id).effect("run", output_model, handler).build()
+
+
+@asynccontextmanager
+async def working(port: int, *workflows: Any, **options: Any) -> AsyncIterator[Worker]:
+    """A worker that runs in this event loop until the block ends."""
+    worker = Worker(workflows, port=port, **({"drain_seconds": 0.0} | options))
+    running = asyncio.create_task(worker.run())
+    try:
+        yield worker
+    finally:
+        worker.stop()
+        await running
+
+
+@pytest.fixture(autouse=True)
+def _retries_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nexum_runtime.server.lifecycle.RETRY_DELAY_MS_MIN", 1)
+
+
+async def history(client: Client, execution_id: str) -> dict[str, Any]:
+    (found,) = [each async for each in client.history(execution_id)]
+    return found
+
+
+async def story(client: Client, execution_id: str) -> list[str]:
+    return [
+        " ".join(str(word) for word in (event["type"], event["attempt"]) if word is not None)
+        for event in (await history(client, execution_id))["events"]
+    ]
+
+
+# Handlers
+
+
+async def test_an_async_and_a_sync_handler_work_hand_in_hand(server: Server, client: Client) -> None:
+    async def fetch(context: ContextView) -> Text:
+        return Text(text=f"página 🦊 {context.input['q']}")
+
+    def shout(context: ContextView) -> dict[str, str]:
+        page = context.get("fetch")
+        assert isinstance(page, Text), "a dependency's output is the model it was made from"
+        return {"text": page.text.upper()}
+
+    built = workflow("w").effect("fetch", Text, fetch).compute("shout", Text, shout).build()
+    async with working(server.port, built):
+        outcome = await client.execute(built, {"q": "x"}, timeout=PATIENCE_SECONDS)
+    assert outcome.outputs == {"fetch": {"text": "página 🦊 x"}, "shout": {"text": "PÁGINA 🦊 X"}}
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_no_more_tasks_run_at_once_than_there_are_slots_and_no_fewer(
+    server: Server, client: Client, kind: str
+) -> None:
+    lock = threading.Lock()
+    running, most = 0, 0
+    all_slots_taken = threading.Event()
+
+    def enter() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+            if running == 3:
+                all_slots_taken.set()
+
+    def leave() -> Text:
+        nonlocal running
+        with lock:
+            running -= 1
+        return Text(text="done")
+
+    async def run_async(_: ContextView) -> Text:
+        enter()
+        await eventually(all_slots_taken.is_set, "three handlers at once")
+        return leave()
+
+    def run_sync(_: ContextView) -> Text:
+        enter()
+        assert all_slots_taken.wait(PATIENCE_SECONDS), "three handlers never ran at once"
+        return leave()
+
+    built = one_node(run_async if kind == "async" else run_sync)
+    async with working(server.port, built, concurrency=3):
+        outcomes = await asyncio.gather(*(client.execute(built, {"n": n}, timeout=PATIENCE_SECONDS) for n in range(12)))
+    assert {outcome.status for outcome in outcomes} == {"COMPLETED"}
+    assert most == 3
+
+
+async def test_a_worker_claims_nothing_it_has_no_slot_for(server: Server, client: Client) -> None:
+    release = asyncio.Event()
+
+    async def hold(_: ContextView) -> Text:
+        await release.wait()
+        return Text(text="done")
+
+    built = one_node(hold)
+    async with working(server.port, built, concurrency=1):
+        first = asyncio.create_task(client.execute(built, {"n": 1}, execution_id="s/1", timeout=PATIENCE_SECONDS))
+        await eventually(lambda: has_begun(client, "s/1"))
+        second = asyncio.create_task(client.execute(built, {"n": 2}, execution_id="s/2", timeout=PATIENCE_SECONDS))
+        other = Worker([one_node(quick)], port=server.port)
+        running = asyncio.create_task(other.run())
+        assert (await second).outputs == {"run": {"text": "quick"}}
+        other.stop()
+        await running
+        release.set()
+        assert (await first).outputs == {"run": {"text": "done"}}
+
+
+async def quick(_: ContextView) -> Text:
+    return Text(text="quick")
+
+
+async def has_begun(client: Client, execution_id: str) -> bool:
+    with suppress(NexumError):
+        return bool((await client.status(execution_id)).attempts)
+    return False
+
+
+async def test_sync_handlers_do_not_block_the_event_loop(server: Server, client: Client) -> None:
+    """The event loop itself lets the handler go on: had it waited for the handler, neither would ever end."""
+    entered, release = threading.Event(), threading.Event()
+
+    def block(_: ContextView) -> Text:
+        entered.set()
+        return Text(text=str(release.wait(PATIENCE_SECONDS)))
+
+    built = one_node(block)
+    async with working(server.port, built):
+        executing = asyncio.create_task(client.execute(built, {}, timeout=PATIENCE_SECONDS))
+        await eventually(entered.is_set)
+        release.set()
+        assert (await executing).outputs == {"run": {"text": "True"}}
+
+
+async def test_a_worker_of_several_workflows_serves_them_all(server: Server, client: Client) -> None:
+    async def say(context: ContextView) -> Text:
+        return Text(text=str(context.input))
+
+    first, second = one_node(say, workflow_id="first"), one_node(quick, workflow_id="second")
+    async with working(server.port, first, second):
+        outcomes = await asyncio.gather(
+            *(client.execute(built, n, timeout=PATIENCE_SECONDS) for n in range(4) for built in (first, second))
+        )
+    assert [outcome.outputs["run"]["text"] for outcome in outcomes] == [
+        text for n in range(4) for text in (str(n), "quick")
+    ]
+
+
+@pytest.mark.parametrize("name", ["página 🦊", "two\nlines", " spaces around ", "a\x00b"])
+async def test_a_workflow_may_have_any_name(server: Server, client: Client, name: str) -> None:
+    """Its name travels as metadata, which holds less than a text may."""
+    built = one_node(quick, workflow_id=name)
+    await client.register(built)
+    worker = Worker([built], port=server.port)
+    running = asyncio.create_task(worker.run())
+    executing = asyncio.create_task(client.execute(built, {}, timeout=5))
+    await asyncio.wait({running, executing}, return_when=asyncio.FIRST_COMPLETED)
+    ended = executing.done()
+    executing.cancel()
+    worker.stop()
+    await running
+    assert ended
+    assert (await executing).status == "COMPLETED"
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_the_idempotency_key_is_the_same_for_every_attempt(server: Server, client: Client, kind: str) -> None:
+    keys: list[str] = []
+
+    def record() -> Text:
+        keys.append(idempotency_key())
+        if len(keys) < 3:
+            raise RuntimeError("again")
+        return Text(text="done")
+
+    async def run_async(_: ContextView) -> Text:
+        return record()
+
+    def run_sync(_: ContextView) -> Text:
+        return record()
+
+    built = one_node(run_async if kind == "async" else run_sync)
+    async with working(server.port, built):
+        outcome = await client.execute(built, {}, execution_id="s/a", timeout=PATIENCE_SECONDS)
+        await client.execute(built, {}, execution_id="s/b", timeout=PATIENCE_SECONDS)
+    assert (outcome.status, outcome.attempts) == ("COMPLETED", 3)
+    assert keys[:3] == [f"s/a:run:{built.version_hash}"] * 3
+    assert keys[3:] == [f"s/b:run:{built.version_hash}"]
+
+
+def test_there_is_no_idempotency_key_outside_of_a_handler() -> None:
+    with pytest.raises(LookupError):
+        idempotency_key()
+
+
+# Handlers that fail
+
+
+async def test_a_handler_s_own_words_reach_the_caller(server: Server, client: Client) -> None:
+    async def fail(_: ContextView) -> Text:
+        raise ValueError("página 🦊 is not there")
+
+    built = one_node(fail)
+    async with working(server.port, built):
+        outcome = await client.execute(built, {}, max_attempts=2, timeout=PATIENCE_SECONDS)
+    assert (outcome.status, outcome.error, outcome.error_code, outcome.attempts) == (
+        "FAILED",
+        "ValueError: página 🦊 is not there",
+        "TOOL_ERROR",
+        2,
+    )
+
+
+@pytest.mark.parametrize(("retryable", "attempts"), [(True, 3), (False, 1)])
+async def test_a_task_error_says_whether_trying_again_can_help(
+    server: Server, client: Client, retryable: bool, attempts: int
+) -> None:
+    def fail(_: ContextView) -> Text:
+        raise TaskError("no such page", retryable=retryable)
+
+    built = one_node(fail)
+    async with working(server.port, built):
+        outcome = await client.execute(built, {}, max_attempts=3, timeout=PATIENCE_SECONDS)
+    assert (outcome.status, outcome.error, outcome.attempts) == ("FAILED", "no such page", attempts)
+
+
+class Panic(BaseException):
+    """What extensions written in Rust raise when they break is no Exception either."""
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (SystemExit(3), "SystemExit: 3"),
+        (StopIteration("over"), "StopIteration"),
+        (asyncio.CancelledError(), "CancelledError"),
+        (TimeoutError(), "TimeoutError"),
+        (Panic("unwrap on None"), "Panic: unwrap on None"),
+        (OSError("odd name \udcff"), "OSError: odd name "),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
+)
+async def test_whatever_a_handler_raises_fails_its_task_and_not_its_worker(
+    server: Server, client: Client, kind: str, error: BaseException, words: str
+) -> None:
+    def raise_sync(context: ContextView) -> Text:
+        if context.input == "raise":
+            raise error
+        return Text(text="fine")
+
+    async def raise_async(context: ContextView) -> Text:
+        return raise_sync(context)
+
+    built = one_node(raise_async if kind == "async" else raise_sync)
+    async with working(server.port, built, concurrency=1):
+        outcome = await client.execute(built, "raise", max_attempts=1, timeout=5)
+        assert outcome.status == "FAILED"
+        assert outcome.error is not None
+        assert words in outcome.error
+        assert (await client.execute(built, "return", timeout=5)).status == "COMPLETED"
+
+
+@pytest.mark.parametrize(
+    ("returned", "output_model"),
+    [
+        (object(), Anything),
+        ({"text": 1}, Text),
+        (None, Text),
+        ("plain words", Text),
+        ({"a": {1: object()}}, None),
+        ("half \ud83e", Anything),
+    ],
+)
+async def test_a_result_that_cannot_be_recorded_fails_at_once_and_says_why(
+    server: Server, client: Client, returned: Any, output_model: Any
+) -> None:
+    async def give(_: ContextView) -> Any:
+        return returned
+
+    built = one_node(give, output_model)
+    async with working(server.port, built):
+        outcome = await client.execute(built, {}, timeout=5)
+    assert (outcome.status, outcome.attempts) == ("FAILED", 1)
+    assert outcome.error is not None
+    assert outcome.error.startswith("Node 'run' returned what cannot be recorded: ")
+
+
+async def test_any_json_value_is_recorded(server: Server, client: Client) -> None:
+    values: list[Any] = [None, True, 0, 1.5, "página 🦊", "\x00", "", [], {}, [1, [2, {"a": None}]], 2**70]
+
+    async def give(context: ContextView) -> Any:
+        return values[context.input]
+
+    built = one_node(give, Anything)
+    async with working(server.port, built):
+        outcomes = await asyncio.gather(
+            *(client.execute(built, i, timeout=PATIENCE_SECONDS) for i in range(len(values)))
+        )
+    assert [outcome.outputs["run"] for outcome in outcomes] == values
+
+
+async def test_a_node_this_worker_does_not_have_fails_at_once_and_is_named(server: Server, client: Client) -> None:
+    built = one_node(quick)
+    built.nodes[0].handler = None
+    async with working(server.port, built):
+        outcome = await client.execute(built, {}, timeout=PATIENCE_SECONDS)
+    assert (outcome.status, outcome.error) == ("FAILED", "This worker has no handler for node 'run'.")
+
+
+async def test_a_very_long_error_still_arrives(server: Server, client: Client) -> None:
+    async def fail(_: ContextView) -> Text:
+        raise TaskError("é" * 10_000_000, retryable=False)
+
+    built = one_node(fail)
+    async with working(server.port, built):
+        outcome = await client.execute(built, {}, timeout=PATIENCE_SECONDS)
+    assert outcome.error is not None
+    assert set(outcome.error) == {"é"}
+
+
+# Leases and interruptions
+
+
+async def test_a_long_task_with_a_short_lease_runs_once_while_its_worker_lives(server: Server, client: Client) -> None:
+    """It runs until its lease has been renewed past where three whole leases would have ended."""
+    calls = 0
+
+    async def lease_end() -> int:
+        tasks = await server.store.read(lambda reader: reader.tasks("e"))
+        return tasks[0].lease_expires_at_ms or 0
+
+    async def run_long(_: ContextView) -> Text:
+        nonlocal calls
+        calls += 1
+        first = await lease_end()
+
+        async def renewed() -> bool:
+            return await lease_end() > first + 2_000
+
+        await eventually(renewed, "a lease renewed twice over")
+        return Text(text="done")
+
+    built = one_node(run_long)
+    async with working(server.port, built, lease_ms=1_000):
+        outcome = await client.execute(built, {}, execution_id="e", timeout=PATIENCE_SECONDS)
+    assert (outcome.status, outcome.attempts, calls) == ("COMPLETED", 1, 1)
+    assert "LeaseExpired 1" not in await story(client, "e")
+
+
+async def test_cancelling_stops_the_handler_and_frees_its_slot(server: Server, client: Client) -> None:
+    stopped = asyncio.Event()
+
+    async def run_forever(context: ContextView) -> Text:
+        if context.input == "quick":
+            return Text(text="done")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+        raise AssertionError("unreachable")
+
+    built = one_node(run_forever)
+    async with working(server.port, built, concurrency=1, lease_ms=1_000):
+        executing = asyncio.create_task(client.execute(built, "forever", execution_id="e", timeout=PATIENCE_SECONDS))
+        await eventually(lambda: has_begun(client, "e"))
+        await client.cancel("e")
+        outcome = await executing
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await stopped.wait()
+        assert (await client.execute(built, "quick", timeout=PATIENCE_SECONDS)).status == "COMPLETED"
+    assert (outcome.status, outcome.error_code) == ("CANCELLED", "CANCELLED")
+    assert await story(client, "e") == ["ExecutionStarted", "AttemptStarted 1", "ExecutionCancelled"]
+
+
+async def test_stop_lets_what_runs_finish(server: Server, client: Client) -> None:
+    release = asyncio.Event()
+
+    async def hold(_: ContextView) -> Text:
+        await release.wait()
+        return Text(text="done")
+
+    built = one_node(hold)
+    worker = Worker([built], port=server.port, drain_seconds=PATIENCE_SECONDS)
+    running = asyncio.create_task(worker.run())
+    executing = asyncio.create_task(client.execute(built, {}, execution_id="e", timeout=PATIENCE_SECONDS))
+    await eventually(lambda: has_begun(client, "e"))
+    worker.stop()
+    started_late = asyncio.create_task(client.execute(built, {}, execution_id="late", timeout=PATIENCE_SECONDS))
+    await eventually(lambda: client_knows(client, "late"))
+    assert not running.done()
+    release.set()
+    await running
+    assert (await executing).outputs == {"run": {"text": "done"}}
+    assert (await client.status("late")).attempts == 0, "a worker that stops takes nothing new"
+    await client.cancel("late")
+    await started_late
+
+
+async def client_knows(client: Client, execution_id: str) -> bool:
+    return bool(await client.executions(execution_id))
+
+
+@pytest.mark.parametrize("concurrency", [1, 2], ids=["all slots taken", "a slot free"])
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_stop_hands_back_at_once_what_is_too_slow(
+    server: Server, client: Client, kind: str, concurrency: int
+) -> None:
+    released = threading.Event()
+
+    async def hold_async(_: ContextView) -> Text:
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    def hold_sync(_: ContextView) -> Text:
+        released.wait(PATIENCE_SECONDS)
+        return Text(text="too late")
+
+    slow = one_node(hold_async if kind == "async" else hold_sync)
+    worker = Worker([slow], port=server.port, drain_seconds=0.05, concurrency=concurrency, lease_ms=3_600_000)
+    running = asyncio.create_task(worker.run())
+    executing = asyncio.create_task(client.execute(slow, {}, execution_id="e", timeout=PATIENCE_SECONDS))
+    try:
+        await eventually(lambda: has_begun(client, "e"))
+        worker.stop()
+        await asyncio.wait({running}, timeout=PATIENCE_SECONDS / 4)
+        assert running.done(), "stop() did not end the worker"
+        async with working(server.port, one_node(quick)):
+            assert (await executing).outputs == {"run": {"text": "quick"}}
+    finally:
+        released.set()
+        await client.cancel("e")
+        running.cancel()
+        await asyncio.gather(running, executing, return_exceptions=True)
+    events = (await history(client, "e"))["events"]
+    lost = next(event for event in events if event["type"] == "LeaseExpired")
+    assert (lost["attempt"], lost["error"]) == (1, "Its worker was stopped.")
+
+
+async def test_a_worker_that_is_cancelled_leaves_no_handler_running(server: Server, client: Client) -> None:
+    """As `asyncio.run(worker.run())` does on Ctrl-C."""
+    ended = asyncio.Event()
+
+    async def hold(_: ContextView) -> Text:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+        raise AssertionError("unreachable")
+
+    built = one_node(hold)
+    running = asyncio.create_task(Worker([built], port=server.port).run())
+    executing = asyncio.create_task(client.execute(built, {}, execution_id="e", timeout=PATIENCE_SECONDS))
+    await eventually(lambda: has_begun(client, "e"))
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert ended.is_set()
+    executing.cancel()
+    await asyncio.gather(executing, return_exceptions=True)
+
+
+async def test_a_workflow_that_the_server_refuses_ends_the_worker(server: Server) -> None:
+    refused = workflow("w").timer("nap", 1).build()
+    with pytest.raises(InvalidRequest, match="node 'nap' is of type TIMER, which this server does not run yet"):
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await Worker([one_node(quick, workflow_id="fine"), refused], port=server.port).run()
+
+
+# run_until_complete
+
+
+async def test_run_until_complete_returns_the_outputs(server: Server, client: Client) -> None:
+    built = one_node(quick)
+    execution_id = await started(client, built)
+    worker = Worker([built], port=server.port)
+    assert await worker.run_until_complete(execution_id, timeout=PATIENCE_SECONDS) == {"run": {"text": "quick"}}
+
+
+async def test_run_until_complete_raises_why_it_failed(server: Server, client: Client) -> None:
+    async def fail(_: ContextView) -> Text:
+        raise TaskError("no such page", retryable=False)
+
+    built = one_node(fail)
+    execution_id = await started(client, built)
+    with pytest.raises(NexumError, match=f"Execution {execution_id} is FAILED: no such page"):
+        await Worker([built], port=server.port).run_until_complete(execution_id, timeout=PATIENCE_SECONDS)
+
+
+async def test_run_until_complete_gives_up_after_its_timeout(server: Server, client: Client) -> None:
+    async def hold(_: ContextView) -> Text:
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    built = one_node(hold)
+    execution_id = await started(client, built)
+    with pytest.raises(TimeoutError):
+        await Worker([built], port=server.port, drain_seconds=0).run_until_complete(execution_id, timeout=0.2)
+
+
+async def test_run_until_complete_ends_when_its_workflow_is_refused(server: Server, client: Client) -> None:
+    execution_id = await started(client, one_node(quick))
+    refused = workflow("w").timer("nap", 1).build()
+    ending = asyncio.create_task(
+        Worker([refused], port=server.port).run_until_complete(execution_id, timeout=PATIENCE_SECONDS)
+    )
+    await asyncio.wait({ending}, timeout=5)
+    in_time = ending.done()
+    ending.cancel()
+    ended: list[Any] = await asyncio.gather(ending, return_exceptions=True)
+    assert in_time, "it waited for an execution that it would never work on"
+    assert isinstance(ended[0], InvalidRequest)
+
+
+async def started(client: Client, built: Any) -> str:
+    """Start an execution and do not wait for its end."""
+    await client.register(built)
+    request = pb.StartRequest(workflow_id=built.workflow_id, version_hash=built.version_hash, input_json="{}")
+    return str((await pb_grpc.NexumServiceStub(client._channel).StartExecution(request)).execution_id)
+
+
+# Deaths
+
+
+async def test_a_result_is_recorded_although_the_server_died_in_mid_task(tmp_path: Path) -> None:
+    calls = 0
+    release = asyncio.Event()
+
+    async def hold(_: ContextView) -> Text:
+        nonlocal calls
+        calls += 1
+        await release.wait()
+        return Text(text="worth waiting for")
+
+    built = one_node(hold)
+    async with NexumDev(tmp_path) as nexum, Client(nexum.address) as client:
+        async with working(nexum.port, built, lease_ms=2_000, drain_seconds=PATIENCE_SECONDS):
+            executing = asyncio.create_task(client.execute(built, {}, execution_id="e", timeout=PATIENCE_SECONDS))
+            await eventually(lambda: has_begun(client, "e"))
+            nexum.kill()
+            release.set()  # the handler ends while nobody is there to be told
+            await nexum.restart()
+            outcome = await executing
+            assert (outcome.status, outcome.outputs, outcome.before) == (
+                "COMPLETED",
+                {"run": {"text": "worth waiting for"}},
+                "",  # what it was before was known to the server that died
+            )
+        assert calls == 1
+        assert await story(client, "e") == [
+            "ExecutionStarted",
+            "AttemptStarted 1",
+            "TaskCompleted 1",
+            "ExecutionCompleted",
+        ]
+
+
+async def test_a_worker_waits_for_a_server_that_is_not_there_yet(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    built = one_node(quick)
+    nexum = NexumDev(tmp_path)
+    async with nexum:
+        port = nexum.port
+    async with working(port, built):
+        await eventually(lambda: "Waiting for it." in caplog.text)
+        await nexum.restart()
+        async with Client(nexum.address) as client:
+            assert (await client.execute(built, {}, timeout=PATIENCE_SECONDS)).status == "COMPLETED"
+    assert caplog.text.count("Waiting for it.") == 1, "it says so once, not with every try"
+
+
+async def test_a_worker_registers_its_workflow_with_a_server_that_has_lost_its_database(tmp_path: Path) -> None:
+    async with NexumDev(tmp_path) as nexum, working(nexum.port, one_node(quick)):
+        await eventually(lambda: knows_workflow(nexum.address))
+        nexum.kill()
+        nexum.database = tmp_path / "new.db"
+        await nexum.restart()
+        await eventually(lambda: knows_workflow(nexum.address))
+
+
+async def knows_workflow(address: str) -> bool:
+    async with Client(address) as client:
+        await client.check(PATIENCE_SECONDS)
+        stub = pb_grpc.NexumServiceStub(client._channel)
+        return bool((await stub.ListWorkflowVersions(pb.ListVersionsRequest(workflow_id="w"))).versions)
+
+
+async def test_another_worker_takes_over_from_one_that_was_killed_in_mid_task(
+    server: Server, client: Client, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "ledger"
+    command = [sys.executable, __file__, str(server.port), str(ledger), "1000"]
+    first = Process(command, tmp_path / "first.log", env=environment(HOLD="1"))
+    first.start()
+    executing = asyncio.create_task(client.execute(effect_on(ledger), {}, execution_id="e", timeout=PATIENCE_SECONDS))
+    await first.says("began")
+    second = Process(command, tmp_path / "second.log")
+    second.start()
+    await second.says("ready")
+    assert (await client.status("e")).status == "RUNNING"
+    first.kill()
+    outcome = await executing
+    assert (outcome.status, outcome.attempts) == ("COMPLETED", 2)
+    assert outcome.outputs == {"run": {"text": f"by {second.pid}"}}
+    keys = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert [entry["pid"] for entry in keys] == [first.pid, second.pid]
+    assert len({entry["key"] for entry in keys}) == 1, "the effect can tell that it was asked for once"
+    assert await story(client, "e") == [
+        "ExecutionStarted",
+        "AttemptStarted 1",
+        "LeaseExpired 1",
+        "AttemptStarted 2",
+        "TaskCompleted 2",
+        "ExecutionCompleted",
+    ]
+    second.kill()
+
+
+async def test_a_once_only_effect_of_a_killed_worker_has_an_unknown_outcome(
+    server: Server, client: Client, tmp_path: Path
+) -> None:
+    ledger = tmp_path / "ledger"
+    command = [sys.executable, __file__, str(server.port), str(ledger), "1000"]
+    first = Process(command, tmp_path / "first.log", env=environment(HOLD="1"))
+    first.start()
+    built = effect_on(ledger)
+    executing = asyncio.create_task(
+        client.execute(built, {}, execution_id="e", max_attempts=1, timeout=PATIENCE_SECONDS)
+    )
+    await first.says("began")
+    first.kill()
+    outcome = await executing
+    assert (outcome.status, outcome.error_code, outcome.attempts) == ("FAILED", "OUTCOME_UNKNOWN", 1)
+    assert len(ledger.read_text().splitlines()) == 1
+
+
+async def test_a_worker_s_process_ends_although_a_sync_handler_never_does(
+    server: Server, client: Client, tmp_path: Path
+) -> None:
+    built = one_node(quick, workflow_id="stuck")
+    execution_id = await started(client, built)
+    program = (
+        "import asyncio, threading\n"
+        "from test_worker import Text, one_node\n"
+        "from nexum_runtime import Worker\n"
+        "async def main():\n"
+        "    began = threading.Event()\n"
+        "    def stick(_):\n"
+        "        began.set()\n"
+        "        threading.Event().wait()\n"
+        f"    worker = Worker([one_node(stick, workflow_id='stuck')], port={server.port}, drain_seconds=0)\n"
+        "    running = asyncio.create_task(worker.run())\n"
+        "    await asyncio.to_thread(began.wait)\n"
+        "    worker.stop()\n"
+        "    await running\n"
+        "asyncio.run(main())\n"
+    )
+    finished = await run(sys.executable, "-c", program, cwd=Path(__file__).parent, seconds=PATIENCE_SECONDS)
+    assert (finished.code, finished.stderr) == (0, "")
+    assert (await story(client, execution_id))[-1] == "LeaseExpired 1"
+
+
+def effect_on(ledger: Path) -> Any:
+    """A workflow whose one effect is a line in a file. With HOLD set it never ends."""
+
+    async def write(_: ContextView) -> Text:
+        with ledger.open("a") as lines:
+            lines.write(json.dumps({"pid": os.getpid(), "key": idempotency_key()}) + "\n")
+        print("began", flush=True)
+        if os.environ.get("HOLD"):
+            await asyncio.Event().wait()
+        return Text(text=f"by {os.getpid()}")
+
+    return one_node(write, workflow_id="effect")
+
+
+async def work(port: int, ledger: Path, lease_ms: int) -> None:
+    worker = Worker([effect_on(ledger)], port=port, lease_ms=lease_ms, concurrency=1)
+    running = asyncio.create_task(worker.run())
+    print("ready", flush=True)
+    await running
+
+
+if __name__ == "__main__":
+    asyncio.run(work(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])))
