@@ -15,13 +15,12 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import openai
-from agents import Runner, ToolCallItem, function_tool
+from agents import Agent, Model, Runner, ToolCallItem, function_tool
 from agents.exceptions import AgentsException
 from rich.console import Console
 from rich.table import Table
@@ -29,14 +28,14 @@ from rich.table import Table
 from demo import QUESTION, build_agent, choose_model
 from dev import local_nexum
 from nexum_runtime import NexumError
-from submit_task import durable_session, durable_tool, nexum_client
+from submit_task import durable_session, nexum_client
+from tools import visit_webpage, web_search
 
 KINDS = {"plain": "plain", "cold": "on Nexum, cold", "cached": "on Nexum, cached ⚡"}
 
 
-async def run_agent(model: Any, as_tool: Callable[..., Any] = durable_tool) -> tuple[float, int]:
+async def run_agent(agent: Agent[Any]) -> tuple[float, int]:
     """One run: its seconds and how many tool calls it made."""
-    agent = build_agent(model, as_tool)
     started = time.perf_counter()
     result = await Runner.run(agent, QUESTION)
     seconds = time.perf_counter() - started
@@ -58,19 +57,21 @@ class Round:
     executed_again: int  # tools that the cached run executed all the same
 
 
-async def run_round(model: Any) -> Round:
+async def run_round(model: str | Model) -> Round:
     seconds = {}
+    durable = build_agent(model)
+    plain = durable.clone(tools=[function_tool(web_search), function_tool(visit_webpage)])
     session_id = f"bench-{secrets.token_hex(4)}"  # a new one, so that cold is cold
-    seconds["plain"], _ = await run_agent(model, function_tool)
+    seconds["plain"], _ = await run_agent(plain)
     with durable_session(session_id):
-        seconds["cold"], calls = await run_agent(model)
+        seconds["cold"], calls = await run_agent(durable)
     executed = await executions_of_tools(session_id)
     with durable_session(session_id):
-        seconds["cached"], _ = await run_agent(model)
+        seconds["cached"], _ = await run_agent(durable)
     return Round(seconds, calls, await executions_of_tools(session_id) - executed)
 
 
-async def measure(model: Any, rounds: int, console: Console) -> list[Round]:
+async def measure(model: str | Model, rounds: int, console: Console) -> list[Round]:
     await run_round(model)  # warm-up: imports, connections
     results = []
     with console.status("") as status:

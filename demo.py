@@ -15,7 +15,6 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -44,15 +43,15 @@ GEMINI_MODEL = "litellm/gemini/gemini-3.8-flash"
 MAX_TURNS = 20
 
 
-def build_agent(model: str | Model, as_tool: Callable[..., Any] = durable_tool) -> Agent[Any]:
-    """The agent. `durable_tool` is all that makes its tools durable; with `function_tool` they are as usual."""
+def build_agent(model: str | Model) -> Agent[Any]:
     return Agent(
         name="Researcher",
         instructions=(
             "You are a research assistant. Search the web for what the question needs, read the most promising pages, "
             "and answer from what you read: clearly, in Markdown, with the URL of every source."
         ),
-        tools=[as_tool(web_search), as_tool(visit_webpage)],
+        # As usual, and gone with the process:  tools=[function_tool(web_search), function_tool(visit_webpage)]
+        tools=[durable_tool(web_search), durable_tool(visit_webpage)],
         model=model,
     )
 
