@@ -26,6 +26,7 @@ from agents.models import get_default_model
 
 from dev import local_nexum
 from nexum_runtime import NexumError
+from nexum_runtime.signals import stop_requested
 from nexum_runtime.wire import DEFAULT_ADDRESS
 from submit_task import (
     CallEvent,
@@ -76,6 +77,25 @@ def choose_model(offline: bool) -> tuple[str | Model, str]:
     return named, "live"
 
 
+class Interrupted(Exception):
+    """Ctrl-C, or SIGTERM."""
+
+
+async def ask(agent: Agent[Any], question: str) -> str:
+    """The agent's answer. Raises Interrupted when a signal comes first."""
+    asking = asyncio.create_task(Runner.run(agent, question, max_turns=MAX_TURNS))
+    stopping = asyncio.create_task(stop_requested())
+    await asyncio.wait({asking, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if asking.done():
+        stopping.cancel()
+        return str(asking.result().final_output)
+    while not asking.done():  # the SDK may take a cancellation for a tool's failure, tell the model, and go on
+        asking.cancel()
+        await asyncio.wait({asking}, timeout=0.1)
+    await asyncio.gather(asking, return_exceptions=True)
+    raise Interrupted
+
+
 async def run(arguments: argparse.Namespace, session_id: str, view: RunView, again: str) -> str:
     """One run of the session. Returns the agent's answer."""
     address = os.environ.get("NEXUM_ADDRESS", DEFAULT_ADDRESS)
@@ -96,8 +116,7 @@ async def run(arguments: argparse.Namespace, session_id: str, view: RunView, aga
                 view.note("--dev uses the Nexum server that was running already")
         await nexum_client().check()
         stack.enter_context(durable_session(session_id, on_event))
-        result = await Runner.run(build_agent(model), arguments.question, max_turns=MAX_TURNS)
-        return str(result.final_output)
+        return await ask(build_agent(model), arguments.question)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -127,7 +146,7 @@ def main() -> int:
     view, again = RunView(), command_line(session_id, arguments.question, flags)
     try:
         answer = asyncio.run(run(arguments, session_id, view, again))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Interrupted):
         view.stopped("Interrupted.", again)
         return 130
     except (DurableCallError, NexumError) as error:

@@ -187,9 +187,10 @@ async def test_the_command_it_prints_resumes_the_session(stage: Stage) -> None:
     assert ended_calls(again.stdout, "cached") == ended_calls(first.stdout, "stored")
 
 
-async def test_an_interrupted_run_says_how_to_go_on(stage: Stage) -> None:
+@pytest.mark.parametrize("moment", ["Question", r"\[Nexum\]", "no worker has taken"])
+async def test_an_interrupted_run_says_how_to_go_on(stage: Stage, moment: str) -> None:
     demo = stage.demo_process(SESSION_ID="s1")
-    await demo.says("web_search")
+    await demo.says(moment)
     demo.send(signal.SIGINT)
     assert await demo.ended() == 130
     assert "Interrupted" in demo.output
