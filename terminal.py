@@ -18,7 +18,7 @@ ARGUMENT_CHARS = 48  # shown of an argument
 CALL_MARGIN = len("[Nexum]  stored ✓ 1234 ms")  # columns of a call's line that are not the call
 QUESTION_CHARS = 300
 PREFIX = f"[cyan]{escape('[Nexum]')}[/]"
-STILL_RUNNING_MS = 10_000  # a call that takes longer is said to be still running
+STILL_RUNNING_MS = 5_000  # a call that takes longer is said, now and then, to be still running
 
 WAITING = {
     "worker": "no worker has taken this call yet: is `python worker.py` running?",

@@ -23,7 +23,7 @@ from nexum_runtime.errors import (
 )
 
 RPC_SECONDS = 10.0  # for an answer that does not wait for anything
-FIRST_WAIT_MS, WAIT_MS = 1_500, 10_000  # of one Execute: short at first, so that `on_wait` can speak up early
+FIRST_WAIT_MS, WAIT_MS = 1_500, 8_000  # of one Execute: short at first, so that `on_wait` can speak up early
 RECONNECT_SECONDS_MIN, RECONNECT_SECONDS_MAX = 0.1, 1.0
 
 # Another try may succeed: the server is restarting, went away in mid-call, or its disk is full.
