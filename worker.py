@@ -19,7 +19,6 @@ from pydantic import ValidationError, validate_call
 from pydantic_core import PydanticSerializationError, to_json
 
 import tools
-import webpage
 from nexum_runtime import NexumError, Worker, wire
 from nexum_runtime.signals import stop_requested
 from nexum_runtime.worker import DRAIN_SECONDS, run_in_thread
@@ -68,6 +67,8 @@ async def main() -> None:
     for name in ("worker", "nexum.worker"):
         logging.getLogger(name).setLevel(logging.INFO)
     if arguments.offline:
+        import webpage
+
         webpage.go_offline()
     try:
         host, port = wire.split_address(os.environ.get("NEXUM_ADDRESS", wire.DEFAULT_ADDRESS))

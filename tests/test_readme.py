@@ -1,10 +1,12 @@
 """What the README shows is what the programs print, and what it tells to type works."""
 
 import re
+import shutil
 import sys
 from collections import Counter
 from pathlib import Path
 
+from processes import Process, run
 from test_demo import Stage, stage
 
 __all__ = ["stage"]
@@ -45,6 +47,46 @@ def test_every_file_and_setting_that_the_readme_names_exists() -> None:
     assert [name for name in settings if name not in source] == []
 
 
+OWN_TOOLS = """
+def get_weather(city: str) -> dict[str, str]:
+    return {"city": city, "sky": "clear"}
+
+TOOLS = {"get_weather": get_weather}
+"""
+OWN_AGENT = """
+import asyncio, json
+from agents import Agent, Runner
+from agents.testing import ScriptedModel, assistant_message, function_call
+from submit_task import durable_session, durable_tool
+from tools import get_weather
+
+async def main():
+    question = function_call("get_weather", {"city": "Rome"}, call_id="c")
+    model = ScriptedModel([[question], [assistant_message("It is clear.")]])
+    with durable_session("rome"):
+        result = await Runner.run(Agent(name="Forecaster", tools=[durable_tool(get_weather)], model=model), "Rome?")
+    print([item.output for item in result.new_items if item.type == "tool_call_output_item"], result.final_output)
+
+asyncio.run(main())
+"""
+
+
+async def test_the_files_that_a_project_of_ones_own_copies_are_enough(stage: Stage, tmp_path: Path) -> None:
+    files = re.search(r"In a project of your own: copy (.+) and a `tools\.py`", README)
+    assert files
+    project = tmp_path / "project"
+    project.mkdir()
+    for name in re.findall(r"`(\w+\.py)`", files[1]):
+        shutil.copy(ROOT / name, project)
+    (project / "tools.py").write_text(OWN_TOOLS)
+    (project / "agent.py").write_text(OWN_AGENT)
+    env = stage.environment()
+    worker = Process([sys.executable, "worker.py"], tmp_path / "own-worker.log", env=env, cwd=project)
+    worker.start()
+    finished = await run(sys.executable, "agent.py", env=env, cwd=project)
+    assert finished.stdout == """['{"city":"Rome","sky":"clear"}'] It is clear.\n""", finished.stderr + worker.output
+
+
 def test_the_agents_modules_keep_to_their_side() -> None:
     """Nothing in runtime/ knows of agents, and the worker imports neither the agent nor its SDK."""
     runtime = "\n".join(path.read_text() for path in (ROOT / "runtime").rglob("*.py"))
@@ -52,8 +94,6 @@ def test_the_agents_modules_keep_to_their_side() -> None:
 
 
 async def test_the_worker_imports_neither_the_agent_nor_its_sdk_and_the_demo_no_network_library() -> None:
-    from processes import run
-
     def loaded(module: str, *names: str) -> str:
         return f"import sys, {module}; print([n for n in {names!r} if n in sys.modules])"
 

@@ -32,7 +32,7 @@ def dev(
         Path | None, typer.Option(help=f"The SQLite file.  [default: {DATABASE_DEFAULT}]", show_default=False)
     ] = None,
     max_message_mib: Annotated[
-        int, typer.Option(min=1, max=256, help="The largest input or result of a task.")
+        int, typer.Option(min=1, max=256, help="The largest input or result, in MiB.")
     ] = wire.MESSAGE_MIB_DEFAULT,
 ) -> None:
     """Run a server. NEXUM_DATABASE_URL (sqlite:///path) names the database when --db does not."""
@@ -71,7 +71,9 @@ def _database_from_environment() -> Path:
 
 @app.command()
 def ps(
-    prefix: Annotated[str, typer.Argument(help="Only executions whose id begins with this.")] = "",
+    prefix: Annotated[
+        str, typer.Argument(metavar="[PREFIX]", help="Only executions whose id begins with this.", show_default=False)
+    ] = "",
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most this many, the newest.")] = 20,
     as_json: Json = False,
     address: Address = wire.DEFAULT_ADDRESS,

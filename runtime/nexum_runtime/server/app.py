@@ -67,8 +67,9 @@ class Server:
         """Answer the calls that wait, finish those under way, and close the database."""
         self._sweeper.cancel()
         await asyncio.wait([self._sweeper])
-        await self.engine.close()
+        await self.engine.close()  # the calls that wait are answered
         await self._grpc.stop(DRAIN_SECONDS)
+        await self.engine.close()  # what the last calls began is finished
         await self.store.close()
 
     def _hosts(self) -> list[str]:
