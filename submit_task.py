@@ -175,9 +175,7 @@ def durable_tool(
                 f"The durable tool {function.__name__} was called outside of a session: "
                 "put Runner.run(...) inside `with durable_session(session_id):`."
             )
-        arguments = signature.bind(*args, **kwargs)
-        arguments.apply_defaults()
-        tool_args = to_jsonable_python(arguments.arguments)
+        tool_args = to_jsonable_python(signature.bind(*args, **kwargs).arguments)
         return await submit_tool_call(function.__name__, tool_args, session.session_id, timeout)
 
     tell = function_tool_options.pop("failure_error_function", default_tool_error_function)

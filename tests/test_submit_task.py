@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 import itertools
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 from agents import Agent, FunctionTool, RunContextWrapper, Runner, function_tool
 from agents.testing import ScriptedModel, assistant_message, function_call
-from processes import eventually
+from processes import PATIENCE_SECONDS, eventually
 from pydantic import BaseModel
 
 import tools
@@ -84,10 +85,43 @@ async def tell_key() -> str:
     return idempotency_key()
 
 
+def unspeakable() -> object:
+    """Return what has no JSON."""
+    executed.append(("unspeakable", None))
+    return object()
+
+
+_other_came = threading.Event()
+
+
+def wait_for_the_other() -> bool:
+    """Wait for the other tool."""
+    return _other_came.wait(PATIENCE_SECONDS / 2)
+
+
+async def let_the_other_go() -> str:
+    """Let the other tool go on."""
+    _other_came.set()
+    return "go"
+
+
+OWN_TOOLS: tuple[Callable[..., Any], ...] = (
+    weather,
+    add,
+    grow,
+    roll_dice,
+    broken,
+    crash,
+    tell_key,
+    unspeakable,
+    wait_for_the_other,
+    let_the_other_go,
+)
+
+
 @pytest.fixture(autouse=True)
 def _own_tools(monkeypatch: pytest.MonkeyPatch) -> None:
-    functions: tuple[Callable[..., Any], ...] = (weather, add, grow, roll_dice, broken, crash, tell_key)
-    monkeypatch.setattr(tools, "TOOLS", {function.__name__: function for function in functions})
+    monkeypatch.setattr(tools, "TOOLS", {function.__name__: function for function in OWN_TOOLS})
     executed.clear()
 
 
@@ -211,10 +245,24 @@ async def test_an_unknown_tool_fails_at_once_and_names_the_known_ones(worker: Wo
         await submit_tool_call("fly", {}, "s1")
 
 
-async def test_arguments_that_do_not_fit_fail_at_once(worker: Worker) -> None:
+async def test_arguments_that_do_not_fit_fail_at_once(worker: Worker, client: Client) -> None:
     with pytest.raises(ToolFailed, match=r"The arguments of add do not fit"):
         await submit_tool_call("add", {"a": "x", "b": 2}, "s1")
     assert executed == []
+    (execution,) = await client.executions("s1/")
+    assert (await client.status(execution.execution_id)).attempts == 1
+
+
+async def test_a_result_that_json_cannot_carry_fails_without_running_the_tool_again(worker: Worker) -> None:
+    with pytest.raises(ToolFailed, match=r"unspeakable returned what JSON cannot carry"):
+        await submit_tool_call("unspeakable", {}, "s1")
+    assert executed == [("unspeakable", None)]
+
+
+async def test_a_sync_tool_does_not_hold_up_the_others(worker: Worker) -> None:
+    turn = calls(("wait_for_the_other", {}), ("let_the_other_go", {}))
+    result = await run("s1", [turn], durable_tool(wait_for_the_other), durable_tool(let_the_other_go))
+    assert tool_outputs(result) == ["true", "go"]
 
 
 async def test_a_tool_can_ask_for_its_idempotency_key(worker: Worker) -> None:
