@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 from rich.markup import escape
 
+from nexum_runtime.text import duration_text, shorten
 from nexum_runtime.wire import DEFAULT_ADDRESS
 from submit_task import CallEvent
 
@@ -44,7 +45,7 @@ class RunView:
 
     def header(self, **fields: str) -> None:
         for name, value in fields.items():
-            self.console.print(f"[dim]{name:<9}[/] {escape(_cut(value, QUESTION_CHARS))}")
+            self.console.print(f"[dim]{name:<9}[/] {escape(shorten(value, QUESTION_CHARS))}")
         self.console.print()
 
     def note(self, text: str) -> None:
@@ -57,7 +58,7 @@ class RunView:
         self._hints_given.clear()
         text = {
             "started": "…",
-            "stored": f"[green]stored ✓[/] {duration(event.elapsed_ms)}",
+            "stored": f"[green]stored ✓[/] {duration_text(event.elapsed_ms)}",
             "cached": "[yellow]cached ⚡[/]",
             "failed": f"[red]failed ✗[/] {escape(event.detail)}",
         }[event.kind]
@@ -71,7 +72,7 @@ class RunView:
     def _hint(self, event: CallEvent) -> None:
         if event.detail == "result":
             if event.elapsed_ms >= STILL_RUNNING_MS:
-                self._line(event, f"[yellow]still running[/] {duration(event.elapsed_ms)}")
+                self._line(event, f"[yellow]still running[/] {duration_text(event.elapsed_ms)}")
         elif event.detail not in self._hints_given:
             self._hints_given.add(event.detail)
             self.note(WAITING[event.detail])
@@ -79,7 +80,7 @@ class RunView:
     def _line(self, event: CallEvent, text: str) -> None:
         call = _call(event)
         if self.console.is_terminal:
-            call = _cut(call, self.console.width - CALL_MARGIN)
+            call = shorten(call, self.console.width - CALL_MARGIN)
         self.console.print(f"{PREFIX} {escape(call)} {text}")
 
     def answer(self, text: str) -> None:
@@ -92,7 +93,7 @@ class RunView:
 
     def footer(self, again: str) -> None:
         if self.cached:
-            saved = f", which saved {duration(self.saved_ms)}" if self.saved_ms else ""
+            saved = f", which saved {duration_text(self.saved_ms)}" if self.saved_ms else ""
             self.console.print(f"[yellow]⚡ {self.cached} of {self.completed} calls came from the store{saved}.[/]")
         what = "Run it again" if self.cached == self.completed else "Run it again, and every call is cached ⚡"
         self.console.print(f"{what}:\n  {escape(again)}")
@@ -126,18 +127,10 @@ def _python() -> str:
     return sys.executable if relative.startswith("..") else relative
 
 
-def duration(ms: int) -> str:
-    return f"{ms} ms" if ms < 1_000 else f"{ms / 1000:.1f} s"
-
-
 def _call(event: CallEvent) -> str:
     """`web_search(query="durable execution", max_results=5)`, long arguments cut."""
     arguments = []
     for name, value in event.tool_args.items():
-        shown = _cut(value if isinstance(value, str) else json.dumps(value), ARGUMENT_CHARS)
+        shown = shorten(value if isinstance(value, str) else json.dumps(value), ARGUMENT_CHARS)
         arguments.append(f"{name}={json.dumps(shown, ensure_ascii=False) if isinstance(value, str) else shown}")
     return f"{event.tool_name}({', '.join(arguments)})"
-
-
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"

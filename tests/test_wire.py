@@ -24,10 +24,10 @@ from nexum_runtime import (
     ServerUnavailable,
     TooLarge,
     Worker,
-    wire,
 )
 from nexum_runtime.server.app import CannotBind, Server, ServerConfig
 from nexum_runtime.server.engine import wall_clock_ms
+from nexum_runtime.text import size_text
 
 MIB = 1024 * 1024
 FOREVER_MS = "60000"
@@ -879,7 +879,7 @@ async def test_a_server_that_was_away_lets_no_lease_expire_that_it_could_not_hea
 
 
 def test_sizes_are_told_to_people() -> None:
-    assert [wire.size_text(size) for size in (0, 812, 4_301, 20 * MIB, 20_000_000)] == [
+    assert [size_text(size) for size in (0, 812, 4_301, 20 * MIB, 20_000_000)] == [
         "0 B",
         "812 B",
         "4.2 KiB",

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nexum_runtime import wire
+from nexum_runtime.text import duration_text, shorten, size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 DATABASE_DEFAULT = ".nexum/local.db"
+SHOWN_CHARS = 200  # of an input or an error
 
 app = typer.Typer(help="Nexum: durable executions, recorded in SQLite.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -155,13 +157,15 @@ def _print_history(console: "Console", history: dict[str, Any]) -> None:
     from rich.markup import escape
 
     started_ms = history["created_at_ms"]
-    took = f" in {_duration(history['ended_at_ms'] - started_ms)}" if history["ended_at_ms"] else ""
+    took = f" in {duration_text(history['ended_at_ms'] - started_ms)}" if history["ended_at_ms"] else ""
     console.print(
         f"[bold]{escape(history['execution_id'])}[/] "
         f"[{_color(history['status'])}]{history['status']}[/]{took}, begun {_clock_time(started_ms)}",
         soft_wrap=True,
     )
-    console.print(f"  input {escape(_short(wire.canonical_json(history['input'])))}", soft_wrap=True, style="dim")
+    console.print(
+        f"  input {escape(shorten(wire.canonical_json(history['input']), SHOWN_CHARS))}", soft_wrap=True, style="dim"
+    )
     attempt_started_ms: dict[tuple[str, int], int] = {}
     for event in history["events"]:
         key = (event["node_id"], event["attempt"])
@@ -177,7 +181,7 @@ def _print_history(console: "Console", history: dict[str, Any]) -> None:
 def _event_text(event: dict[str, Any], took_ms: int) -> str:
     """One event in words; `took_ms` is how long its attempt had run by then."""
     node, attempt, worker = event["node_id"], event["attempt"], event.get("worker")
-    error = _short(event.get("error") or "")
+    error = shorten(event.get("error") or "", SHOWN_CHARS)
     match event["type"]:
         case "ExecutionStarted":
             return "started"
@@ -186,18 +190,18 @@ def _event_text(event: dict[str, Any], took_ms: int) -> str:
         case "AttemptStarted":
             return f"{node}: attempt {attempt} by {worker}"
         case "AttemptFailed" if "retry_at_ms" in event:
-            pause = _duration(event["retry_at_ms"] - event["at_ms"])
-            return f"{node}: attempt {attempt} failed after {_duration(took_ms)}, next in {pause}: {error}"
+            pause = duration_text(event["retry_at_ms"] - event["at_ms"])
+            return f"{node}: attempt {attempt} failed after {duration_text(took_ms)}, next in {pause}: {error}"
         case "AttemptFailed":
-            return f"{node}: attempt {attempt} failed after {_duration(took_ms)}: {error}"
+            return f"{node}: attempt {attempt} failed after {duration_text(took_ms)}: {error}"
         case "AttemptReturned":
             return f"{node}: attempt {attempt} returned unused by {worker}"
         case "LeaseExpired":
-            return f"{node}: attempt {attempt} given up after {_duration(took_ms)}: {error}"
+            return f"{node}: attempt {attempt} given up after {duration_text(took_ms)}: {error}"
         case "TaskCompleted":
             late = ", after it had been given up" if event.get("late") else ""
-            size = wire.size_text(event["output_bytes"])
-            return f"{node}: attempt {attempt} done in {_duration(took_ms)}, result of {size} stored{late}"
+            size = size_text(event["output_bytes"])
+            return f"{node}: attempt {attempt} done in {duration_text(took_ms)}, result of {size} stored{late}"
         case "ExecutionFailed":
             return f"failed ({event['error_code']}): {error}"
         case other:
@@ -226,14 +230,6 @@ def _console() -> "Console":
 
 def _color(status: str) -> str:
     return {"COMPLETED": "green", "FAILED": "red", "CANCELLED": "yellow"}.get(status, "cyan")
-
-
-def _short(text: str, limit: int = 200) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _duration(ms: int) -> str:
-    return f"{ms} ms" if ms < 1_000 else f"{ms / 1000:.1f} s"
 
 
 def _offset(ms: int) -> str:

@@ -9,6 +9,7 @@ import re
 from typing import Any, NoReturn
 
 from nexum_runtime.errors import InvalidRequest
+from nexum_runtime.text import size_text
 
 SERVICE = "nexum.NexumService"
 EXTENSIONS = "nexum.NexumExtensions"
@@ -43,8 +44,6 @@ LEASE_MS_DEFAULT, LEASE_MS_MIN, LEASE_MS_LIMIT = 60_000, 1_000, 3_600_000
 WAIT_MS_LIMIT = 60_000
 MESSAGE_MIB_DEFAULT = 16
 ERROR_METADATA_BYTES = 4_000  # gRPC refuses more than 8 KiB of metadata in all
-
-MIB = 1024 * 1024
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -97,12 +96,3 @@ def too_large(what: str, text: str, limit_bytes: int) -> str:
     if size_bytes <= limit_bytes:
         return ""
     return f"{what} is {size_text(size_bytes)}; the limit is {size_text(limit_bytes)} (nexum dev --max-message-mib)."
-
-
-def size_text(size_bytes: int) -> str:
-    """A size for people: "812 B", "4.2 KiB", "20.0 MiB"."""
-    if size_bytes < 1024:
-        return f"{size_bytes} B"
-    if size_bytes < MIB:
-        return f"{size_bytes / 1024:.1f} KiB"
-    return f"{size_bytes / MIB:.1f} MiB"

@@ -13,6 +13,7 @@ from nexum_runtime import wire
 from nexum_runtime.server.engine import Engine
 from nexum_runtime.server.service import NexumExtensions, NexumService
 from nexum_runtime.server.store.sqlite import SqliteStore
+from nexum_runtime.text import MIB
 
 DRAIN_SECONDS = 3.0
 # A message up to this many times the limit is still read, to be refused in a sentence that names both sizes.
@@ -40,14 +41,14 @@ class Server:
         self._config = config
         self.port = config.port
         self.store = SqliteStore(config.database)
-        self.engine = Engine(self.store, max_message_bytes=config.max_message_mib * wire.MIB)
+        self.engine = Engine(self.store, max_message_bytes=config.max_message_mib * MIB)
 
     async def start(self) -> None:
         """Serve. Raises CannotBind."""
         self._grpc = grpc.aio.server(
             options=[
                 ("grpc.so_reuseport", 0),  # a second server on this port is an error, not a rival
-                ("grpc.max_receive_message_length", OVERSIZE_READ * self._config.max_message_mib * wire.MIB),
+                ("grpc.max_receive_message_length", OVERSIZE_READ * self._config.max_message_mib * MIB),
                 ("grpc.max_send_message_length", -1),
             ]
         )

@@ -41,6 +41,7 @@ from nexum_runtime.server.store.base import (
     Transaction,
     Workflow,
 )
+from nexum_runtime.text import MIB
 
 T = TypeVar("T")
 
@@ -84,7 +85,7 @@ class Engine:
         *,
         clock: Callable[[], int] = wall_clock_ms,
         jitter: Callable[[], float] = random.random,
-        max_message_bytes: int = wire.MESSAGE_MIB_DEFAULT * wire.MIB,
+        max_message_bytes: int = wire.MESSAGE_MIB_DEFAULT * MIB,
     ) -> None:
         self.max_message_bytes = max_message_bytes
         self._store = store

@@ -14,10 +14,12 @@ from nexum_runtime.errors import InvalidRequest, NotFound
 from nexum_runtime.server import graph
 from nexum_runtime.server.states import ErrorCode, Event, ExecutionStatus, TaskStatus
 from nexum_runtime.server.store.base import Execution, Task, Transaction, Workflow
+from nexum_runtime.text import shorten
 
 RETRY_DELAY_MS_MIN = 1_000  # doubled with every attempt …
 RETRY_DELAY_MS_MAX = 30_000  # … up to here
 RETRY_JITTER = 0.2  # a retry comes up to this share sooner, so that failures do not return in step
+SHOWN_CHARS = 120  # of an input in an error
 
 
 @dataclass(frozen=True)
@@ -367,10 +369,6 @@ def _check_same_call(existing: Execution, order: StartOrder) -> None:
     before, now = (wire.canonical_json(wire.parse_json(text)) for text in (existing.input_json, order.input_json))
     if before != now:
         raise InvalidRequest(
-            f"Execution {existing.execution_id} was started with the input {_short(before)}, "
-            f"not with {_short(now)}. Choose another id."
+            f"Execution {existing.execution_id} was started with the input {shorten(before, SHOWN_CHARS)}, "
+            f"not with {shorten(now, SHOWN_CHARS)}. Choose another id."
         )
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 120 else f"{text[:119]}…"
