@@ -159,19 +159,21 @@ class Client:
         deadline = clock() + timeout
         wait_ms, pause = FIRST_WAIT_MS, RECONNECT_SECONDS_MIN
         before: str | None = None
-        registered = False
+        unregistered, registered = False, False  # what NotFound told, and what was done about it
         unavailable_since, unavailable = None, None  # when it began, and why
         while (remaining := deadline - clock()) > 0:
             metadata[wire.WAIT_MS] = str(min(wait_ms, int(remaining * 1000)))
             try:
+                if unregistered and not registered:
+                    await self.register(workflow)
+                    registered = True
                 answer, trailing = await self._call_with_trailing(
                     self._execute, request, metadata, timeout=min(wait_ms / 1000 + RPC_SECONDS, remaining + 1)
                 )
             except NotFound:
                 if registered:
                     raise
-                await self._register_within(workflow, deadline)
-                registered = True
+                unregistered = True
                 continue
             except ServerUnavailable as error:
                 before = before or ""  # the server may have begun it before it went away
@@ -301,16 +303,6 @@ class Client:
             return await call, dict(await call.trailing_metadata() or ())
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from None
-
-    async def _register_within(self, workflow: Definition, deadline: float) -> None:
-        while True:
-            try:
-                await self.register(workflow)
-                return
-            except ServerUnavailable:
-                if asyncio.get_running_loop().time() >= deadline:
-                    raise
-                await asyncio.sleep(RECONNECT_SECONDS_MIN)
 
     def _error(self, error: grpc.aio.AioRpcError) -> NexumError:
         code, details = error.code(), error.details() or ""
