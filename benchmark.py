@@ -28,6 +28,7 @@ from rich.table import Table
 from demo import QUESTION, build_agent, choose_model
 from dev import local_nexum
 from nexum_runtime import NexumError
+from offline.web import DEFAULT_DELAY_MS
 from submit_task import durable_session, nexum_client
 from tools import visit_webpage, web_search
 
@@ -118,7 +119,7 @@ async def main() -> None:
     if arguments.live and mode != "live":
         parser.error("--live needs OPENAI_API_KEY or GEMINI_API_KEY")
     if not arguments.live:
-        mode = f"offline, {os.environ.setdefault('OFFLINE_WEB_DELAY_MS', '250')} ms a page"
+        mode = f"offline, {os.environ.get('OFFLINE_WEB_DELAY_MS', DEFAULT_DELAY_MS)} ms a page"
     console = Console()
     with tempfile.TemporaryDirectory(prefix="nexum-benchmark-") as folder:
         with socket.create_server(("127.0.0.1", 0)) as free:

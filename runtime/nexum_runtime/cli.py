@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -130,7 +130,7 @@ def show(
 ) -> None:
     """Tell the story of one execution, or of every execution of a session, event by event."""
     from nexum_runtime.client import Client
-    from nexum_runtime.errors import InvalidRequest, NotFound
+    from nexum_runtime.errors import NotFound
 
     async def fetch() -> list[dict[str, Any]]:
         async with Client(address) as client:
@@ -139,10 +139,7 @@ def show(
             except NotFound:
                 return [history async for history in client.history(f"{name}/")]
 
-    try:
-        histories = _run(fetch())
-    except InvalidRequest as error:
-        _fail(str(error))
+    histories = _run(fetch())
     if not histories:
         _fail(f"No execution or session {name!r} is known. See what is there with: nexum ps")
     console = _console()
@@ -217,7 +214,7 @@ def _run(job: Coroutine[Any, Any, Any]) -> Any:
         _fail(str(error))
 
 
-def _fail(message: str) -> Any:
+def _fail(message: str) -> NoReturn:
     print(message, file=sys.stderr)
     raise typer.Exit(1)
 

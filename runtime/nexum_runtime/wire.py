@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 from nexum_runtime.errors import InvalidRequest
 from nexum_runtime.text import size_text
 
-SERVICE = "nexum.NexumService"
 EXTENSIONS = "nexum.NexumExtensions"
 
 DEFAULT_HOST = "localhost"

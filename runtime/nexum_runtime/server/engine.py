@@ -106,10 +106,10 @@ class Engine:
         _check_name("version hash", version_hash)
         self._check_size("The workflow's IR", ir_json)
         try:
-            graph.parse(ir_json)
+            new = graph.parse(ir_json)
         except graph.GraphError as error:
             raise InvalidRequest(f"Workflow {workflow_id!r} is refused: {error}.") from None
-        return await self._commit(lambda tx, _: self._lifecycle.register(tx, workflow_id, version_hash, ir_json))
+        return await self._commit(lambda tx, _: self._lifecycle.register(tx, workflow_id, version_hash, ir_json, new))
 
     async def workflow_ids(self, version_hash: str) -> list[str]:
         return await self._store.read(lambda reader: reader.workflow_ids(version_hash))
@@ -224,7 +224,7 @@ class Engine:
             if held is None:
                 tx.renew_leases(worker_id, self._clock())
                 return list(self._stops.get(worker_id, ()))
-            own = [task_id for task_id in held if is_current(tx.task(task_key(task_id)), attempt_number(task_id))]
+            own = {task_id for task_id in held if is_current(tx.task(task_key(task_id)), attempt_number(task_id))}
             tx.renew_leases(worker_id, self._clock(), [task_key(task_id) for task_id in own])
             return [task_id for task_id in held if task_id not in own]
 

@@ -63,9 +63,8 @@ class Lifecycle:
         self._jitter = jitter
         self._graphs: dict[tuple[str, str], graph.Graph] = {}
 
-    def register(self, tx: Transaction, workflow_id: str, version_hash: str, ir_json: str) -> str:
-        """Record one version of a workflow. Returns its compatibility with the version before it, or NEW."""
-        new = graph.parse(ir_json)
+    def register(self, tx: Transaction, workflow_id: str, version_hash: str, ir_json: str, new: graph.Graph) -> str:
+        """Record one version of a workflow, whose IR is parsed as `new`. Returns its compatibility with the latest."""
         known = tx.workflow(workflow_id, version_hash)
         if known and graph.parse(known.ir_json) != new:
             raise InvalidRequest(f"Workflow {workflow_id!r}: {version_hash} is registered with other nodes.")
