@@ -391,7 +391,7 @@ async def test_a_heartbeat_lists_what_to_stop(wired: Wire) -> None:
     assert (answer.status, trailing["nexum-error-code"]) == ("CANCELLED", "CANCELLED")
 
 
-@pytest.mark.parametrize("held", ["x", "{}", "[1]", "[" * 100_000, json.dumps(["x.1"] * 10_001)])
+@pytest.mark.parametrize("held", ["x", "{}", "[1]", r'["\ud83e.1"]', "[" * 100_000, json.dumps(["x.1"] * 10_001)])
 async def test_a_heartbeat_that_holds_what_is_no_list_of_task_ids_is_an_invalid_argument(
     wired: Wire, held: str
 ) -> None:

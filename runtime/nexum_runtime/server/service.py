@@ -280,7 +280,7 @@ def _task_ids(text: str) -> list[str]:
         task_ids = wire.parse_json(text)
     except ValueError:
         task_ids = None
-    if not isinstance(task_ids, list) or not all(isinstance(task_id, str) for task_id in task_ids):
+    if not isinstance(task_ids, list) or not all(isinstance(each, str) and wire.is_text(each) for each in task_ids):
         raise InvalidRequest(f"The task ids {text[:80]!r} are not a JSON list of texts.")
     if len(task_ids) > HELD_LIMIT:
         raise InvalidRequest(f"A worker holds at most {HELD_LIMIT} tasks; this one names {len(task_ids)}.")
