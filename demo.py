@@ -52,7 +52,7 @@ def build_agent(model: str | Model) -> Agent[Any]:
             "and answer from what you read: clearly, in Markdown, with the URL of every source."
         ),
         # As usual, and gone with the process:  tools=[function_tool(web_search), function_tool(visit_webpage)]
-        tools=[durable_tool(web_search), durable_tool(visit_webpage)],
+        tools=[durable_tool(web_search, effect="read"), durable_tool(visit_webpage, effect="read")],
         model=model,
     )
 

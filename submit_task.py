@@ -30,12 +30,23 @@ from agents.exceptions import AgentsException
 from pydantic_core import to_jsonable_python
 
 from nexum_runtime import Client, NexumError, Outcome
-from nexum_runtime.wire import DEFAULT_ADDRESS, canonical_json
+from nexum_runtime.wire import (
+    ATTEMPTS_DEFAULT,
+    ATTEMPTS_LIMIT,
+    DEFAULT_ADDRESS,
+    EFFECTS,
+    TIMEOUT_MS_LIMIT,
+    canonical_json,
+)
 from workflow import NODE, ToolCall, ToolResult, tool_call_workflow
 
 TIMEOUT_SECONDS = 120.0  # for one call, from its submission to its result
+ATTEMPT_SECONDS = 60.0  # for one attempt of a durable tool
+PAUSE_SECONDS = 30.0  # between two attempts, at most
 SESSION_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 WORKFLOW = tool_call_workflow()
+
+Effect = Literal["read", "idempotent", "once"]
 
 
 class DurableCallError(AgentsException):
@@ -46,16 +57,21 @@ class ToolFailed(Exception):
     """The tool ran and failed. Its own words are told to the model, and the run goes on."""
 
 
+class OutcomeUnknown(ToolFailed):
+    """A tool that is attempted only once may or may not have run. So the model is told, until it is settled."""
+
+
 @dataclass(frozen=True)
 class CallEvent:
     """What a durable session tells about one of its calls."""
 
-    kind: Literal["started", "waiting", "stored", "cached", "failed"]
+    kind: Literal["started", "waiting", "stored", "cached", "failed", "unknown"]
+    execution_id: str
     tool_name: str
     tool_args: dict[str, Any]
     elapsed_ms: int = 0  # since the call was submitted
     saved_ms: int = 0  # cached: what the tool took when it ran
-    detail: str = ""  # failed: why; waiting: for a "server" that answers, a "worker" that takes it, or the "result"
+    detail: str = ""  # failed or unknown: why; waiting: for a "server", a "worker" that takes it, or the "result"
 
 
 def check_session_id(session_id: str) -> None:
@@ -110,12 +126,22 @@ def nexum_client() -> Client:
 
 
 async def submit_tool_call(
-    tool_name: str, tool_args: dict[str, Any], session_id: str, timeout: float = TIMEOUT_SECONDS
+    tool_name: str,
+    tool_args: dict[str, Any],
+    session_id: str,
+    timeout: float = TIMEOUT_SECONDS,
+    *,
+    effect: Effect = "idempotent",
+    max_attempts: int | None = None,
+    attempt_timeout: float | None = None,
 ) -> str:
     """The result of a tool call: from the store if this session has made it before, else as soon as it is recorded.
 
-    `tool_args` is anything JSON can carry, `timeout` in seconds. A server that restarts meanwhile is waited for.
-    Raises ToolFailed with the tool's own words, DurableCallError when Nexum could not carry the call.
+    `tool_args` is anything JSON can carry. `timeout` is how many seconds to wait here for the result: a server that
+    restarts meanwhile is waited for. `attempt_timeout` is how many seconds one attempt may take. For `effect` and
+    `max_attempts` see `durable_tool`.
+    Raises ToolFailed with the tool's own words, OutcomeUnknown when a tool with `effect="once"` may or may not have
+    run, DurableCallError when Nexum could not carry the call.
     """
     session = _current.get()
     if session is None or session.session_id != session_id:
@@ -125,7 +151,7 @@ async def submit_tool_call(
 
     def report(kind: Any, saved_ms: int = 0, detail: str = "") -> None:
         elapsed_ms = round((asyncio.get_running_loop().time() - started) * 1000)
-        session.on_event(CallEvent(kind, tool_name, tool_args, elapsed_ms, saved_ms, detail))
+        session.on_event(CallEvent(kind, execution_id, tool_name, tool_args, elapsed_ms, saved_ms, detail))
 
     report("started")
     try:
@@ -133,13 +159,22 @@ async def submit_tool_call(
             WORKFLOW,
             ToolCall(tool_name=tool_name, tool_args=tool_args).model_dump(),
             execution_id=execution_id,
-            restart="unknown",  # a call that failed in an earlier run deserves another try
+            # A call that failed in an earlier run deserves another try, if it may be tried more than once.
+            restart=None if effect == "once" else "unknown",
+            effect=effect,
+            max_attempts=max_attempts,
+            attempt_timeout=attempt_timeout,
             timeout=timeout,
             on_wait=lambda waiting: report("waiting", detail=waiting),
         )
     except NexumError as error:
         report("failed", detail=str(error))
         raise DurableCallError(str(error)) from None
+    if outcome.error_code == "OUTCOME_UNKNOWN":
+        report("unknown", detail=_why(outcome))
+        raise OutcomeUnknown(
+            f"{tool_name} may or may not have run: {_why(outcome)} It is not run again until a person has looked."
+        )
     if outcome.status != "COMPLETED":
         report("failed", detail=_why(outcome))
         raise ToolFailed(_why(outcome))
@@ -156,15 +191,40 @@ def _why(outcome: Outcome) -> str:
 
 
 def durable_tool(
-    function: Callable[..., Any], *, timeout: float = TIMEOUT_SECONDS, **function_tool_options: Any
+    function: Callable[..., Any],
+    *,
+    effect: Effect = "idempotent",
+    max_attempts: int | None = None,
+    timeout: float = ATTEMPT_SECONDS,
+    **function_tool_options: Any,
 ) -> FunctionTool:
     """The tool that `function_tool(function, **options)` makes, with every call of it recorded by Nexum.
 
     `function`, sync or async, runs in the worker: worker.py finds it by its name in `tools.TOOLS`. Its arguments and
     result travel as JSON; a result that is not a str reaches the model as JSON text.
-    Raises TypeError for a function whose calls cannot travel: one that takes the run context, or *args or **kwargs.
+
+    `effect` says what an attempt that was cut short may have done to the world, and so what a crash may do to a call:
+      "read"        nothing: it is tried again, up to `max_attempts` times (1 to 20, default 4)
+      "idempotent"  what another attempt does no second time (see `nexum_runtime.idempotency_key`): tried again as well
+      "once"        what must not be done twice: attempted at most once. If its worker vanished, it took too long, or
+                    its result could not be recorded, the model is told that it may or may not have run, and so it is
+                    by every run of the session until the worker's late word or a person (`nexum resolve`) settles it.
+                    A call that failed is not attempted again either, unless by `nexum resolve --retry`.
+    `timeout` is how many seconds one attempt may take. An async function is cancelled then; a sync one cannot be: its
+    thread runs on, and what it returns is dropped.
+
+    Raises TypeError for a function whose calls cannot travel: one that takes the run context, or *args or **kwargs;
+    ValueError for an `effect`, `max_attempts` or `timeout` out of range.
     """
     _check_that_calls_can_travel(function)
+    if effect not in EFFECTS:
+        raise ValueError(f"The effect of {function.__name__} is {effect!r}; it can be {', '.join(EFFECTS)}.")
+    attempts = max_attempts or (1 if effect == "once" else ATTEMPTS_DEFAULT)
+    if not 1 <= attempts <= (1 if effect == "once" else ATTEMPTS_LIMIT):
+        limit = "exactly 1, as its effect is once" if effect == "once" else f"1 to {ATTEMPTS_LIMIT}"
+        raise ValueError(f"max_attempts of {function.__name__} is {max_attempts}; it can be {limit}.")
+    if not 0.001 <= timeout <= TIMEOUT_MS_LIMIT / 1000:
+        raise ValueError(f"The timeout of {function.__name__} is {timeout:g} s; it can be up to 24 hours.")
     signature = inspect.signature(function)
 
     @functools.wraps(function)  # the schema, name and description are made from the function that is wrapped
@@ -176,7 +236,15 @@ def durable_tool(
                 "put Runner.run(...) inside `with durable_session(session_id):`."
             )
         tool_args = to_jsonable_python(signature.bind(*args, **kwargs).arguments)
-        return await submit_tool_call(function.__name__, tool_args, session.session_id, timeout)
+        return await submit_tool_call(
+            function.__name__,
+            tool_args,
+            session.session_id,
+            timeout=attempts * (timeout + PAUSE_SECONDS),
+            effect=effect,
+            max_attempts=attempts,
+            attempt_timeout=timeout,
+        )
 
     tell = function_tool_options.pop("failure_error_function", default_tool_error_function)
 

@@ -61,8 +61,14 @@ class RunView:
             "stored": f"[green]stored ✓[/] {duration_text(event.elapsed_ms)}",
             "cached": "[yellow]cached ⚡[/]",
             "failed": f"[red]failed ✗[/] {escape(event.detail)}",
+            "unknown": f"[red]unknown ?[/] {escape(event.detail)}",
         }[event.kind]
         self._line(event, text)
+        if event.kind == "unknown":
+            self.note(
+                "it is not run again. Say what became of it: "
+                f"nexum resolve {event.execution_id} --result TEXT | --failed REASON | --retry"
+            )
         if event.kind in ("stored", "cached"):
             self.completed += 1
         if event.kind == "cached":

@@ -49,7 +49,8 @@ async def run_tool(context: ContextView) -> ToolResult:
         if isinstance(error, ValidationError) and error.title == tool.__name__:
             raise ToolError(f"The arguments of {call.tool_name} do not fit: {error}", retryable=False) from error
         if isinstance(error, PydanticSerializationError):  # it has run; running it again would end the same
-            raise ToolError(f"{call.tool_name} returned what JSON cannot carry: {error}", retryable=False) from error
+            reason = f"{call.tool_name} returned what JSON cannot carry: {error}"
+            raise ToolError(reason, retryable=False, unknown=True) from error
         raise
     duration_ms = round((time.monotonic() - started) * 1000)
     log.info("%s done in %d ms", call.tool_name, duration_ms)

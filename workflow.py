@@ -9,7 +9,7 @@ from typing import Any
 
 from nexum import WorkflowDef, workflow
 from nexum.context import ContextView
-from pydantic import BaseModel
+from pydantic import BaseModel, model_validator
 
 from nexum_runtime import TaskError
 
@@ -29,9 +29,18 @@ class ToolResult(BaseModel):
     result: str
     duration_ms: int
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_persons_word(cls, recorded: Any) -> Any:
+        """What `nexum resolve --result TEXT` records is the text alone."""
+        return {"result": recorded, "duration_ms": 0} if isinstance(recorded, str) else recorded
+
 
 class ToolError(TaskError):
-    """Raised by a tool to say in its own words what went wrong, to the model. `retryable=False`: it will again."""
+    """Raised by a tool to say in its own words what went wrong, to the model.
+
+    `retryable=False` says that it will go wrong again; `unknown=True` that it may have had its effect all the same.
+    """
 
 
 async def _runs_in_the_worker(context: ContextView) -> ToolResult:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from processes import PATIENCE_SECONDS, eventually
 
-from nexum_runtime.errors import InvalidRequest, NotFound, TooLarge
+from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
 from nexum_runtime.server.engine import ABSENCE_MS, Engine, Snapshot
 from nexum_runtime.server.lifecycle import Claimed, Started, StartOrder
 from nexum_runtime.server.store.sqlite import SqliteStore
@@ -240,7 +240,7 @@ async def test_an_unknown_workflow_or_version_is_told_apart(bench: Bench) -> Non
 async def test_a_too_large_input_is_refused_naming_both_sizes(bench: Bench) -> None:
     await bench.register(ONE)
     bench.engine = bench.new_engine(max_message_bytes=2_048)
-    with pytest.raises(TooLarge, match=r"The input is 4\.0 KiB; the limit is 2\.0 KiB"):
+    with pytest.raises(LimitExceeded, match=r"The input is 4\.0 KiB; the limit is 2\.0 KiB"):
         await bench.start(input_json=json.dumps("x" * 4_094))
     with pytest.raises(NotFound):
         await bench.snapshot()
@@ -465,7 +465,7 @@ async def test_a_heartbeat_is_told_of_every_task_that_is_no_longer_its_own(bench
 async def test_what_a_vanished_worker_was_to_stop_is_forgotten_after_a_while(bench: Bench) -> None:
     """Workers come and go under new ids for months."""
     await bench.register(ONE)
-    await bench.start(max_attempts=1)
+    await bench.start(max_attempts=2)
     (lost,) = await bench.lose(1)
     assert await bench.engine.heartbeat("worker") == [lost]
     for _ in range(2):

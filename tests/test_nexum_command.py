@@ -227,7 +227,7 @@ async def test_dev_goes_by_its_environment(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    dev = Dev(folder, NEXUM_PORT=port, NEXUM_HOST="0.0.0.0", NEXUM_DATABASE_URL="sqlite:///sub/own.db")
+    dev = Dev(folder, "--insecure", NEXUM_PORT=port, NEXUM_HOST="0.0.0.0", NEXUM_DATABASE_URL="sqlite:///sub/own.db")
     dev.start()
     assert await dev.ready() == (f"0.0.0.0:{port}", folder / "sub" / "own.db")
     async with Client(f"127.0.0.1:{port}") as client:

@@ -49,6 +49,8 @@ def an_execution(execution_id: str, workflow_id: str = "w") -> Execution:
         status=ExecutionStatus.RUNNING,
         input_json="{}",
         max_attempts=4,
+        effect="idempotent",
+        timeout_ms=None,
         error=None,
         error_code=None,
         created_at_ms=NOW_MS,
@@ -617,7 +619,7 @@ async def test_a_database_of_a_later_nexum_is_refused_and_left_as_it_is(tmp_path
     with pytest.raises(StoreUnavailable) as refused:
         SqliteStore(path)
     assert str(refused.value) == (
-        f"{path} has schema version 99, and this Nexum knows version 1. "
+        f"{path} has schema version 99, and this Nexum knows versions up to 2. "
         "Use the Nexum that wrote it, or another file with --db."
     )
     assert path.read_bytes() == before

@@ -24,7 +24,7 @@ def shown(*events: CallEvent, width: int | None = None) -> str:
 
 
 def call(kind: str, **fields: object) -> CallEvent:
-    return CallEvent(kind, "web_search", LONG, **fields)  # type: ignore[arg-type]
+    return CallEvent(kind, "s1/web_search/0/0", "web_search", LONG, **fields)  # type: ignore[arg-type]
 
 
 def test_a_call_says_when_it_starts_and_how_it_ends() -> None:
@@ -44,7 +44,7 @@ def test_a_call_fits_the_line_of_a_terminal(width: int) -> None:
 
 
 def test_markup_in_what_a_tool_was_given_is_shown_and_not_obeyed() -> None:
-    event = CallEvent("failed", "web_search", {"query": "[red]x[/]"}, detail="[bold]no[/]")
+    event = CallEvent("failed", "s1/web_search/0/0", "web_search", {"query": "[red]x[/]"}, detail="[bold]no[/]")
     assert shown(event) == '[Nexum] web_search(query="[red]x[/]") failed ✗ [bold]no[/]\n'
 
 

@@ -20,9 +20,9 @@ from nexum_runtime import (
     Client,
     ExecutionTimeout,
     InvalidRequest,
+    LimitExceeded,
     NotFound,
     ServerUnavailable,
-    TooLarge,
     Worker,
 )
 from nexum_runtime.server.app import CannotBind, Server, ServerConfig
@@ -533,13 +533,13 @@ async def test_a_handler_s_too_large_result_fails_its_task_naming_both_sizes(
 
 
 async def test_a_too_large_input_is_refused_naming_both_sizes(wired: Wire, client: Client) -> None:
-    with pytest.raises(TooLarge, match=r"The input is 20\.0 MiB; the limit is 16\.0 MiB"):
+    with pytest.raises(LimitExceeded, match=r"The input is 20\.0 MiB; the limit is 16\.0 MiB"):
         await client.execute(ECHO, "x" * (20 * MIB), execution_id="e")
     assert await client.executions() == []
 
 
 async def test_an_input_larger_than_the_transport_reads_is_refused_at_once(wired: Wire, client: Client) -> None:
-    with pytest.raises(TooLarge):
+    with pytest.raises(LimitExceeded):
         await client.execute(ECHO, "x" * (80 * MIB), execution_id="e", timeout=PATIENCE_SECONDS)
 
 
@@ -837,7 +837,7 @@ async def test_a_second_server_on_the_port_is_refused_in_a_sentence(server: Serv
 
 async def test_an_address_that_is_not_this_machine_s_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(CannotBind, match=r"Cannot listen on 192\.0\.2\.1:0: cannot assign requested address\.$"):
-        await Server(ServerConfig(tmp_path / "nexum.db", host="192.0.2.1", port=0)).start()
+        await Server(ServerConfig(tmp_path / "nexum.db", host="192.0.2.1", port=0, insecure=True)).start()
 
 
 async def test_what_was_acknowledged_is_there_after_a_stop(tmp_path: Path) -> None:

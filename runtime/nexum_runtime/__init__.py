@@ -4,11 +4,12 @@ from nexum_runtime.client import Client, Outcome
 from nexum_runtime.errors import (
     ExecutionTimeout,
     InvalidRequest,
+    LimitExceeded,
     NexumError,
     NotFound,
     ServerUnavailable,
     TaskError,
-    TooLarge,
+    Unauthenticated,
 )
 from nexum_runtime.worker import Worker, idempotency_key
 
@@ -16,12 +17,13 @@ __all__ = [
     "Client",
     "ExecutionTimeout",
     "InvalidRequest",
+    "LimitExceeded",
     "NexumError",
     "NotFound",
     "Outcome",
     "ServerUnavailable",
     "TaskError",
-    "TooLarge",
+    "Unauthenticated",
     "Worker",
     "idempotency_key",
 ]

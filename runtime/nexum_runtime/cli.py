@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import sys
 from collections.abc import Coroutine
 from pathlib import Path
@@ -36,23 +37,54 @@ def dev(
     max_message_mib: Annotated[
         int, typer.Option(min=1, max=256, help="The largest input or result, in MiB.")
     ] = wire.MESSAGE_MIB_DEFAULT,
+    token_file: Annotated[
+        Path | None, typer.Option(help="Demand the token in this file on every call (or set NEXUM_TOKEN).")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Serve TLS with this certificate (PEM, and its chain).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's private key (PEM).")] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let anyone who reaches --host read all results and run your tools.")
+    ] = False,
 ) -> None:
-    """Run a server. NEXUM_DATABASE_URL (sqlite:///path) names the database when --db does not."""
+    """Run a server. NEXUM_DATABASE_URL (sqlite:///path) names the database when --db does not.
+
+    Listening on another address than this machine's own demands a token.
+    """
     import logging
 
-    from nexum_runtime.server.app import CannotBind, Server, ServerConfig
+    from nexum_runtime.errors import InvalidRequest
+    from nexum_runtime.server.app import CannotBind, Server, ServerConfig, Tls, is_loopback
     from nexum_runtime.server.store.base import StoreUnavailable
     from nexum_runtime.signals import stop_requested
 
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    log = logging.getLogger("nexum.dev")
     logging.getLogger("grpc").setLevel(logging.ERROR)  # it warns of every call that a stop cuts short
-    database = db or _database_from_environment()
+    if bool(tls_cert) != bool(tls_key):
+        _fail("TLS needs both --tls-cert and --tls-key.")
+    tls = Tls(_read(tls_cert), _read(tls_key)) if tls_cert and tls_key else None
+    token = _read(token_file).decode(errors="replace").strip() if token_file else os.environ.get("NEXUM_TOKEN") or None
+    try:
+        config = ServerConfig(
+            database=db or _database_from_environment(),
+            host=host,
+            port=port,
+            max_message_mib=max_message_mib,
+            token=wire.check_token(token) if token is not None else None,
+            tls=tls,
+            insecure=insecure,
+        )
+    except InvalidRequest as error:
+        _fail(str(error))
 
     async def serve() -> None:
-        server = Server(ServerConfig(database, host, port, max_message_mib))
+        server = Server(config)
         await server.start()
         shown_host = "localhost" if host == "127.0.0.1" else f"[{host}]" if ":" in host else host
-        print(f"Nexum is ready at {shown_host}:{server.port} · database {server.store.path}", flush=True)
+        guards = "".join(f" · {what}" for what, on in (("TLS", tls), ("token demanded", config.token)) if on)
+        print(f"Nexum is ready at {shown_host}:{server.port} · database {server.store.path}{guards}", flush=True)
+        if not is_loopback(host) and not tls:
+            log.warning("What travels to and from %s is not encrypted: use --tls-cert and --tls-key.", host)
         await stop_requested()
         await server.stop()
         print("Nexum has stopped. What it acknowledged is in the database.", flush=True)
@@ -61,6 +93,13 @@ def dev(
         asyncio.run(serve())
     except (CannotBind, StoreUnavailable) as error:
         _fail(str(error))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        _fail(f"Cannot read {path}: {error.strerror}.")
 
 
 def _database_from_environment() -> Path:
@@ -150,6 +189,63 @@ def show(
             _print_history(console, history)
 
 
+@app.command()
+def resolve(
+    execution: Annotated[str, typer.Argument(metavar="EXECUTION", help="Its id, as `nexum ps` shows it.")],
+    result: Annotated[str | None, typer.Option(metavar="TEXT", help="It happened, and this is its result.")] = None,
+    failed: Annotated[str | None, typer.Option(metavar="REASON", help="It failed, for this reason.")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Attempt it again, whatever came of it.")] = False,
+    node: Annotated[str, typer.Option(help="Which node, when several are unknown.", show_default=False)] = "",
+    address: Address = wire.DEFAULT_ADDRESS,
+) -> None:
+    """Settle an execution whose outcome is unknown: say what became of it, or have it attempted again."""
+    from nexum_runtime.client import Client
+
+    if sum((result is not None, failed is not None, retry)) != 1:
+        _fail("Say one of --result TEXT, --failed REASON and --retry.")
+
+    async def send() -> str:
+        async with Client(address) as client:
+            if result is not None:
+                return await client.resolve(execution, "result", wire.canonical_json(result), node_id=node)
+            if failed is not None:
+                return await client.resolve(execution, "failed", failed, node_id=node)
+            return await client.resolve(execution, "retry")
+
+    print(_run(send()))
+
+
+@app.command()
+def prune(
+    older_than: Annotated[str, typer.Option(metavar="AGE", help="What ended longer ago than that: 30d, 12h, 90m, 0s.")],
+    session: Annotated[
+        str, typer.Option(metavar="PREFIX", help="Only ids that begin with this.", show_default=False)
+    ] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and delete nothing.")] = False,
+    address: Address = wire.DEFAULT_ADDRESS,
+) -> None:
+    """Delete executions that ended long ago, and give their disk space back.
+
+    What runs stays, and so does what waits for a person's word: an outcome that is unknown.
+    """
+    from nexum_runtime.client import Client
+
+    match = re.fullmatch(r"(\d{1,6})([smhd])", older_than)
+    if not match:
+        _fail(f"--older-than is {older_than!r}; it must be a number with s, m, h or d, such as 30d.")
+    age_ms = int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] * 1000
+
+    async def send() -> dict[str, int]:
+        async with Client(address) as client:
+            return await client.prune(session, age_ms, dry_run=dry_run)
+
+    pruned = _run(send())
+    if dry_run:
+        print(f"{pruned['executions']} executions would be deleted.")
+    else:
+        print(f"{pruned['executions']} executions deleted, {size_text(pruned['bytes'])} given back to the disk.")
+
+
 def _print_history(console: "Console", history: dict[str, Any]) -> None:
     from rich.markup import escape
 
@@ -195,6 +291,9 @@ def _event_text(event: dict[str, Any], took_ms: int) -> str:
             return f"{node}: attempt {attempt} returned unused by {worker}"
         case "LeaseExpired":
             return f"{node}: attempt {attempt} given up after {duration_text(took_ms)}: {error}"
+        case "OutcomeResolved":
+            said = {"result": "it happened, and this is its result", "failed": f"it failed: {error}"}
+            return f"{node or 'all'}: a person said: {said.get(event['as'], 'try again')}"
         case "TaskCompleted":
             late = ", after it had been given up" if event.get("late") else ""
             size = size_text(event["output_bytes"])

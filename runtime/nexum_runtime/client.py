@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+import os
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import grpc
@@ -16,14 +18,16 @@ from nexum_runtime import wire
 from nexum_runtime.errors import (
     ExecutionTimeout,
     InvalidRequest,
+    LimitExceeded,
     NexumError,
     NotFound,
     ServerUnavailable,
-    TooLarge,
+    Unauthenticated,
 )
 
 RPC_SECONDS = 10.0  # for an answer that does not wait for anything
 FIRST_WAIT_MS, WAIT_MS = 1_500, 8_000  # of one Execute: short at first, so that `on_wait` can speak up early
+PRUNE_SECONDS = 600.0
 RECONNECT_SECONDS_MIN, RECONNECT_SECONDS_MAX = 0.1, 1.0
 
 # Another try may succeed: the server is restarting, went away in mid-call, or its disk is full.
@@ -35,7 +39,8 @@ PASSING = {
 ERRORS: dict[grpc.StatusCode, type[NexumError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.NOT_FOUND: NotFound,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: TooLarge,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: LimitExceeded,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
 }
 
 Waiting = Literal["server", "worker", "result"]
@@ -66,26 +71,26 @@ class Outcome:
 class Client:
     """Talks to the server at `address` ("host:port"). Belongs to the event loop it is first used in.
 
-    Every method raises ServerUnavailable when no server answers, InvalidRequest or NotFound when it refuses.
+    `token` is what a server demands that is open to others than this machine, `tls_ca` a PEM file with the
+    certificates to trust for TLS; when not given they are NEXUM_TOKEN and NEXUM_TLS_CA, if set.
+
+    Every method raises ServerUnavailable when no server answers, InvalidRequest, NotFound or Unauthenticated when it
+    refuses.
     """
 
-    def __init__(self, address: str = wire.DEFAULT_ADDRESS) -> None:
+    def __init__(
+        self, address: str = wire.DEFAULT_ADDRESS, *, token: str | None = None, tls_ca: Path | None = None
+    ) -> None:
         wire.split_address(address)  # gRPC would take anything, and never connect
         self.address = address
         self._max_message_bytes = sys.maxsize  # until the server has told
-        self._channel = grpc.aio.insecure_channel(
-            address,
-            options=[
-                ("grpc.enable_http_proxy", 0),  # a proxy for web pages is none for Nexum
-                ("grpc.max_receive_message_length", -1),  # the server has the limits
-                ("grpc.max_send_message_length", -1),
-                ("grpc.initial_reconnect_backoff_ms", int(RECONNECT_SECONDS_MIN * 1000)),
-                ("grpc.min_reconnect_backoff_ms", int(RECONNECT_SECONDS_MIN * 1000)),
-                ("grpc.max_reconnect_backoff_ms", int(RECONNECT_SECONDS_MAX * 1000)),
-            ],
-        )
+        token = token or os.environ.get("NEXUM_TOKEN")
+        self._token = wire.check_token(token) if token else None
+        self._channel = _channel(address, tls_ca or _path_from_environment("NEXUM_TLS_CA"))
         self._stub = pb_grpc.NexumServiceStub(self._channel)
         self._execute = self._extension("Execute", pb.StartRequest, pb.StatusResponse)
+        self._resolve = self._extension("Resolve", pb.RejectRequest, pb.AckResponse)
+        self._prune = self._extension("Prune", pb.StatusRequest, pb.AckResponse)
         self._heartbeat = self._extension("Heartbeat", pb.PollRequest, pb.AckResponse)
         self._history = self._channel.unary_stream(
             f"/{wire.EXTENSIONS}/History", pb.StatusRequest.SerializeToString, pb.StatusResponse.FromString
@@ -134,6 +139,8 @@ class Client:
         *,
         execution_id: str | None = None,
         max_attempts: int | None = None,
+        effect: str | None = None,
+        attempt_timeout: float | None = None,
         restart: Literal["failed", "unknown"] | None = None,
         timeout: float = 120.0,
         on_wait: Callable[[Waiting], None] | None = None,
@@ -141,7 +148,8 @@ class Client:
         """Start an execution, or find the one of this id, and wait for its end.
 
         A server that is away in the middle is waited for. `on_wait` is told, after a second or two and from then on
-        now and then, what the call is waiting for. `input` is any JSON value, `timeout` is in seconds.
+        now and then, what the call is waiting for. `input` is any JSON value, `effect` one of `wire.EFFECTS`.
+        `timeout` is how many seconds to wait here, `attempt_timeout` how many one attempt at a task may take.
         Raises ExecutionTimeout when the time is up (the execution goes on), besides the errors of the class.
         """
         execution_id = execution_id or f"exec-{uuid.uuid4()}"
@@ -155,6 +163,10 @@ class Client:
             metadata[wire.MAX_ATTEMPTS] = str(max_attempts)
         if restart is not None:
             metadata[wire.RESTART] = restart
+        if effect is not None:
+            metadata[wire.EFFECT] = effect
+        if attempt_timeout is not None:
+            metadata[wire.TIMEOUT_MS] = str(int(attempt_timeout * 1000))
         clock = asyncio.get_running_loop().time
         deadline = clock() + timeout
         wait_ms, pause = FIRST_WAIT_MS, RECONNECT_SECONDS_MIN
@@ -220,7 +232,7 @@ class Client:
 
     async def history(self, execution_id: str) -> AsyncIterator[dict[str, Any]]:
         """All that is known of an execution, or of every one under a prefix that ends in "/", oldest first."""
-        call = self._history(pb.StatusRequest(execution_id=execution_id), timeout=60.0)
+        call = self._history(pb.StatusRequest(execution_id=execution_id), metadata=self._metadata({}), timeout=60.0)
         try:
             async for answer in call:
                 yield json.loads(answer.completed_nodes_json)
@@ -231,6 +243,24 @@ class Client:
         """Cancel an execution. Returns what came of it, in words."""
         answer = await self._call(self._stub.CancelExecution, pb.CancelRequest(execution_id=execution_id))
         return str(answer.message)
+
+    async def resolve(
+        self, execution_id: str, kind: Literal["result", "failed", "retry"], text: str = "", *, node_id: str = ""
+    ) -> str:
+        """Settle an unknown outcome by its result (`text` is JSON) or its failure, or have it tried again.
+
+        `node_id` says which node when the outcome of several is unknown. Returns what came of it, in words.
+        """
+        request = pb.RejectRequest(execution_id=execution_id, node_id=node_id, reason=text)
+        answer = await self._call(self._resolve, request, {wire.RESOLUTION: kind})
+        return str(answer.message)
+
+    async def prune(self, prefix: str, older_than_ms: int, *, dry_run: bool = False) -> dict[str, int]:
+        """Delete what ended longer ago than that under a prefix: `{"executions": how many, "bytes": given back}`."""
+        metadata = {wire.OLDER_THAN_MS: str(older_than_ms), wire.DRY_RUN: str(dry_run).lower()}
+        request = pb.StatusRequest(execution_id=prefix)
+        answer = await self._call(self._prune, request, metadata, timeout=PRUNE_SECONDS)
+        return dict(json.loads(answer.message))
 
     # The worker's side
 
@@ -243,11 +273,10 @@ class Client:
         """
         call = self._stub.PollTask(
             pb.PollRequest(worker_id=worker_id, version_hash=workflow.version_hash),
-            metadata=(
-                (wire.LEASE_MS, str(lease_ms)),
-                (wire.WAIT_MS, str(wait_ms)),
+            metadata=self._metadata(
+                {wire.LEASE_MS: str(lease_ms), wire.WAIT_MS: str(wait_ms)}
                 # For a name that no header can carry, the server goes by what this channel has registered.
-                *(((wire.WORKFLOW_ID, workflow.workflow_id),) if wire.fits_header(workflow.workflow_id) else ()),
+                | ({wire.WORKFLOW_ID: workflow.workflow_id} if wire.fits_header(workflow.workflow_id) else {})
             ),
             timeout=RPC_SECONDS + wait_ms / 1000,
         )
@@ -267,15 +296,21 @@ class Client:
         return answer if answer.has_task else None
 
     async def complete(self, task_id: str, output_json: str) -> str:
-        """Record a task's result. Returns "", or in words why it was not recorded. Raises TooLarge."""
+        """Record a task's result. Returns "", or in words why it was not recorded. Raises LimitExceeded."""
         if reason := wire.too_large("The result", output_json, self._max_message_bytes):
-            raise TooLarge(reason)
+            raise LimitExceeded(reason)
         request = pb.CompleteRequest(task_id=task_id, output_json=output_json)
         return str((await self._call(self._stub.CompleteTask, request)).message)
 
-    async def fail(self, task_id: str, error: str, *, retryable: bool = True, interrupted: bool = False) -> str:
-        """End an attempt that failed, or was cut short. Returns "", or in words why nothing changed."""
-        metadata = {wire.RETRYABLE: str(retryable).lower(), wire.INTERRUPTED: str(interrupted).lower()}
+    async def fail(
+        self, task_id: str, error: str, *, retryable: bool = True, interrupted: bool = False, unknown: bool = False
+    ) -> str:
+        """End an attempt that failed, or was `interrupted` by the end of its worker.
+
+        `unknown`: its effect may have happened all the same. Returns "", or in words why nothing changed.
+        """
+        flags = {wire.RETRYABLE: retryable, wire.INTERRUPTED: interrupted, wire.UNKNOWN: unknown}
+        metadata = {key: str(value).lower() for key, value in flags.items()}
         request = pb.FailRequest(task_id=task_id, error_message=error)
         return str((await self._call(self._stub.FailTask, request, metadata)).message)
 
@@ -284,6 +319,10 @@ class Client:
         held = wire.canonical_json(list(task_ids))
         answer = await self._call(self._heartbeat, pb.PollRequest(worker_id=worker_id, version_hash=held))
         return [str(task_id) for task_id in json.loads(answer.message)]
+
+    def _metadata(self, metadata: dict[str, str]) -> tuple[tuple[str, str], ...]:
+        token = {wire.AUTHORIZATION: f"Bearer {self._token}"} if self._token else {}
+        return tuple((metadata | token).items())
 
     def _extension(self, name: str, request: Any, response: Any) -> Any:
         path = f"/{wire.EXTENSIONS}/{name}"
@@ -298,7 +337,7 @@ class Client:
     async def _call_with_trailing(
         self, method: Any, request: Any, metadata: dict[str, str], timeout: float
     ) -> tuple[Any, dict[str, Any]]:
-        call = method(request, metadata=tuple(metadata.items()), timeout=timeout)
+        call = method(request, metadata=self._metadata(metadata), timeout=timeout)
         try:
             return await call, dict(await call.trailing_metadata() or ())
         except grpc.aio.AioRpcError as error:
@@ -308,6 +347,8 @@ class Client:
         code, details = error.code(), error.details() or ""
         if code in PASSING:
             return ServerUnavailable(details if details.startswith("Cannot use") else self._unreachable())
+        if code == grpc.StatusCode.UNAUTHENTICATED:
+            details += " Set NEXUM_TOKEN to the one that nexum dev was started with."
         return ERRORS.get(code, NexumError)(details or f"Nexum at {self.address} answered {code.name}.")
 
     def _unreachable(self) -> str:
@@ -315,6 +356,28 @@ class Client:
             f"No Nexum server answers at {self.address}. Start one with `nexum dev`, "
             "or set NEXUM_ADDRESS to where one runs."
         )
+
+
+def _channel(address: str, tls_ca: Path | None) -> Any:
+    options = [
+        ("grpc.enable_http_proxy", 0),  # a proxy for web pages is none for Nexum
+        ("grpc.max_receive_message_length", -1),  # the server has the limits
+        ("grpc.max_send_message_length", -1),
+        ("grpc.initial_reconnect_backoff_ms", int(RECONNECT_SECONDS_MIN * 1000)),
+        ("grpc.min_reconnect_backoff_ms", int(RECONNECT_SECONDS_MIN * 1000)),
+        ("grpc.max_reconnect_backoff_ms", int(RECONNECT_SECONDS_MAX * 1000)),
+    ]
+    if tls_ca is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    try:
+        credentials = grpc.ssl_channel_credentials(tls_ca.read_bytes())
+    except OSError as error:
+        raise InvalidRequest(f"Cannot read the certificates in {tls_ca} (NEXUM_TLS_CA): {error.strerror}.") from None
+    return grpc.aio.secure_channel(address, credentials, options=options)
+
+
+def _path_from_environment(name: str) -> Path | None:
+    return Path(os.environ[name]) if os.environ.get(name) else None
 
 
 def _outcome(execution_id: str, answer: Any, trailing: dict[str, Any], before: str) -> Outcome:

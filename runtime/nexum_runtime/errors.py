@@ -17,8 +17,12 @@ class NotFound(NexumError):
     """NOT_FOUND: the server knows no workflow, execution or task of this name."""
 
 
-class TooLarge(NexumError):
-    """RESOURCE_EXHAUSTED: a message is over the server's limit; the text names both sizes."""
+class LimitExceeded(NexumError):
+    """RESOURCE_EXHAUSTED: a message, or a number of calls, is over one of the server's limits; the text names it."""
+
+
+class Unauthenticated(NexumError):
+    """UNAUTHENTICATED: the server demands a token, and got none or another one."""
 
 
 class ExecutionTimeout(NexumError):
@@ -33,8 +37,11 @@ class TaskError(NexumError):
     """Raised by a handler to fail its task in its own words.
 
     `retryable=False` says that trying again cannot help: the task fails now instead of after its last attempt.
+    `unknown=True` says that its effect may have happened all the same: if it is one that is attempted only once, its
+    outcome is told as unknown.
     """
 
-    def __init__(self, message: str, *, retryable: bool = True) -> None:
+    def __init__(self, message: str, *, retryable: bool = True, unknown: bool = False) -> None:
         super().__init__(message)
         self.retryable = retryable
+        self.unknown = unknown

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 from nexum_runtime.errors import InvalidRequest
 from nexum_runtime.text import size_text
 
+SERVICE = "nexum.NexumService"
 EXTENSIONS = "nexum.NexumExtensions"
 
 DEFAULT_HOST = "localhost"
@@ -20,12 +21,19 @@ DEFAULT_ADDRESS = f"{DEFAULT_HOST}:{DEFAULT_PORT}"
 # Request metadata
 EXECUTION_ID = "nexum-execution-id"  # the id the client chose; makes StartExecution and Execute idempotent
 MAX_ATTEMPTS = "nexum-max-attempts"
+EFFECT = "nexum-effect"  # "read", "idempotent" or "once": what an attempt may have done to the world
+TIMEOUT_MS = "nexum-timeout-ms"  # how long one attempt may take
 RESTART = "nexum-restart"  # "failed" or "unknown": start an ended execution of this id afresh
 WAIT_MS = "nexum-wait-ms"  # hold the answer until there is something to say
 LEASE_MS = "nexum-lease-ms"  # how long the attempt claimed by this call may stay silent
 WORKFLOW_ID = "nexum-workflow-id"  # PollTask: only tasks of this workflow
 RETRYABLE = "nexum-retryable"  # FailTask: "false" fails the task now
 INTERRUPTED = "nexum-interrupted"  # FailTask: "true" hands an attempt back that was cut short
+UNKNOWN = "nexum-unknown"  # FailTask: "true" when the effect may have happened: it timed out, or could not be recorded
+RESOLUTION = "nexum-resolution"  # Resolve: "result", "failed" or "retry"
+OLDER_THAN_MS = "nexum-older-than-ms"  # Prune
+DRY_RUN = "nexum-dry-run"  # Prune: "true" only counts
+AUTHORIZATION = "authorization"  # "Bearer {token}", on every call when the server demands a token
 PREFIX = "nexum-prefix"  # ListExecutions: only ids that begin with this
 
 # Trailing metadata
@@ -37,10 +45,15 @@ MAX_MESSAGE_BYTES = "nexum-max-message-bytes"  # RegisterWorkflow: the largest i
 
 NEW = "NEW"
 
+ONCE = "once"  # an effect that is attempted at most once
+EFFECTS = ("read", "idempotent", ONCE)
+EFFECT_DEFAULT = "idempotent"
+
 # Limits
 ATTEMPTS_DEFAULT, ATTEMPTS_LIMIT = 4, 20
 LEASE_MS_DEFAULT, LEASE_MS_MIN, LEASE_MS_LIMIT = 60_000, 1_000, 3_600_000
 WAIT_MS_LIMIT = 60_000
+TIMEOUT_MS_LIMIT = 86_400_000
 MESSAGE_MIB_DEFAULT = 16
 ERROR_METADATA_BYTES = 4_000  # gRPC refuses more than 8 KiB of metadata in all
 
@@ -53,6 +66,13 @@ def split_address(address: str) -> tuple[str, int]:
     if not re.fullmatch(r"[^\s/]+", host) or not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
         raise InvalidRequest(f"The Nexum address is {address!r}; it must be host:port, such as {DEFAULT_ADDRESS}.")
     return host, int(port)
+
+
+def check_token(token: str) -> str:
+    """The token, if a header can carry it. Raises InvalidRequest."""
+    if not token or not fits_header(token):
+        raise InvalidRequest("A Nexum token is one line of printable ASCII without spaces at its ends.")
+    return token
 
 
 def parse_json(text: str) -> Any:

@@ -22,7 +22,9 @@ from pydantic_core import to_json
 
 from nexum_runtime import wire
 from nexum_runtime.client import Client
-from nexum_runtime.errors import InvalidRequest, NexumError, ServerUnavailable, TaskError, TooLarge
+from nexum_runtime.crash import crash_point
+from nexum_runtime.errors import InvalidRequest, LimitExceeded, NexumError, ServerUnavailable, TaskError
+from nexum_runtime.text import duration_text
 
 T = TypeVar("T")
 
@@ -205,6 +207,7 @@ class Worker:
     async def _work(self, client: Client, workflow: Any, claimed: Any) -> None:
         """Run one attempt and report how it ended."""
         task_id = claimed.task_id
+        crash_point("task-claimed")
         try:
             output_json = await self._run_handler(workflow, claimed)
         except asyncio.CancelledError:
@@ -216,17 +219,20 @@ class Worker:
             else:
                 await self._report(client.fail, task_id, "CancelledError: the handler cancelled itself.")
         except TaskError as error:
-            await self._report(client.fail, task_id, _wording(str(error)), retryable=error.retryable)
+            await self._report(
+                client.fail, task_id, _wording(str(error)), retryable=error.retryable, unknown=error.unknown
+            )
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:  # also SystemExit, and the panics of libraries written in Rust
             log.debug("%s failed", task_id, exc_info=error)
             await self._report(client.fail, task_id, _wording(f"{type(error).__name__}: {error}"))
         else:
+            crash_point("effect-done")
             try:
                 await self._report(client.complete, task_id, output_json)
-            except (TooLarge, InvalidRequest) as error:
-                await self._report(client.fail, task_id, str(error), retryable=False)
+            except (LimitExceeded, InvalidRequest) as error:
+                await self._report(client.fail, task_id, str(error), retryable=False, unknown=True)
 
     async def _report(self, send: Callable[..., Awaitable[str]], task_id: str, *args: Any, **kwargs: Any) -> None:
         """Tell the server, for as long as it takes: a result that was paid for is not thrown away."""
@@ -237,7 +243,7 @@ class Worker:
             except ServerUnavailable:
                 await asyncio.sleep(self._poll_interval)
                 continue
-            except (TooLarge, InvalidRequest):
+            except (LimitExceeded, InvalidRequest):
                 raise
             except NexumError as error:  # nothing more can be done here; the lease will end the attempt
                 message = str(error)
@@ -256,16 +262,26 @@ class Worker:
         }
         context = ContextView(input_data=task_input["input"], outputs=outputs)
         _idempotency_key.set(claimed.idempotency_key)
-        if inspect.iscoroutinefunction(node.handler):
-            result = await node.handler(context)
-        else:
-            result = await run_in_thread(lambda: node.handler(context))
+        result = await self._within(task_input.get("timeout_ms"), node.handler, context)
         try:
             if node.output_model is not None:
                 result = node.output_model.model_validate(result)
             return to_json(result, inf_nan_mode="null").decode()
         except ValueError as error:  # pydantic's errors are ValueErrors
-            raise TaskError(f"Node {node.id!r} returned what cannot be recorded: {error}", retryable=False) from error
+            reason = f"Node {node.id!r} returned what cannot be recorded: {error}"
+            raise TaskError(reason, retryable=False, unknown=True) from error
+
+    async def _within(self, timeout_ms: int | None, handler: Callable[..., Any], context: ContextView) -> Any:
+        """What the handler returns. Cancelled when its time is up; a sync one's thread is left to itself."""
+        try:
+            async with asyncio.timeout(timeout_ms / 1000 if timeout_ms else None) as limit:
+                if inspect.iscoroutinefunction(handler):
+                    return await handler(context)
+                return await run_in_thread(lambda: handler(context))
+        except TimeoutError:
+            if not limit.expired():  # the handler's own
+                raise
+            raise TaskError(f"It took longer than its {duration_text(timeout_ms or 0)}.", unknown=True) from None
 
 
 def _wording(error: str) -> str:

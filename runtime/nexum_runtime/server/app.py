@@ -2,16 +2,16 @@
 
 import asyncio
 import errno
+import ipaddress
 import socket
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
-from nexum.proto import nexum_pb2_grpc as pb_grpc
 
 from nexum_runtime import wire
 from nexum_runtime.server.engine import Engine
-from nexum_runtime.server.service import NexumExtensions, NexumService
+from nexum_runtime.server.service import NexumExtensions, NexumService, TokenCheck, Waiting
 from nexum_runtime.server.store.sqlite import SqliteStore
 from nexum_runtime.text import MIB
 
@@ -26,18 +26,38 @@ class CannotBind(Exception):
 
 
 @dataclass(frozen=True)
+class Tls:
+    """A certificate with its chain, and its key, both PEM."""
+
+    certificate: bytes
+    key: bytes
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     database: Path
     host: str = "127.0.0.1"
     port: int = wire.DEFAULT_PORT  # 0: any free one
     max_message_mib: int = wire.MESSAGE_MIB_DEFAULT
+    token: str | None = None  # demanded on every call
+    tls: Tls | None = None
+    insecure: bool = False  # let anyone in, from anywhere
+
+    def check(self) -> None:
+        """Raise CannotBind when whoever reaches the address could do what they like."""
+        if not (self.token or self.insecure or is_loopback(self.host)):
+            raise CannotBind(
+                f"Whoever reaches {self.host} could read every result and run your tools: demand a token "
+                "(NEXUM_TOKEN or --token-file), best with --tls-cert and --tls-key, or say --insecure to let anyone in."
+            )
 
 
 class Server:
     """A Nexum server in this process. `start()` binds and serves, `stop()` drains; `port` is the one bound."""
 
     def __init__(self, config: ServerConfig) -> None:
-        """Open the database. Raises StoreUnavailable."""
+        """Open the database. Raises StoreUnavailable, or CannotBind for an address that is open to anyone."""
+        config.check()
         self._config = config
         self.port = config.port
         self.store = SqliteStore(config.database)
@@ -46,14 +66,16 @@ class Server:
     async def start(self) -> None:
         """Serve. Raises CannotBind."""
         self._grpc = grpc.aio.server(
+            interceptors=[TokenCheck(self._config.token)] if self._config.token else [],
             options=[
                 ("grpc.so_reuseport", 0),  # a second server on this port is an error, not a rival
                 ("grpc.max_receive_message_length", OVERSIZE_READ * self._config.max_message_mib * MIB),
                 ("grpc.max_send_message_length", -1),
-            ]
+            ],
         )
-        pb_grpc.add_NexumServiceServicer_to_server(NexumService(self.engine), self._grpc)
-        self._grpc.add_generic_rpc_handlers((NexumExtensions(self.engine).handler(),))
+        waiting = Waiting()
+        services = (NexumService(self.engine, waiting), NexumExtensions(self.engine, waiting))
+        self._grpc.add_generic_rpc_handlers(tuple(service.handler() for service in services))
         try:
             for host in self._hosts():
                 self.port = self._bind(host)
@@ -79,19 +101,34 @@ class Server:
             return ["127.0.0.1", "::1"] if _has_ipv6_loopback() else ["127.0.0.1"]
         return [self._config.host]
 
+    def _add_port(self, address: str) -> int:
+        tls = self._config.tls
+        if tls is None:
+            return int(self._grpc.add_insecure_port(address))
+        credentials = grpc.ssl_server_credentials([(tls.key, tls.certificate)])
+        return int(self._grpc.add_secure_port(address, credentials))
+
     def _bind(self, host: str) -> int:
         address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
         # gRPC says only that it failed, and that in its own way on stderr; a bind of our own says why.
         reason = _why_not(host, self.port)
         if reason is None:
             try:
-                port: int = self._grpc.add_insecure_port(address)
+                port = self._add_port(address)
             except RuntimeError:
                 reason = "the address is not available"
             else:
                 return port
         hint = " Is a Nexum server running there already? Choose another port with --port."
         raise CannotBind(f"Cannot listen on {address}: {reason}.{hint if reason == PORT_IN_USE else ''}")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it. A name other than localhost may lead anywhere."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _has_ipv6_loopback() -> bool:

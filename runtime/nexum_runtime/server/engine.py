@@ -17,17 +17,19 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from nexum_runtime import wire
-from nexum_runtime.errors import InvalidRequest, NotFound, TooLarge
+from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
 from nexum_runtime.server import graph
 from nexum_runtime.server.lifecycle import (
     RETRY_DELAY_MS_MAX,
     Claimed,
     Lifecycle,
     Notices,
+    Resolution,
     Started,
     StartOrder,
     attempt_number,
     is_current,
+    is_wanted,
     task_key,
     tries,
 )
@@ -50,6 +52,7 @@ ABSENCE_MS = 3_000  # a clock that moved this far between two sweeps means that 
 STOP_KEPT_MS = 600_000  # how long a worker that has gone quiet is still told what to stop
 ERROR_LIMIT = 64 * 1024  # characters kept of an error's text
 NAME_LIMIT = 200  # characters of a workflow id, a version hash or a worker id
+PRUNE_BATCH = 200  # executions deleted in one transaction, so that pruning holds up nobody
 EXECUTION_ID = re.compile(r"[A-Za-z0-9._:/@=-]{1,200}")
 
 log = logging.getLogger("nexum.engine")
@@ -126,6 +129,10 @@ class Engine:
         self._check_size("The input", order.input_json)
         if order.restart not in ("", "failed", "unknown"):
             raise InvalidRequest(f"{wire.RESTART} is {order.restart[:40]!r}; it can be 'failed' or 'unknown'.")
+        if order.effect not in wire.EFFECTS:
+            raise InvalidRequest(f"{wire.EFFECT} is {order.effect[:40]!r}; it can be {', '.join(wire.EFFECTS)}.")
+        if order.effect == wire.ONCE and order.max_attempts != 1:
+            raise InvalidRequest(f"An effect that happens once has one attempt, not {order.max_attempts}.")
         _check_json(f"The input of {order.execution_id}", order.input_json)
         return await self._commit(lambda tx, notices: self._lifecycle.start(tx, notices, order))
 
@@ -157,6 +164,39 @@ class Engine:
         """Cancel a RUNNING execution and all its open tasks. Returns what came of it, in words."""
         _check_execution_id(execution_id)
         return await self._commit(lambda tx, notices: self._lifecycle.cancel(tx, notices, execution_id))
+
+    async def resolve(self, execution_id: str, node_id: str, word: Resolution) -> str:
+        """Take a person's word on an execution that ended without a result. Returns what came of it, in words."""
+        _check_execution_id(execution_id)
+        if word.kind not in ("result", "failed", "retry"):
+            raise InvalidRequest(f"{wire.RESOLUTION} is {word.kind[:40]!r}; it can be result, failed or retry.")
+        if word.kind == "result":
+            self._check_size("The result", word.text)
+            _check_json(f"The result of {execution_id}", word.text)
+        word = replace(word, text=word.text if word.kind == "result" else word.text[:ERROR_LIMIT])
+        return await self._commit(lambda tx, notices: self._lifecycle.resolve(tx, notices, execution_id, node_id, word))
+
+    async def prune(self, prefix: str, older_than_ms: int, *, dry_run: bool) -> tuple[int, int]:
+        """Delete executions that ended more than `older_than_ms` ago. Returns how many, and the bytes given back.
+
+        What runs is not touched, nor what waits for a person's word: an outcome that is unknown.
+        """
+        if prefix:
+            _check_execution_id(prefix)
+        before_ms, after_seq, count = self._clock() - older_than_ms, 0, 0
+
+        def batch(reader: Reader) -> list[tuple[int, str]]:
+            return reader.ended_before(before_ms, prefix, after_seq, PRUNE_BATCH)
+
+        def delete(tx: Transaction, _: Notices) -> list[tuple[int, str]]:
+            ended = batch(tx)
+            for _seq, execution_id in ended:
+                tx.delete_execution(execution_id)
+            return ended
+
+        while ended := await (self._store.read(batch) if dry_run else self._commit(delete)):
+            after_seq, count = ended[-1][0], count + len(ended)
+        return count, 0 if dry_run else await self._store.compact()
 
     # Tasks
 
@@ -192,8 +232,8 @@ class Engine:
         """
         try:
             self._check_size("The result", output_json)
-        except TooLarge as error:
-            message = await self.fail(task_id, str(error), retryable=False)
+        except LimitExceeded as error:
+            message = await self.fail(task_id, str(error), retryable=False, unknown=True)
             return f"{error} {message or 'The task has failed.'}"
         _check_json(f"The output of task {task_id[:80]!r}", output_json)
         message = await self._commit(lambda tx, notices: self._lifecycle.complete(tx, notices, task_id, output_json))
@@ -202,11 +242,17 @@ class Engine:
             log.info("%s: %s", task_id, message)
         return message
 
-    async def fail(self, task_id: str, error: str, *, retryable: bool = True, interrupted: bool = False) -> str:
-        """End an attempt without a result: it failed, or it was `interrupted` and its outcome is not known."""
+    async def fail(
+        self, task_id: str, error: str, *, retryable: bool = True, interrupted: bool = False, unknown: bool = False
+    ) -> str:
+        """End an attempt without a result: it failed, or it was `interrupted` by the end of its worker.
+
+        With `unknown` it failed in a way that leaves open whether its effect has happened.
+        """
+        error = error[:ERROR_LIMIT]
         message = await self._commit(
             lambda tx, notices: self._lifecycle.fail(
-                tx, notices, task_id, error[:ERROR_LIMIT], retryable=retryable, interrupted=interrupted
+                tx, notices, task_id, error, retryable=retryable, interrupted=interrupted, unknown=unknown
             )
         )
         self._forget_stop(task_id)
@@ -224,9 +270,10 @@ class Engine:
             if held is None:
                 tx.renew_leases(worker_id, self._clock())
                 return list(self._stops.get(worker_id, ()))
-            own = {task_id for task_id in held if is_current(tx.task(task_key(task_id)), attempt_number(task_id))}
+            attempts = [(task_id, tx.task(task_key(task_id)), attempt_number(task_id)) for task_id in held]
+            own = [task_id for task_id, task, attempt in attempts if is_current(task, attempt)]
             tx.renew_leases(worker_id, self._clock(), [task_key(task_id) for task_id in own])
-            return [task_id for task_id in held if task_id not in own]
+            return [task_id for task_id, task, attempt in attempts if not is_wanted(task, attempt)]
 
         return await self._commit(work)
 
@@ -330,7 +377,7 @@ class Engine:
 
     def _check_size(self, what: str, text: str) -> None:
         if reason := wire.too_large(what, text, self.max_message_bytes):
-            raise TooLarge(reason)
+            raise LimitExceeded(reason)
 
 
 def _snapshot(reader: Reader, execution_id: str) -> Snapshot:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nexum_runtime import wire
-from nexum_runtime.errors import InvalidRequest, NotFound
+from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
 from nexum_runtime.server import graph
 from nexum_runtime.server.states import ErrorCode, Event, ExecutionStatus, TaskStatus
 from nexum_runtime.server.store.base import Execution, Task, Transaction, Workflow
@@ -19,7 +19,9 @@ from nexum_runtime.text import shorten
 RETRY_DELAY_MS_MIN = 1_000  # doubled with every attempt …
 RETRY_DELAY_MS_MAX = 30_000  # … up to here
 RETRY_JITTER = 0.2  # a retry comes up to this share sooner, so that failures do not return in step
+RUNNING_LIMIT = 10_000  # executions of one session at once
 SHOWN_CHARS = 120  # of an input in an error
+MAYBE = "the effect may or may not have happened."
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,8 @@ class StartOrder:
     input_json: str
     execution_id: str = ""  # empty: one is made up
     max_attempts: int = wire.ATTEMPTS_DEFAULT
+    effect: str = wire.EFFECT_DEFAULT
+    timeout_ms: int | None = None  # of one attempt
     restart: str = ""  # "failed" or "unknown", see wire.RESTART
 
 
@@ -41,9 +45,17 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Resolution:
+    """A person's word on an execution that ended without a result."""
+
+    kind: str  # "result", "failed" or "retry", see wire.RESOLUTION
+    text: str = ""  # result: the output's JSON text; failed: why
+
+
+@dataclass(frozen=True)
 class Claimed:
     task: Task
-    input_json: str  # {"input": …, "deps": {node: output}}
+    input_json: str  # {"input": …, "deps": {node: output}}, and "timeout_ms" where an attempt has one
 
 
 @dataclass
@@ -82,6 +94,7 @@ class Lifecycle:
         """Start an execution, or find the one of this id: same id and same input, same execution."""
         existing = tx.execution(order.execution_id)
         if existing is None:
+            _check_room(tx, order.execution_id)
             self._start_new(tx, notices, order)
             return Started(order.execution_id, wire.NEW)
         _check_same_call(existing, order)
@@ -102,6 +115,8 @@ class Lifecycle:
             status=ExecutionStatus.RUNNING,
             input_json=order.input_json,
             max_attempts=order.max_attempts,
+            effect=order.effect,
+            timeout_ms=order.timeout_ms,
             error=None,
             error_code=None,
             created_at_ms=now_ms,
@@ -129,9 +144,14 @@ class Lifecycle:
             raise NotFound(f"No execution {execution_id!r} is known.")
         if execution.status != ExecutionStatus.RUNNING:
             return f"Execution {execution_id} is {execution.status} already; nothing was changed."
+        running = [task for task in tx.tasks(execution_id) if task.status == TaskStatus.RUNNING]
+        notices.stop += running
+        if begun := [task for task in running if _is_once(task, execution)]:  # what is CANCELLED may be started afresh
+            error = f"It was cancelled while it ran: {MAYBE}"
+            for task in begun:
+                self._fail_task(tx, notices, task, error, ErrorCode.OUTCOME_UNKNOWN)
+            return error
         for task in tx.tasks(execution_id):
-            if task.status == TaskStatus.RUNNING:
-                notices.stop.append(task)
             tx.move_task(task.task_key, TaskStatus.CANCELLED)
         error = "The execution was cancelled."
         self._end(tx, notices, execution, ExecutionStatus.CANCELLED, error, ErrorCode.CANCELLED)
@@ -153,7 +173,8 @@ class Lifecycle:
         dependencies = self._graph(tx, execution).nodes[task.node_id].dependencies
         outputs = tx.outputs(task.execution_id) if dependencies else {}
         deps = ",".join(f"{wire.canonical_json(node_id)}:{outputs[node_id]}" for node_id in dependencies)
-        return Claimed(task, f'{{"input":{execution.input_json},"deps":{{{deps}}}}}')
+        timeout = f',"timeout_ms":{execution.timeout_ms}' if execution.timeout_ms else ""
+        return Claimed(task, f'{{"input":{execution.input_json},"deps":{{{deps}}}{timeout}}}')
 
     def give_back(self, tx: Transaction, notices: Notices, claimed: Task) -> None:
         """Undo a claim whose worker never learned of it: the attempt did not happen and is not counted."""
@@ -182,14 +203,52 @@ class Lifecycle:
         if execution.status == ExecutionStatus.RUNNING:
             self._schedule(tx, notices, execution)
         elif task.status == TaskStatus.FAILED:  # what was unknown is settled now
-            if any(other.status == TaskStatus.FAILED for other in tx.tasks(execution.execution_id)):
-                self._say_why(tx, execution)
-            else:
-                self._run_again(tx, notices, execution)
+            self._settled(tx, notices, execution)
         return ""
 
+    def resolve(self, tx: Transaction, notices: Notices, execution_id: str, node_id: str, word: Resolution) -> str:
+        """A person's word on an unknown outcome, or that what ended without a result is to be tried again."""
+        execution = tx.execution(execution_id)
+        if execution is None:
+            raise NotFound(f"No execution {execution_id!r} is known.")
+        now_ms = self._clock()
+        if word.kind == "retry":
+            if execution.status not in (ExecutionStatus.FAILED, ExecutionStatus.CANCELLED):
+                raise InvalidRequest(f"Execution {execution_id} is {execution.status}; there is nothing to try again.")
+            tx.add_event(execution_id, now_ms, Event.OUTCOME_RESOLVED, data={"as": word.kind})
+            self._run_again(tx, notices, execution)
+            return f"Execution {execution_id} is tried again."
+        task = _the_unknown_one(execution, tx.tasks(execution_id), node_id)
+        data: dict[str, Any] = {"as": word.kind}
+        if word.kind == "result":
+            data["output_bytes"] = len(word.text.encode())
+            tx.move_task(task.task_key, TaskStatus.DONE, output_json=word.text)
+        else:
+            data["error"] = word.text
+            tx.settle_failure(task.task_key, word.text)
+        tx.add_event(execution_id, now_ms, Event.OUTCOME_RESOLVED, task.node_id, task.attempt, data)
+        self._settled(tx, notices, execution)
+        after = tx.execution(execution_id)
+        assert after is not None, "it was there a moment ago"
+        return f"Execution {execution_id} is {after.status}."
+
+    def _settled(self, tx: Transaction, notices: Notices, execution: Execution) -> None:
+        """One of the unknown outcomes of a FAILED execution is known now."""
+        if any(task.status == TaskStatus.FAILED for task in tx.tasks(execution.execution_id)):
+            self._say_why(tx, execution)
+        else:
+            self._run_again(tx, notices, execution)
+
     def fail(
-        self, tx: Transaction, notices: Notices, task_id: str, error: str, *, retryable: bool, interrupted: bool
+        self,
+        tx: Transaction,
+        notices: Notices,
+        task_id: str,
+        error: str,
+        *,
+        retryable: bool,
+        interrupted: bool,
+        unknown: bool,
     ) -> str:
         """End an attempt without a result. Returns "", or why nothing changed."""
         task, attempt, execution = _find_attempt(tx, task_id)
@@ -206,14 +265,15 @@ class Lifecycle:
             data["retry_at_ms"] = now_ms + self._retry_delay_ms(tries(task, execution))
             tx.move_task(task.task_key, TaskStatus.READY, available_at_ms=data["retry_at_ms"])
         tx.add_event(execution.execution_id, now_ms, Event.ATTEMPT_FAILED, task.node_id, attempt, data)
-        if not again:
+        if not again and unknown and _is_once(task, execution):
+            self._fail_task(tx, notices, task, f"{error.rstrip('.')}: {MAYBE}", ErrorCode.OUTCOME_UNKNOWN)
+        elif not again:
             self._fail_task(tx, notices, task, error, ErrorCode.TOOL_ERROR)
         return ""
 
     def expire(self, tx: Transaction, notices: Notices) -> None:
         """Give up every attempt whose lease has ended."""
         for task in tx.expired(self._clock()):
-            notices.stop.append(task)
             assert task.lease_ms is not None, "a RUNNING task has a lease"
             seconds = task.lease_ms / 1000
             self._lose(tx, notices, task, f"Worker {task.worker_id} was silent for {seconds:g} s.")
@@ -224,15 +284,15 @@ class Lifecycle:
         data = {"worker": task.worker_id, "error": reason}
         tx.add_event(task.execution_id, self._clock(), Event.LEASE_EXPIRED, task.node_id, task.attempt, data)
         if _may_try_again(task, execution):
+            notices.stop.append(task)
             tx.move_task(task.task_key, TaskStatus.READY)
             notices.ready.add(task.version_hash)
             return
         last = f"{reason} That was attempt {tries(task, execution)}, the last one"
         if task.node_type == "COMPUTE":
             self._fail_task(tx, notices, task, f"{last}.", ErrorCode.TOOL_ERROR)
-        else:
-            error = f"{last}: the effect may or may not have happened."
-            self._fail_task(tx, notices, task, error, ErrorCode.OUTCOME_UNKNOWN)
+        else:  # its worker is not told to stop: should it only be slow, its word settles this
+            self._fail_task(tx, notices, task, f"{last}: {MAYBE}", ErrorCode.OUTCOME_UNKNOWN)
 
     def _fail_task(self, tx: Transaction, notices: Notices, task: Task, error: str, error_code: ErrorCode) -> None:
         """Fail a task for good, and its execution with it. Tasks that run are let run: their results are kept."""
@@ -332,6 +392,29 @@ def is_current(task: Task | None, attempt: int) -> bool:
     return task is not None and task.status == TaskStatus.RUNNING and task.attempt == attempt
 
 
+def _is_once(task: Task, execution: Execution) -> bool:
+    return execution.effect == wire.ONCE and task.node_type != "COMPUTE"
+
+
+def is_wanted(task: Task | None, attempt: int) -> bool:
+    """Whether the word of this attempt is still waited for: it runs, or what became of it is not known."""
+    unknown = task is not None and task.error_code == ErrorCode.OUTCOME_UNKNOWN and task.attempt == attempt
+    return unknown or is_current(task, attempt)
+
+
+def _the_unknown_one(execution: Execution, tasks: list[Task], node_id: str) -> Task:
+    """The task whose outcome a person settles; `node_id` says which when several are unknown."""
+    unknown = [task for task in tasks if task.error_code == ErrorCode.OUTCOME_UNKNOWN]
+    if not unknown:
+        status = f"{execution.status} ({execution.error_code})" if execution.error_code else execution.status
+        raise InvalidRequest(f"Execution {execution.execution_id} is {status}; no outcome of it is unknown.")
+    found = [task for task in unknown if task.node_id == node_id] if node_id else unknown
+    if len(found) != 1:
+        nodes = shorten(", ".join(task.node_id for task in unknown), SHOWN_CHARS)
+        raise InvalidRequest(f"Say which node of {execution.execution_id} (--node); its outcome is unknown at {nodes}.")
+    return found[0]
+
+
 def _find_attempt(tx: Transaction, task_id: str) -> tuple[Task, int, Execution]:
     """The task and the attempt that `task_id` names, and their execution. Raises NotFound."""
     task, attempt = tx.task(task_key(task_id)), attempt_number(task_id)
@@ -355,6 +438,13 @@ def _may_restart(execution: Execution, restart: str) -> bool:
         return False
     unknown = execution.error_code == ErrorCode.OUTCOME_UNKNOWN
     return restart == "unknown" or (restart == "failed" and not unknown)
+
+
+def _check_room(tx: Transaction, execution_id: str) -> None:
+    """Refuse one more execution of a session, whose ids all begin with "{session}/", when too many of it run."""
+    session, slash, _ = execution_id.partition("/")
+    if slash and tx.count_running(session + slash, RUNNING_LIMIT) >= RUNNING_LIMIT:
+        raise LimitExceeded(f"Session {session} has {RUNNING_LIMIT} executions under way; let some of them end first.")
 
 
 def _check_same_call(existing: Execution, order: StartOrder) -> None:

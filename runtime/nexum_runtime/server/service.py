@@ -1,20 +1,24 @@
 """The gRPC services: messages in, engine calls, messages and status codes out."""
 
+import hmac
 import logging
-from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import wraps
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
+from google.protobuf.message import DecodeError
 from nexum.proto import nexum_pb2 as pb
-from nexum.proto import nexum_pb2_grpc as pb_grpc
 
 from nexum_runtime import wire
-from nexum_runtime.errors import InvalidRequest, NexumError, NotFound, TooLarge
+from nexum_runtime.crash import crash_point
+from nexum_runtime.errors import InvalidRequest, LimitExceeded, NexumError, NotFound
 from nexum_runtime.server.engine import Engine, Snapshot
-from nexum_runtime.server.lifecycle import StartOrder
+from nexum_runtime.server.lifecycle import Resolution, StartOrder
 from nexum_runtime.server.states import ExecutionStatus
 from nexum_runtime.server.store.base import EventRow, StoreUnavailable
 
@@ -24,16 +28,25 @@ Answer = TypeVar("Answer")
 LIST_LIMIT_DEFAULT, LIST_LIMIT = 20, 10_000
 PEERS_LIMIT = 10_000  # connections whose registrations are remembered, the latest ones
 HELD_LIMIT = 10_000  # tasks of one worker in one heartbeat
+WAITING_LIMIT = 2_000  # calls of one client that are held until there is something to say
+AGE_MS_LIMIT = 10**15
 DETAILS_LIMIT = 500  # characters of an error's text: it travels in a header, percent-encoded, of at most 8 KiB
 
 CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     NotFound: grpc.StatusCode.NOT_FOUND,
-    TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    LimitExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
 }
 
 log = logging.getLogger("nexum.service")
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A request whose bytes are not the message that its method takes."""
+
+    reason: str
 
 
 def _answering(
@@ -44,7 +57,7 @@ def _answering(
     @wraps(method)
     async def answer(self: Any, request: Any, context: Context) -> Answer:
         try:
-            return await method(self, request, context)
+            return await method(self, _readable(request), context)
         except (NexumError, StoreUnavailable) as error:
             await _abort(context, error)
             raise AssertionError("abort raises") from None
@@ -52,15 +65,59 @@ def _answering(
     return answer
 
 
+def _readable(request: Any) -> Any:
+    if isinstance(request, Unreadable):
+        raise InvalidRequest(request.reason)
+    return request
+
+
 async def _abort(context: Context, error: Exception) -> None:
     await context.abort(CODES[type(error)], str(error)[:DETAILS_LIMIT].encode(errors="replace").decode())
 
 
-class NexumService(pb_grpc.NexumServiceServicer):  # type: ignore[misc]
+class TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Answers UNAUTHENTICATED, whatever the method, unless the call brings the token."""
+
+    def __init__(self, token: str) -> None:
+        self._expected = f"Bearer {token}".encode()
+
+    async def intercept_service(self, proceed: Callable[[Any], Awaitable[Any]], call: Any) -> Any:
+        given = dict(call.invocation_metadata).get(wire.AUTHORIZATION, "")
+        if hmac.compare_digest(given.encode(errors="replace"), self._expected):
+            return await proceed(call)
+        what = "another one than this" if given else "none"
+
+        async def refuse(_: Any, context: Context) -> None:
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, f"This Nexum server demands a token, and got {what}.")
+
+        return grpc.stream_stream_rpc_method_handler(refuse)  # every kind of call is a case of this one
+
+
+class Waiting:
+    """The calls that are held, by client: a bound on what one of them can make the server remember."""
+
+    def __init__(self) -> None:
+        self._calls: Counter[str] = Counter()  # by peer
+
+    @contextmanager
+    def place(self, peer: str) -> Iterator[None]:
+        if self._calls[peer] >= WAITING_LIMIT:
+            raise LimitExceeded(f"This client has {WAITING_LIMIT} calls waiting already; let some of them end first.")
+        self._calls[peer] += 1
+        try:
+            yield
+        finally:
+            self._calls[peer] -= 1
+            if not self._calls[peer]:
+                del self._calls[peer]
+
+
+class NexumService:
     """`nexum.NexumService`, as nexum-py 0.2.0 has it."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, waiting: Waiting) -> None:
         self._engine = engine
+        self._waiting = waiting
         self._registered: OrderedDict[str, set[tuple[str, str]]] = OrderedDict()  # peer → (workflow, hash)
         self._warned: set[tuple[str, str]] = set()  # (peer, hash): said once, though it polls ten times a second
 
@@ -78,21 +135,24 @@ class NexumService(pb_grpc.NexumServiceServicer):  # type: ignore[misc]
     @_answering
     async def StartExecution(self, request: Any, context: Context) -> Any:
         started = await self._engine.start(_start_order(request, context))
+        crash_point("start-committed")
         context.set_trailing_metadata(((wire.STATUS, started.before),))
         return pb.StartResponse(execution_id=started.execution_id)
 
     @_answering
     async def PollTask(self, request: Any, context: Context) -> Any:
         metadata = _metadata(context)
-        claimed = await self._engine.poll(
-            request.worker_id,
-            request.version_hash,
-            await self._served_workflows(request.version_hash, metadata.get(wire.WORKFLOW_ID), context.peer()),
-            _number(metadata, wire.LEASE_MS, wire.LEASE_MS_DEFAULT, wire.LEASE_MS_MIN, wire.LEASE_MS_LIMIT),
-            _number(metadata, wire.WAIT_MS, 0, 0, wire.WAIT_MS_LIMIT),
-        )
+        with self._waiting.place(context.peer()):
+            claimed = await self._engine.poll(
+                request.worker_id,
+                request.version_hash,
+                await self._served_workflows(request.version_hash, metadata.get(wire.WORKFLOW_ID), context.peer()),
+                _number(metadata, wire.LEASE_MS, wire.LEASE_MS_DEFAULT, wire.LEASE_MS_MIN, wire.LEASE_MS_LIMIT),
+                _number(metadata, wire.WAIT_MS, 0, 0, wire.WAIT_MS_LIMIT),
+            )
         if claimed is None:
             return pb.PollResponse(has_task=False)
+        crash_point("claim-committed")
         task = claimed.task
         return pb.PollResponse(
             has_task=True,
@@ -127,6 +187,7 @@ class NexumService(pb_grpc.NexumServiceServicer):  # type: ignore[misc]
     @_answering
     async def CompleteTask(self, request: Any, context: Context) -> Any:
         message = await self._engine.complete(request.task_id, request.output_json)
+        crash_point("completion-committed")
         return pb.AckResponse(ok=True, message=message)
 
     @_answering
@@ -137,13 +198,15 @@ class NexumService(pb_grpc.NexumServiceServicer):  # type: ignore[misc]
             request.error_message,
             retryable=metadata.get(wire.RETRYABLE) != "false",
             interrupted=metadata.get(wire.INTERRUPTED) == "true",
+            unknown=metadata.get(wire.UNKNOWN) == "true",
         )
         return pb.AckResponse(ok=True, message=message)
 
     @_answering
     async def GetStatus(self, request: Any, context: Context) -> Any:
         wait_ms = _number(_metadata(context), wire.WAIT_MS, 0, 0, wire.WAIT_MS_LIMIT)
-        snapshot = await self._engine.snapshot(request.execution_id, wait_ms)
+        with self._waiting.place(context.peer()):
+            snapshot = await self._engine.snapshot(request.execution_id, wait_ms)
         context.set_trailing_metadata(_outcome_metadata(snapshot))
         return _status_response(snapshot)
 
@@ -203,19 +266,43 @@ class NexumService(pb_grpc.NexumServiceServicer):  # type: ignore[misc]
     async def GetPendingApprovals(self, request: Any, context: Context) -> Any:
         return pb.PendingApprovalsResponse()
 
+    def handler(self) -> Any:
+        return grpc.method_handlers_generic_handler(
+            wire.SERVICE,
+            {
+                "RegisterWorkflow": _unary(self.RegisterWorkflow, pb.WorkflowIR, pb.AckResponse),
+                "StartExecution": _unary(self.StartExecution, pb.StartRequest, pb.StartResponse),
+                "PollTask": _unary(self.PollTask, pb.PollRequest, pb.PollResponse),
+                "CompleteTask": _unary(self.CompleteTask, pb.CompleteRequest, pb.AckResponse),
+                "FailTask": _unary(self.FailTask, pb.FailRequest, pb.AckResponse),
+                "GetStatus": _unary(self.GetStatus, pb.StatusRequest, pb.StatusResponse),
+                "ListExecutions": _unary(self.ListExecutions, pb.ListRequest, pb.ListResponse),
+                "CancelExecution": _unary(self.CancelExecution, pb.CancelRequest, pb.AckResponse),
+                "ListWorkflowVersions": _unary(
+                    self.ListWorkflowVersions, pb.ListVersionsRequest, pb.ListVersionsResponse
+                ),
+                "ApproveTask": _unary(self.ApproveTask, pb.ApproveRequest, pb.AckResponse),
+                "RejectTask": _unary(self.RejectTask, pb.RejectRequest, pb.AckResponse),
+                "GetPendingApprovals": _unary(self.GetPendingApprovals, pb.EmptyRequest, pb.PendingApprovalsResponse),
+            },
+        )
+
 
 class NexumExtensions:
     """`nexum.NexumExtensions`: what the stock service lacks, made of the same messages."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, waiting: Waiting) -> None:
         self._engine = engine
+        self._waiting = waiting
 
     @_answering
     async def Execute(self, request: Any, context: Context) -> Any:
         """Start idempotently and wait for the end, in one round trip."""
         wait_ms = _number(_metadata(context), wire.WAIT_MS, wire.WAIT_MS_LIMIT, 0, wire.WAIT_MS_LIMIT)
-        started = await self._engine.start(_start_order(request, context))
-        snapshot = await self._engine.snapshot(started.execution_id, wait_ms)
+        with self._waiting.place(context.peer()):
+            started = await self._engine.start(_start_order(request, context))
+            crash_point("start-committed")
+            snapshot = await self._engine.snapshot(started.execution_id, wait_ms)
         context.set_trailing_metadata(((wire.STATUS, started.before), *_outcome_metadata(snapshot)))
         return _status_response(snapshot)
 
@@ -229,10 +316,29 @@ class NexumExtensions:
         stops = await self._engine.heartbeat(request.worker_id, held)
         return pb.AckResponse(ok=True, message=wire.canonical_json(stops))
 
+    @_answering
+    async def Resolve(self, request: Any, context: Context) -> Any:
+        """A person's word on an unknown outcome: `reason` is the output's JSON text, or why it failed."""
+        word = Resolution(_metadata(context).get(wire.RESOLUTION, ""), request.reason)
+        return pb.AckResponse(ok=True, message=await self._engine.resolve(request.execution_id, request.node_id, word))
+
+    @_answering
+    async def Prune(self, request: Any, context: Context) -> Any:
+        """Delete what ended long ago, under the prefix `execution_id`; `message` is `{"executions": …, "bytes": …}`."""
+        metadata = _metadata(context)
+        if wire.OLDER_THAN_MS not in metadata:
+            raise InvalidRequest(f"Prune needs {wire.OLDER_THAN_MS}.")
+        executions, size_bytes = await self._engine.prune(
+            request.execution_id,
+            _number(metadata, wire.OLDER_THAN_MS, 0, 0, AGE_MS_LIMIT),
+            dry_run=metadata.get(wire.DRY_RUN) == "true",
+        )
+        return pb.AckResponse(ok=True, message=wire.canonical_json({"executions": executions, "bytes": size_bytes}))
+
     async def History(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """All that is known of one execution, or of every execution under a prefix that ends in "/"."""
-        prefix = request.execution_id
         try:
+            prefix = _readable(request).execution_id
             if prefix.endswith("/"):
                 found = await self._engine.executions("", "", prefix, LIST_LIMIT)
                 execution_ids = [execution.execution_id for execution in reversed(found)]
@@ -252,25 +358,43 @@ class NexumExtensions:
             {
                 "Execute": _unary(self.Execute, pb.StartRequest, pb.StatusResponse),
                 "Heartbeat": _unary(self.Heartbeat, pb.PollRequest, pb.AckResponse),
+                "Resolve": _unary(self.Resolve, pb.RejectRequest, pb.AckResponse),
+                "Prune": _unary(self.Prune, pb.StatusRequest, pb.AckResponse),
                 "History": grpc.unary_stream_rpc_method_handler(
-                    self.History, pb.StatusRequest.FromString, pb.StatusResponse.SerializeToString
+                    self.History, _reader(pb.StatusRequest), pb.StatusResponse.SerializeToString
                 ),
             },
         )
 
 
 def _unary(method: Any, request: Any, response: Any) -> Any:
-    return grpc.unary_unary_rpc_method_handler(method, request.FromString, response.SerializeToString)
+    return grpc.unary_unary_rpc_method_handler(method, _reader(request), response.SerializeToString)
+
+
+def _reader(message: Any) -> Callable[[bytes], Any]:
+    """Parse a request so that bytes which are none are answered like any other bad argument."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return message.FromString(data)
+        except DecodeError as error:
+            return Unreadable(f"The request is not a {message.DESCRIPTOR.name}: {error}.")
+
+    return read
 
 
 def _start_order(request: Any, context: Context) -> StartOrder:
     metadata = _metadata(context)
+    effect = metadata.get(wire.EFFECT, wire.EFFECT_DEFAULT)
+    attempts = 1 if effect == wire.ONCE else wire.ATTEMPTS_DEFAULT
     return StartOrder(
         workflow_id=request.workflow_id,
         version_hash=request.version_hash,
         input_json=request.input_json,
         execution_id=metadata.get(wire.EXECUTION_ID, ""),
-        max_attempts=_number(metadata, wire.MAX_ATTEMPTS, wire.ATTEMPTS_DEFAULT, 1, wire.ATTEMPTS_LIMIT),
+        max_attempts=_number(metadata, wire.MAX_ATTEMPTS, attempts, 1, wire.ATTEMPTS_LIMIT),
+        effect=effect,
+        timeout_ms=_number(metadata, wire.TIMEOUT_MS, 0, 1, wire.TIMEOUT_MS_LIMIT) or None,
         restart=metadata.get(wire.RESTART, ""),
     )
 
@@ -295,7 +419,7 @@ def _number(metadata: dict[str, str], key: str, default: int, least: int, most: 
     text = metadata.get(key)
     if text is None:
         return default
-    if not (text.isascii() and text.isdecimal() and len(text) < 10 and least <= int(text) <= most):
+    if not (text.isascii() and text.isdecimal() and len(text) < 16 and least <= int(text) <= most):
         raise InvalidRequest(f"{key} is {text[:40]!r}; it must be a whole number from {least} to {most}.")
     return int(text)
 
@@ -323,6 +447,7 @@ def _history_json(snapshot: Snapshot, events: list[EventRow]) -> str:
             "status": execution.status,
             "error": execution.error,
             "error_code": execution.error_code,
+            "effect": execution.effect,
             "attempts": snapshot.attempts,
             "created_at_ms": execution.created_at_ms,
             "ended_at_ms": execution.ended_at_ms,

@@ -44,6 +44,7 @@ class Event(StrEnum):
     ATTEMPT_FAILED = "AttemptFailed"
     ATTEMPT_RETURNED = "AttemptReturned"  # claimed, but the worker was gone before it could be told
     LEASE_EXPIRED = "LeaseExpired"
+    OUTCOME_RESOLVED = "OutcomeResolved"  # a person's word on what became of it, or that it is to be tried again
     TASK_COMPLETED = "TaskCompleted"
     EXECUTION_COMPLETED = "ExecutionCompleted"
     EXECUTION_FAILED = "ExecutionFailed"

@@ -43,6 +43,8 @@ class Execution:
     status: ExecutionStatus
     input_json: str
     max_attempts: int
+    effect: str  # one of wire.EFFECTS
+    timeout_ms: int | None  # of one attempt
     error: str | None
     error_code: ErrorCode | None
     created_at_ms: int
@@ -99,6 +101,15 @@ class Reader(Protocol):
     def executions(self, workflow_id: str, status: str, prefix: str, limit: int) -> list[Execution]:
         """The newest first; an empty filter lets all pass."""
 
+    def count_running(self, prefix: str, limit: int) -> int:
+        """How many RUNNING executions' ids begin with `prefix`, counted up to `limit`."""
+
+    def ended_before(self, at_ms: int, prefix: str, after_seq: int, limit: int) -> list[tuple[int, str]]:
+        """(seq, id) of executions that ended before `at_ms` and wait for no one, the oldest after `after_seq` first.
+
+        One whose outcome is unknown waits for a person's word.
+        """
+
     def outputs(self, execution_id: str) -> dict[str, str]:
         """The output's JSON text of every node that is DONE, in the order they were done."""
 
@@ -137,6 +148,9 @@ class Transaction(Reader, Protocol):
     def set_execution_error(self, execution_id: str, error: str, error_code: ErrorCode) -> None:
         """Say anew why a FAILED execution failed."""
 
+    def delete_execution(self, execution_id: str) -> None:
+        """Forget an execution, its tasks and its events."""
+
     def add_task(self, task: Task) -> None: ...
 
     def move_task(
@@ -151,6 +165,9 @@ class Transaction(Reader, Protocol):
         error_code: ErrorCode | None = None,
     ) -> bool:
         """An `attempt_limit` of None stays as it is; the lease ends with every move."""
+
+    def settle_failure(self, task_key: str, error: str) -> None:
+        """Say of a FAILED task whose outcome was unknown that it failed, and why."""
 
     def claim(
         self, version_hash: str, workflow_ids: Collection[str], worker_id: str, lease_ms: int, now_ms: int
@@ -181,6 +198,10 @@ class Store(ABC):
 
     @abstractmethod
     async def read(self, work: Callable[[Reader], T]) -> T: ...
+
+    @abstractmethod
+    async def compact(self) -> int:
+        """Give back to the disk what deleted rows took. Returns how many bytes that was."""
 
     @abstractmethod
     async def close(self) -> None: ...

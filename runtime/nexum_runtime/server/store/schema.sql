@@ -29,6 +29,8 @@ CREATE TABLE executions (
     status        TEXT NOT NULL CHECK (status IN ('RUNNING', 'COMPLETED', 'FAILED', 'CANCELLED')),
     input_json    TEXT NOT NULL,
     max_attempts  INTEGER NOT NULL,                        -- of each of its tasks
+    effect        TEXT NOT NULL DEFAULT 'idempotent' CHECK (effect IN ('read', 'idempotent', 'once')),
+    timeout_ms    INTEGER,                                 -- of one attempt
     error         TEXT,                                    -- why it is FAILED or CANCELLED
     error_code    TEXT CHECK (error_code IN ('TOOL_ERROR', 'OUTCOME_UNKNOWN', 'REJECTED', 'CANCELLED')),
     created_at_ms INTEGER NOT NULL,
@@ -37,6 +39,7 @@ CREATE TABLE executions (
 
 CREATE INDEX executions_by_workflow ON executions (workflow_id, version_hash, status);
 CREATE INDEX executions_by_status ON executions (status, seq);
+CREATE INDEX executions_running ON executions (execution_id) WHERE status = 'RUNNING';  -- a session has a limit on them
 
 CREATE TABLE tasks (
     seq                 INTEGER PRIMARY KEY AUTOINCREMENT, -- first scheduled, first claimed

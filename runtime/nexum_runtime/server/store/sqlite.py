@@ -1,17 +1,22 @@
-"""The store in one SQLite file: one writer thread, one reader thread, and nothing acknowledged before it is synced."""
+"""The store in one SQLite file: one writer thread, one reader thread, and nothing acknowledged before it is synced.
+
+Writes that wait while one commit is synced share the next one (a group commit).
+"""
 
 import asyncio
 import fcntl
 import json
 import os
 import sqlite3
+from collections import deque
 from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
+from nexum_runtime.crash import crash_point
 from nexum_runtime.server.states import (
     EXECUTION_SOURCES,
     TASK_SOURCES,
@@ -33,10 +38,20 @@ from nexum_runtime.server.store.base import (
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 APPLICATION_ID = 0x4E58554D  # "NXUM": another program's database is never taken for ours
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 BUSY_TIMEOUT_MS = 5_000  # a person's sqlite3 shell may hold the write lock for a moment
+GROUP_LIMIT = 100  # writes that share one commit
+
+MIGRATIONS = {  # schema version → the SQL that makes it the next one
+    1: """
+        ALTER TABLE executions ADD COLUMN effect TEXT NOT NULL DEFAULT 'idempotent'
+            CHECK (effect IN ('read', 'idempotent', 'once'));
+        ALTER TABLE executions ADD COLUMN timeout_ms INTEGER;
+        CREATE INDEX executions_running ON executions (execution_id) WHERE status = 'RUNNING';
+    """,
+}
 
 _EXECUTION = ", ".join(field.name for field in fields(Execution))
 _TASK = ", ".join(field.name for field in fields(Task))
@@ -55,6 +70,7 @@ class SqliteStore(Store):
             oldest = ".".join(map(str, OLDEST_SQLITE))
             raise StoreUnavailable(f"Python's SQLite is {sqlite3.sqlite_version}; Nexum needs {oldest} or newer.")
         self._lock_file = self._lock()
+        self._waiting: deque[tuple[Callable[[Transaction], Any], Future[Any]]] = deque()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-write")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-read")
         try:
@@ -63,6 +79,7 @@ class SqliteStore(Store):
                 self._write_connection = self._connect()
                 on_failure.callback(self._write_connection.close)
                 self._create_schema()
+                self._migrate()
                 self._read_connection = self._connect()
                 self._read_connection.execute("PRAGMA query_only = ON")
                 on_failure.pop_all()
@@ -70,10 +87,16 @@ class SqliteStore(Store):
             raise self._unavailable(error) from error
 
     async def write(self, work: Callable[[Transaction], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._writer, self._write, work)
+        outcome: Future[T] = Future()
+        self._waiting.append((work, outcome))
+        self._writer.submit(self._write_group)
+        return await asyncio.wrap_future(outcome)
 
     async def read(self, work: Callable[[Reader], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, work)
+
+    async def compact(self) -> int:
+        return await asyncio.get_running_loop().run_in_executor(self._writer, self._compact)
 
     async def close(self) -> None:
         for executor, connection in (
@@ -84,19 +107,51 @@ class SqliteStore(Store):
             executor.shutdown()
         self._unlock()
 
-    def _write(self, work: Callable[[Transaction], T]) -> T:
+    def _write_group(self) -> None:
+        """Run the writes that wait, each whole or not at all, and commit them together."""
+        group = [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP_LIMIT))]
+        group = [(work, outcome) for work, outcome in group if outcome.set_running_or_notify_cancel()]
+        if not group:  # an earlier group took what this call was made for
+            return
+        connection = self._write_connection
+        results: list[tuple[Future[Any], Any]] = []
+        try:
+            self._roll_back()  # what an earlier failure may have left open
+            connection.execute("BEGIN IMMEDIATE")  # take the write lock now, not in the middle of the work
+            for work, outcome in group:
+                connection.execute("SAVEPOINT work")
+                try:
+                    results.append((outcome, work(_SqliteTransaction(connection))))
+                except BaseException as error:
+                    if not connection.in_transaction:  # SQLite itself rolled all of it back
+                        raise
+                    connection.execute("ROLLBACK TO work")
+                    outcome.set_exception(self._told(error))
+                connection.execute("RELEASE work")
+                crash_point("in-commit")
+            connection.execute("COMMIT")
+        except BaseException as error:
+            for _, outcome in group:
+                if not outcome.done():
+                    outcome.set_exception(self._told(error))
+            return
+        for outcome, result in results:
+            outcome.set_result(result)
+
+    def _compact(self) -> int:
         connection = self._write_connection
         try:
-            connection.execute("BEGIN IMMEDIATE")  # take the write lock now, not in the middle of the work
-            result = work(_SqliteTransaction(connection))
-            connection.execute("COMMIT")
+            before = self._size_bytes()
+            if self._pragma(connection, "auto_vacuum") == 0:  # a file of schema version 1
+                connection.execute("VACUUM")
+            connection.execute("PRAGMA incremental_vacuum").fetchall()
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            return max(before - self._size_bytes(), 0)
         except sqlite3.Error as error:
-            self._roll_back()
             raise self._unavailable(error) from error
-        except BaseException:
-            self._roll_back()
-            raise
-        return result
+
+    def _size_bytes(self) -> int:
+        return self._pragma(self._write_connection, "page_count") * self._pragma(self._write_connection, "page_size")
 
     def _roll_back(self) -> None:
         if self._write_connection.in_transaction:
@@ -149,6 +204,7 @@ class SqliteStore(Store):
         try:
             connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
             self._check(connection)  # before anything is written to what may be another program's file
+            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # heeded while the file is empty, and by VACUUM
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")  # a commit returns when it is on the disk
             connection.execute("PRAGMA foreign_keys = ON")
@@ -164,9 +220,9 @@ class SqliteStore(Store):
             raise StoreUnavailable(
                 f"{self.path} is a database of another program. Give Nexum a file of its own with --db."
             )
-        if application_id == APPLICATION_ID and version != SCHEMA_VERSION:
+        if application_id == APPLICATION_ID and not 1 <= version <= SCHEMA_VERSION:
             raise StoreUnavailable(
-                f"{self.path} has schema version {version}, and this Nexum knows version {SCHEMA_VERSION}. "
+                f"{self.path} has schema version {version}, and this Nexum knows versions up to {SCHEMA_VERSION}. "
                 "Use the Nexum that wrote it, or another file with --db."
             )
 
@@ -178,6 +234,13 @@ class SqliteStore(Store):
                 f"PRAGMA user_version = {SCHEMA_VERSION};\n{schema}\nCOMMIT;"
             )
 
+    def _migrate(self) -> None:
+        """Bring an older file forward, one version a transaction."""
+        connection = self._write_connection
+        while (version := self._pragma(connection, "user_version")) < SCHEMA_VERSION:
+            migration = MIGRATIONS[version]
+            connection.executescript(f"BEGIN IMMEDIATE; {migration} PRAGMA user_version = {version + 1}; COMMIT;")
+
     @staticmethod
     def _is_empty(connection: sqlite3.Connection) -> bool:
         return connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
@@ -185,6 +248,9 @@ class SqliteStore(Store):
     @staticmethod
     def _pragma(connection: sqlite3.Connection, name: str) -> int:
         return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+    def _told(self, error: BaseException) -> BaseException:
+        return self._unavailable(error) if isinstance(error, sqlite3.Error) else error
 
     def _unavailable(self, error: sqlite3.Error) -> StoreUnavailable:
         return StoreUnavailable(f"Cannot use the database {self.path}: {error}.")
@@ -229,6 +295,22 @@ class _SqliteReader:
         where = "WHERE " + " AND ".join(conditions) if conditions else ""
         rows = self._sql(f"SELECT {_EXECUTION} FROM executions {where} ORDER BY seq DESC LIMIT ?", (*parameters, limit))
         return [_execution(row) for row in rows]
+
+    def count_running(self, prefix: str, limit: int) -> int:
+        row = self._sql(
+            "SELECT count(*) FROM (SELECT 1 FROM executions WHERE status = 'RUNNING' "
+            "AND execution_id >= ? AND execution_id < ? LIMIT ?)",
+            (prefix, _after_prefix(prefix), limit),
+        ).fetchone()
+        return int(row[0])
+
+    def ended_before(self, at_ms: int, prefix: str, after_seq: int, limit: int) -> list[tuple[int, str]]:
+        rows = self._sql(
+            "SELECT seq, execution_id FROM executions WHERE seq > ? AND ended_at_ms < ? AND status <> 'RUNNING' "
+            "AND substr(execution_id, 1, ?) = ? AND error_code IS NOT 'OUTCOME_UNKNOWN' ORDER BY seq LIMIT ?",
+            (after_seq, at_ms, len(prefix), prefix, limit),
+        )
+        return rows.fetchall()
 
     def outputs(self, execution_id: str) -> dict[str, str]:
         rows = self._sql(
@@ -310,6 +392,10 @@ class _SqliteTransaction(_SqliteReader):
             (error, error_code, execution_id),
         )
 
+    def delete_execution(self, execution_id: str) -> None:
+        for table in ("events", "tasks", "executions"):
+            self._sql(f"DELETE FROM {table} WHERE execution_id = ?", (execution_id,))
+
     def add_task(self, task: Task) -> None:
         values = astuple(task)
         self._sql(f"INSERT INTO tasks ({_TASK}) VALUES ({_marks(values)})", values)
@@ -333,6 +419,13 @@ class _SqliteTransaction(_SqliteReader):
             (to, output_json, available_at_ms, attempt_limit, error, error_code, task_key, *sources),
         )
         return cursor.rowcount == 1
+
+    def settle_failure(self, task_key: str, error: str) -> None:
+        self._sql(
+            "UPDATE tasks SET error = ?, error_code = 'TOOL_ERROR' "
+            "WHERE task_key = ? AND error_code = 'OUTCOME_UNKNOWN'",
+            (error, task_key),
+        )
 
     def claim(
         self, version_hash: str, workflow_ids: Collection[str], worker_id: str, lease_ms: int, now_ms: int
