@@ -6,6 +6,7 @@ are used: the agent, which knows the tools by their signatures only, does not lo
 
 import asyncio
 import codecs
+import os
 import re
 import zlib
 from typing import TYPE_CHECKING
@@ -44,14 +45,16 @@ async def fetch(url: str) -> tuple[str, str]:
     import httpx
 
     from offline.web import OfflineWeb
+    from publicweb import NotPublicError, PublicWeb
 
     timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     headers = {"accept-encoding": "gzip", "user-agent": "Mozilla/5.0 (compatible; durable-agent-example)"}
     mounts = {f"all://{offline.HOST}": OfflineWeb()}
+    transport = None if os.environ.get("ALLOW_PRIVATE_HOSTS") == "1" else PublicWeb()  # None is httpx's own
     try:
         async with (
             asyncio.timeout(PAGE_DEADLINE_S),
-            httpx.AsyncClient(timeout=timeout, headers=headers, mounts=mounts) as client,
+            httpx.AsyncClient(timeout=timeout, headers=headers, mounts=mounts, transport=transport) as client,
         ):
             target = httpx.URL(url)
             for _ in range(1 + REDIRECTS_MAX):
@@ -64,6 +67,9 @@ async def fetch(url: str) -> tuple[str, str]:
         raise page_error(url, f"does not lead to a valid URL ({error})") from None
     except (TimeoutError, httpx.ReadTimeout):
         raise page_error(url, "did not answer in time") from None
+    except NotPublicError:
+        problem = "leads to an address that is not public, which only a worker.py with ALLOW_PRIVATE_HOSTS=1 visits"
+        raise page_error(url, problem) from None
     except (httpx.TransportError, zlib.error) as error:
         what = str(error) or type(error).__name__
         raise page_error(url, f"could not be reached ({what})", retryable=True) from None

@@ -24,6 +24,7 @@ Serve = Callable[[Answer], Awaitable[str]]
 
 @pytest.fixture(autouse=True)
 def _plain_surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALLOW_PRIVATE_HOSTS", "1")  # the servers are on loopback
     monkeypatch.setenv("NO_PROXY", "*")
     monkeypatch.setenv("OFFLINE_WEB_DELAY_MS", "0")
     monkeypatch.setattr(webpage, "_offline", False)
