@@ -1,6 +1,17 @@
-"""Sizes, times and long texts as people read them."""
+"""Texts as people read them: sizes, times, long ones cut; what comes from outside made harmless, without secrets."""
+
+import json
+import os
+import re
 
 KIB, MIB = 1024, 1024 * 1024
+
+SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
+SECRET_CHARS_MIN = 8  # a shorter value stands in too many texts that have nothing to do with it
+
+# What a terminal may act on, or show in another order than it is written in; and halves of characters.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_USERINFO = re.compile(r'(?<=://)[^/?#\s"<>]*@')
 
 
 def size_text(size_bytes: int) -> str:
@@ -20,3 +31,35 @@ def duration_text(ms: int) -> str:
 def shorten(text: str, limit: int) -> str:
     """At most `limit` characters of it, an ellipsis at the end when that is not all."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def printable(text: str) -> str:
+    r"""`text` with control characters spelled as JSON spells them, `\u001b`, so that none can move a terminal.
+
+    Newlines and tabs stay. So does the meaning of a text that is JSON already.
+    """
+    return _UNPRINTABLE.sub(lambda found: json.dumps(found[0])[1:-1], text.replace("\r\n", "\n"))
+
+
+def printable_line(text: str) -> str:
+    r"""`text` as one line: printable, and its newlines spelled `\n`."""
+    return printable(text).replace("\n", r"\n")
+
+
+def error_line(error: object) -> str:
+    """An error as one line to print: printable, without secrets. Libraries lay theirs out over several lines."""
+    return " ".join(printable(redact(str(error))).split())
+
+
+def redact(text: str) -> str:
+    """`text` without what must not leave this process: the values of its secret environment variables, by their
+    names (`[OPENAI_API_KEY]` instead), and who logs in to a URL, and with what (`https://***@host/`).
+    """
+    secrets = {
+        value.strip(): name
+        for name, value in os.environ.items()
+        if len(value.strip()) >= SECRET_CHARS_MIN and any(word in name.upper() for word in SECRET_NAMES)
+    }
+    for value in sorted(secrets, key=len, reverse=True):  # one may be part of another
+        text = text.replace(value, f"[{secrets[value]}]")
+    return _USERINFO.sub("***@", text)

@@ -1,0 +1,126 @@
+"""What is shown of a text: control characters spelled out, secrets by their names."""
+
+import json
+import logging
+import os
+
+import pytest
+
+from nexum_runtime.logs import log_to_stderr
+from nexum_runtime.text import error_line, printable, printable_line, redact
+from nexum_runtime.wire import canonical_json
+
+HARMLESS = [
+    "",
+    "plain",
+    "a\tb\nc",
+    "página 🦊 日本語 עברית",
+    r"a \u001b that is spelled out already",
+    "non\u00a0breaking \u200e",
+]
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_ordinary_text_stays_as_it_is(text: str) -> None:
+    assert printable(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b]0;title\x07", r"\u001b]0;title\u0007"),
+        ("\x1b[2J", r"\u001b[2J"),
+        ("\x9b31m", r"\u009b31m"),
+        ("ab\x08\x08", r"ab\b\b"),
+        ("good\rbad", r"good\rbad"),
+        ("\x00\x0b\x0c\x7f\x80\x85\x9f", r"\u0000\u000b\f\u007f\u0080\u0085\u009f"),
+        ("\u202egpj\u2066x\u2069", r"\u202egpj\u2066x\u2069"),
+        ("a\u2028b\u2029c", r"a\u2028b\u2029c"),
+        ("half a fox \ud83e", r"half a fox \ud83e"),
+        ("a line\r\nand another\r\n", "a line\nand another\n"),
+    ],
+    ids=ascii,
+)
+def test_what_a_terminal_would_act_upon_is_spelled_out(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    assert printable(shown) == shown
+
+
+def test_all_controls_but_newline_and_tab_are_spelled_out() -> None:
+    controls = [chr(code) for code in (*range(0x20), *range(0x7F, 0xA0))]
+    assert [each for each in controls if printable(each) == each] == ["\t", "\n"]
+
+
+def test_one_line_stays_one_line() -> None:
+    assert printable_line("a\nb\r\nc\x1b\rd\u2028e") == r"a\nb\nc\u001b\rd\u2028e"
+
+
+@pytest.mark.parametrize("value", ["\x1b\x7f\x9b\u202e\ud83e\r\n\t", {"\x9b": ["\u2028", "é🦊"]}], ids=ascii)
+def test_printable_json_means_what_it_meant(value: object) -> None:
+    shown = printable(canonical_json(value))
+    assert json.loads(shown) == value
+    assert printable_line(shown) == shown
+
+
+# Secrets
+
+
+@pytest.fixture
+def _secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-12345678")
+    monkeypatch.setenv("my_password", "sk-12345678-and-more")
+    monkeypatch.setenv("GITHUB_TOKEN", "  ghp_abcdefgh\n")  # as `$(cat file)` leaves it in other shells
+    monkeypatch.setenv("SHORT_KEY", "1234567")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("EMPTY_SECRET", "")
+
+
+@pytest.mark.usefixtures("_secrets")
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "401 for url https://a.example/?api_key=sk-12345678",
+            "401 for url https://a.example/?api_key=[OPENAI_API_KEY]",
+        ),
+        ("sk-12345678-and-more, sk-12345678", "[my_password], [OPENAI_API_KEY]"),
+        ("Authorization: ghp_abcdefgh.", "Authorization: [GITHUB_TOKEN]."),
+        ("1234567 in /home/somebody", "1234567 in /home/somebody"),
+        ("", ""),
+        ("https://user:pass@host/x and postgresql://me:p@ss@db", "https://***@host/x and postgresql://***@db"),
+        ("https://ghp_other@github.com/x", "https://***@github.com/x"),
+        ("https://medium.com/@me?to=a@b.c", "https://medium.com/@me?to=a@b.c"),
+        ('{"mail":"a@b.c","url":"https://a.b","to":"x@y.z"}', '{"mail":"a@b.c","url":"https://a.b","to":"x@y.z"}'),
+    ],
+)
+def test_secrets_are_told_by_their_names_only(text: str, told: str) -> None:
+    assert redact(text) == told
+
+
+@pytest.mark.usefixtures("_secrets")
+def test_an_error_is_one_line_without_controls_and_secrets() -> None:
+    error = ValueError("1 error\n  key:\tsk-12345678\r\n\x1b[2J  at https://a:b@c/")
+    assert error_line(error) == r"1 error key: [OPENAI_API_KEY] \u001b[2J at https://***@c/"
+
+
+# Logs
+
+
+@pytest.mark.usefixtures("_secrets")
+def test_no_message_and_no_traceback_can_forge_a_line_of_the_log(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    log_to_stderr("12:00:00  %(message)s")
+    evil = "sk-12345678 \x1b[2J\u202e\ud800\n12:00:00  forged"
+    try:
+        raise ValueError(evil)
+    except ValueError:
+        logging.getLogger("any").exception("%s failed", evil)
+    logged = capsys.readouterr().err
+    assert logged.startswith("12:00:00  [OPENAI_API_KEY] \\u001b[2J\\u202e\\ud800\n    12:00:00  forged failed\n")
+    assert "    ValueError: [OPENAI_API_KEY] " in logged
+    assert [line for line in logged.splitlines() if not line.startswith("    ")] == logged.splitlines()[:1]
+    assert printable(logged) == logged
