@@ -20,9 +20,13 @@ from pydantic_core import PydanticSerializationError, to_json
 
 import tools
 from nexum_runtime import NexumError, Worker, wire
+from nexum_runtime.logs import log_to_stderr
 from nexum_runtime.signals import stop_requested
+from nexum_runtime.text import error_line, redact, shorten
 from nexum_runtime.worker import DRAIN_SECONDS, run_in_thread
 from workflow import ToolCall, ToolError, ToolResult, tool_call_workflow
+
+LOGGED_CHARS = 120  # of a call's arguments
 
 log = logging.getLogger("worker")
 
@@ -36,7 +40,7 @@ async def run_tool(context: ContextView) -> ToolResult:
         error = f"This worker knows no tool {call.tool_name!r}; it knows {known}. If it is new, restart worker.py."
         raise ToolError(error, retryable=False)
     checked = validate_call(tool)  # the arguments come back from JSON as what the tool's signature says
-    log.info("%s %.120s", call.tool_name, wire.canonical_json(call.tool_args))
+    log.info("%s %s", call.tool_name, shorten(redact(wire.canonical_json(call.tool_args)), LOGGED_CHARS))
     started = time.monotonic()
     try:
         if inspect.iscoroutinefunction(tool):
@@ -64,7 +68,7 @@ async def main() -> None:
     arguments = parser.parse_args()
     if arguments.concurrency < 1:
         parser.error("--concurrency must be at least 1")
-    logging.basicConfig(format="%(asctime)s  %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    log_to_stderr("%(asctime)s  %(message)s", "%H:%M:%S")
     for name in ("worker", "nexum.worker"):
         logging.getLogger(name).setLevel(logging.INFO)
     if arguments.offline:
@@ -86,7 +90,7 @@ async def main() -> None:
         worker.stop()
         await working
     except NexumError as error:
-        raise SystemExit(str(error)) from None
+        raise SystemExit(error_line(error)) from None
 
 
 if __name__ == "__main__":

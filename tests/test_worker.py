@@ -6,6 +6,7 @@ As a program, this file is a worker process: `python test_worker.py PORT LEDGER 
 import asyncio
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -23,6 +24,8 @@ from pydantic import BaseModel, RootModel
 
 from nexum_runtime import Client, InvalidRequest, NexumError, TaskError, Worker, idempotency_key
 from nexum_runtime.server.app import Server
+from nexum_runtime.text import printable
+from nexum_runtime.worker import ERROR_LIMIT
 
 Handler = Callable[[ContextView], Any]
 
@@ -556,6 +559,69 @@ async def started(client: Client, built: Any) -> str:
     await client.register(built)
     request = pb.StartRequest(workflow_id=built.workflow_id, version_hash=built.version_hash, input_json="{}")
     return str((await pb_grpc.NexumServiceStub(client._channel).StartExecution(request)).execution_id)
+
+
+# What leaves a worker
+
+
+async def test_a_handler_s_error_is_told_without_the_secrets_of_its_worker(
+    server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEARCH_API_KEY", "sk-0123456789")
+
+    async def ask(context: ContextView) -> Text:
+        what = "x" * (ERROR_LIMIT - len(" 401 for https://me:pw")) if context.input == "long" else ""
+        raise TaskError(f"{what} 401 for https://me:pw@host/?key=sk-0123456789\x1b[2J", retryable=False)
+
+    async def answer(_: ContextView) -> Text:
+        return Text(text="https://me:pw@host/?key=sk-0123456789")
+
+    built, fine = one_node(ask), one_node(answer, workflow_id="fine")
+    async with working(server.port, built, fine):
+        failed = await client.execute(built, "short", execution_id="e", timeout=PATIENCE_SECONDS)
+        long = await client.execute(built, "long", timeout=PATIENCE_SECONDS)
+        outcome = await client.execute(fine, {}, timeout=PATIENCE_SECONDS)
+    assert failed.error == " 401 for https://***@host/?key=[SEARCH_API_KEY]\x1b[2J", "a control character is told"
+    assert "sk-0" not in json.dumps(await history(client, "e"))
+    told = (await history(client, long.execution_id))["events"][-1]["error"]
+    assert len(told) == ERROR_LIMIT
+    assert "pw" not in told, "nothing is cut before it is looked at as a whole"
+    assert outcome.outputs == {"run": {"text": "https://me:pw@host/?key=sk-0123456789"}}, "a result is the truth"
+
+
+async def test_the_tools_worker_logs_and_tells_neither_secrets_nor_control_characters(
+    server: Server, client: Client, address: str, tmp_path: Path
+) -> None:
+    """worker.py itself, whose tools are given what a model may make up."""
+    from workflow import tool_call_workflow  # not at the top: this file is a program too, that knows of no tools
+
+    root = Path(__file__).parents[1]
+    env = environment(NEXUM_ADDRESS=address, WEB_PASSWORD="hush-hush")
+    worker = Process([sys.executable, root / "worker.py", "--offline"], tmp_path / "worker.log", env=env)
+    worker.start()
+    await worker.says("Connected to Nexum")
+    url = f"https://me:pw@offline.example/\x1b[2J\u009b\u202e{'x' * 65}hush-hush\n\n12:00:00  forged"
+    calls = {
+        "visit_webpage": {"url": url},
+        f"ghost\x1b[2J\n{url}": {},
+        "web_search": {"query": "durable", "max_results": url},
+    }
+    outcomes = [
+        await client.execute(tool_call_workflow(), {"tool_name": name, "tool_args": args}, timeout=PATIENCE_SECONDS)
+        for name, args in calls.items()
+    ]
+    worker.terminate()
+    await worker.ended()
+    logged = worker.log.read_bytes().decode()
+    assert [outcome.status for outcome in outcomes] == ["FAILED"] * 3
+    for text in (logged, *(outcome.error or "" for outcome in outcomes)):
+        assert "hush" not in text
+        assert "pw@" not in text
+    assert "[WEB_PASSWORD]" in (outcomes[0].error or "")
+    assert "\x1b[2J\x9b\u202e" in (outcomes[0].error or ""), "the model is told what there was"
+    assert printable(logged) == logged
+    assert logged.count("visit_webpage failed: ") == 1
+    assert all(re.match(r"\d\d:\d\d:\d\d  (?!forged)|    ", line) for line in logged.splitlines()), logged
 
 
 # Deaths

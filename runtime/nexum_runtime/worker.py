@@ -24,7 +24,7 @@ from nexum_runtime import wire
 from nexum_runtime.client import Client
 from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NexumError, ServerUnavailable, TaskError
-from nexum_runtime.text import duration_text
+from nexum_runtime.text import duration_text, redact
 
 T = TypeVar("T")
 
@@ -285,8 +285,8 @@ class Worker:
 
 
 def _wording(error: str) -> str:
-    """An error's text as it can be sent: not too long, and without the half characters that UTF-8 does not know."""
-    return error[:ERROR_LIMIT].encode(errors="replace").decode()
+    """An error's text as it can be sent: no secrets, not too long, no half characters, which UTF-8 does not know."""
+    return redact(error)[:ERROR_LIMIT].encode(errors="replace").decode()
 
 
 def _as_model(node: Any, output: Any) -> Any:
