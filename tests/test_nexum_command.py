@@ -23,9 +23,14 @@ from pydantic import BaseModel
 
 from nexum_runtime import Client, ServerUnavailable
 from nexum_runtime.server.app import Server
+from nexum_runtime.text import printable
 
 FOREVER_MS = 60_000
 SECONDS_TO_STOP = 10.0  # far less than the calls that wait would take
+
+
+EVIL = "\x1b]0;title\x07\x1b[2J\u009b31m\u202egpj\rover\x08\x7f\u2028\nforged :smile:"
+SPELLED = r"\u001b]0;title\u0007\u001b[2J\u009b31m\u202egpj\rover\b\u007f\u2028"
 
 
 class Text(BaseModel):
@@ -178,6 +183,19 @@ async def test_a_full_disk_is_told_to_the_caller_and_is_over_when_there_is_space
         assert (await client.status("e")).status == "COMPLETED"
 
 
+async def test_what_the_server_logs_cannot_move_the_terminal(tmp_path: Path) -> None:
+    named = [workflow(f"{name}{EVIL}").effect("run", Text, unused).build() for name in ("one", "two")]
+    async with NexumDev(tmp_path) as nexum, Client(f"127.0.0.1:{nexum.port}") as client:
+        for each in named:
+            await client.register(each)
+        async with Client(nexum.address) as other:  # has registered neither, and both have the same hash
+            await other.poll("worker-1", named[0], lease_ms=60_000, wait_ms=0, stop=asyncio.Event())
+        await nexum.says("may get a task of any")
+    logged = nexum.log.read_bytes().decode()
+    assert printable(logged) == logged
+    assert f"one{SPELLED}\n    forged :smile:, two{SPELLED}\n    forged :smile: share" in logged
+
+
 # nexum dev: what it refuses
 
 
@@ -280,14 +298,18 @@ async def test_ps_of_an_empty_server_says_so(address: str) -> None:
 
 async def test_ps_lists_the_newest_first(client: Client, address: str) -> None:
     await finish(client, "s1/a")
-    await start(client, "s10/b")
+    await start(client, "s10:smile:/b")
     await start(client, "s1/c")
 
     everything = await nexum(address, "ps")
     assert (everything.code, everything.stderr) == (0, "")
     head, *rows = everything.stdout.splitlines()
     assert head.split() == ["EXECUTION", "STATUS", "STARTED", "(UTC)"]
-    assert [row.split()[:2] for row in rows] == [["s1/c", "RUNNING"], ["s10/b", "RUNNING"], ["s1/a", "COMPLETED"]]
+    assert [row.split()[:2] for row in rows] == [
+        ["s1/c", "RUNNING"],
+        ["s10:smile:/b", "RUNNING"],
+        ["s1/a", "COMPLETED"],
+    ]
     assert all(re.search(r" \d{4}-\d\d-\d\d \d\d:\d\d:\d\d *$", row) for row in rows)
 
     async def listed(*words: str) -> list[str]:
@@ -296,7 +318,7 @@ async def test_ps_lists_the_newest_first(client: Client, address: str) -> None:
             for line in (await nexum(address, "ps", "--json", *words)).stdout.splitlines()
         ]
 
-    assert await listed() == ["s1/c", "s10/b", "s1/a"]
+    assert await listed() == ["s1/c", "s10:smile:/b", "s1/a"]
     assert await listed("s1/") == ["s1/c", "s1/a"]
     assert await listed("--limit", "1") == ["s1/c"]
     (line,) = (await nexum(address, "ps", "--json", "s1/a")).stdout.splitlines()
@@ -351,6 +373,40 @@ async def test_show_tells_why_an_execution_failed(client: Client, address: str) 
     finished = await nexum(address, "show", "s/a")
     assert finished.stdout.startswith("s/a FAILED in ")
     assert finished.stdout.rstrip().endswith("s  failed (TOOL_ERROR): página 🦊 is not there")
+
+
+async def test_show_cannot_be_made_to_move_the_terminal(client: Client, address: str) -> None:
+    built = workflow("evil").effect(f"run{EVIL}", Text, unused).build()
+    await client.register(built)
+    sent = json.dumps({"q": EVIL}, ensure_ascii=False)
+    request = pb.StartRequest(workflow_id="evil", version_hash=built.version_hash, input_json=sent)
+    stub = pb_grpc.NexumServiceStub(client._channel)
+    await stub.StartExecution(request, metadata=(("nexum-execution-id", "e"),))
+    claimed = await client.poll(f"worker{EVIL}", built, lease_ms=60_000, wait_ms=0, stop=asyncio.Event())
+    assert claimed is not None
+    await client.fail(claimed.task_id, f"why{EVIL}", retryable=False)
+
+    told = await nexum(address, "show", "e")
+    assert (told.code, told.stderr) == (0, "")
+    assert printable(told.stdout) == told.stdout
+    node = rf"run{SPELLED}\nforged :smile:"
+    assert [re.sub(r"after \d+ ms", "after N ms", line[15:]) for line in told.stdout.rstrip().splitlines()[2:]] == [
+        "started",
+        rf"{node}: attempt 1 by worker{SPELLED}\nforged :smile:",
+        f"{node}: attempt 1 failed after N ms: why{SPELLED} forged :smile:",
+        f"failed (TOOL_ERROR): why{SPELLED} forged :smile:",
+    ]
+    as_json = (await nexum(address, "show", "e", "--json")).stdout
+    assert printable(as_json) == as_json
+    (history,) = [each async for each in client.history("e")]
+    assert json.loads(as_json) == history
+    assert (history["input"], history["events"][-1]["error"]) == ({"q": EVIL}, f"why{EVIL}"), "stored as it was"
+
+
+async def test_what_the_command_refuses_cannot_move_the_terminal(address: str) -> None:
+    finished = await run(NEXUM, "show", "x", env=environment(NEXUM_ADDRESS=address, SOME_TOKEN="execution or"))
+    assert_refused(finished, "No [SOME_TOKEN] session 'x' is known.")
+    assert_refused(await nexum(EVIL, "ps"), "The Nexum address is '\\x1b]0;title")
 
 
 async def test_show_tells_of_lost_and_late_attempts(client: Client, address: str) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from nexum_runtime import wire
-from nexum_runtime.text import duration_text, shorten, size_text
+from nexum_runtime.text import duration_text, error_line, printable, printable_line, shorten, size_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,11 +53,12 @@ def dev(
     import logging
 
     from nexum_runtime.errors import InvalidRequest
+    from nexum_runtime.logs import log_to_stderr
     from nexum_runtime.server.app import CannotBind, Server, ServerConfig, Tls, is_loopback
     from nexum_runtime.server.store.base import StoreUnavailable
     from nexum_runtime.signals import stop_requested
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    log_to_stderr("%(asctime)s %(levelname)s %(message)s")
     log = logging.getLogger("nexum.dev")
     logging.getLogger("grpc").setLevel(logging.ERROR)  # it warns of every call that a stop cuts short
     if bool(tls_cert) != bool(tls_key):
@@ -131,16 +132,14 @@ def ps(
     executions = _run(fetch())
     if as_json:
         for execution in executions:
-            print(
-                wire.canonical_json(
-                    {
-                        "execution_id": execution.execution_id,
-                        "workflow_id": execution.workflow_id,
-                        "version_hash": execution.version_hash,
-                        "status": execution.status,
-                        "created_at": execution.created_at,
-                    }
-                )
+            _print_json(
+                {
+                    "execution_id": execution.execution_id,
+                    "workflow_id": execution.workflow_id,
+                    "version_hash": execution.version_hash,
+                    "status": execution.status,
+                    "created_at": execution.created_at,
+                }
             )
         return
     if not executions:
@@ -152,9 +151,9 @@ def ps(
     table.add_column("STARTED (UTC)", no_wrap=True)
     for execution in executions:
         table.add_row(
-            execution.execution_id,
-            f"[{_color(execution.status)}]{execution.status}[/]",
-            execution.created_at[:19].replace("T", " "),
+            _shown(execution.execution_id),
+            f"[{_color(execution.status)}]{_shown(execution.status)}[/]",
+            _shown(execution.created_at[:19].replace("T", " ")),
         )
     _console().print(table)
     if len(executions) == limit:
@@ -184,7 +183,7 @@ def show(
     console = _console()
     for history in histories:
         if as_json:
-            print(wire.canonical_json(history))
+            _print_json(history)
         else:
             _print_history(console, history)
 
@@ -247,17 +246,15 @@ def prune(
 
 
 def _print_history(console: "Console", history: dict[str, Any]) -> None:
-    from rich.markup import escape
-
     started_ms = history["created_at_ms"]
     took = f" in {duration_text(history['ended_at_ms'] - started_ms)}" if history["ended_at_ms"] else ""
     console.print(
-        f"[bold]{escape(history['execution_id'])}[/] "
-        f"[{_color(history['status'])}]{history['status']}[/]{took}, begun {_clock_time(started_ms)}",
+        f"[bold]{_shown(history['execution_id'])}[/] "
+        f"[{_color(history['status'])}]{_shown(history['status'])}[/]{took}, begun {_clock_time(started_ms)}",
         soft_wrap=True,
     )
     console.print(
-        f"  input {escape(shorten(wire.canonical_json(history['input']), SHOWN_CHARS))}", soft_wrap=True, style="dim"
+        f"  input {_shown(shorten(wire.canonical_json(history['input']), SHOWN_CHARS))}", soft_wrap=True, style="dim"
     )
     attempt_started_ms: dict[tuple[str, int], int] = {}
     for event in history["events"]:
@@ -266,7 +263,7 @@ def _print_history(console: "Console", history: dict[str, Any]) -> None:
             attempt_started_ms[key] = event["at_ms"]
         took_ms = event["at_ms"] - attempt_started_ms.get(key, event["at_ms"])
         console.print(
-            f"  {_offset(event['at_ms'] - started_ms)}  {escape(_event_text(event, took_ms))}", soft_wrap=True
+            f"  {_offset(event['at_ms'] - started_ms)}  {_shown(_event_text(event, took_ms))}", soft_wrap=True
         )
     console.print()
 
@@ -274,7 +271,7 @@ def _print_history(console: "Console", history: dict[str, Any]) -> None:
 def _event_text(event: dict[str, Any], took_ms: int) -> str:
     """One event in words; `took_ms` is how long its attempt had run by then."""
     node, attempt, worker = event["node_id"], event["attempt"], event.get("worker")
-    error = shorten(event.get("error") or "", SHOWN_CHARS)
+    error = shorten(error_line(event.get("error") or ""), SHOWN_CHARS)
     match event["type"]:
         case "ExecutionStarted":
             return "started"
@@ -314,14 +311,25 @@ def _run(job: Coroutine[Any, Any, Any]) -> Any:
 
 
 def _fail(message: str) -> NoReturn:
-    print(message, file=sys.stderr)
+    print(error_line(message), file=sys.stderr)
     raise typer.Exit(1)
 
 
 def _console() -> "Console":
     from rich.console import Console
 
-    return Console(highlight=False)
+    return Console(highlight=False, emoji=False)
+
+
+def _shown(text: str) -> str:
+    """On one line, nothing in it acted upon: neither by the terminal nor, as markup, by rich."""
+    from rich.markup import escape
+
+    return escape(printable_line(text))
+
+
+def _print_json(value: Any) -> None:
+    print(printable(wire.canonical_json(value)))  # JSON itself lets some control characters pass
 
 
 def _color(status: str) -> str:
