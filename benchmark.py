@@ -28,6 +28,7 @@ from rich.table import Table
 from demo import QUESTION, build_agent, choose_model
 from dev import local_nexum
 from nexum_runtime import NexumError
+from nexum_runtime.text import error_line
 from offline.web import DEFAULT_DELAY_MS
 from submit_task import durable_session, nexum_client
 from tools import visit_webpage, web_search
@@ -129,7 +130,7 @@ async def main() -> None:
             async with local_nexum(address, Path(folder)):
                 rounds = await measure(model, arguments.rounds, console)
         except (NexumError, AgentsException, openai.OpenAIError) as error:
-            sys.exit(f"The benchmark could not be run: {error}")
+            sys.exit(f"The benchmark could not be run: {error_line(error)}")
     report(console, rounds, mode)
 
 

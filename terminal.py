@@ -5,13 +5,15 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markdown import Markdown
 from rich.markup import escape
+from rich.segment import Segment, Segments
 
-from nexum_runtime.text import duration_text, shorten
+from nexum_runtime.text import duration_text, error_line, printable, printable_line, shorten
 from nexum_runtime.wire import DEFAULT_ADDRESS
 from submit_task import CallEvent
 
@@ -28,9 +30,13 @@ WAITING = {
 
 
 class _Console(Console):
-    """Goes on silently when nobody reads any more (`| head`): the run is worth more than its output."""
+    """Sends a terminal nothing to act upon but rich's own colours, and goes on when nobody reads any more."""
 
-    def on_broken_pipe(self) -> None:
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):  # Markdown can spell any character: &#x202e; or %1b
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+    def on_broken_pipe(self) -> None:  # `| head`: the run is worth more than its output
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered has nowhere to go
 
@@ -39,17 +45,17 @@ class RunView:
     """Prints a run as it goes, coloured in a terminal and plain when piped, and counts what came from the store."""
 
     def __init__(self) -> None:
-        self.console = _Console(highlight=False, soft_wrap=True)
+        self.console = _Console(highlight=False, emoji=False, soft_wrap=True)
         self.completed = self.cached = self.saved_ms = 0
         self._hints_given: set[str] = set()
 
     def header(self, **fields: str) -> None:
         for name, value in fields.items():
-            self.console.print(f"[dim]{name:<9}[/] {escape(shorten(value, QUESTION_CHARS))}")
+            self.console.print(f"[dim]{name:<9}[/] {_shown(shorten(value, QUESTION_CHARS))}")
         self.console.print()
 
     def note(self, text: str) -> None:
-        self.console.print(f"{PREFIX} {escape(text)}")
+        self.console.print(f"{PREFIX} {_shown(text)}")
 
     def on_event(self, event: CallEvent) -> None:
         if event.kind == "waiting":
@@ -60,8 +66,8 @@ class RunView:
             "started": "…",
             "stored": f"[green]stored ✓[/] {duration_text(event.elapsed_ms)}",
             "cached": "[yellow]cached ⚡[/]",
-            "failed": f"[red]failed ✗[/] {escape(event.detail)}",
-            "unknown": f"[red]unknown ?[/] {escape(event.detail)}",
+            "failed": f"[red]failed ✗[/] {escape(error_line(event.detail))}",
+            "unknown": f"[red]unknown ?[/] {escape(error_line(event.detail))}",
         }[event.kind]
         self._line(event, text)
         if event.kind == "unknown":
@@ -92,9 +98,9 @@ class RunView:
     def answer(self, text: str) -> None:
         self.console.print()
         if self.console.is_terminal:
-            self.console.print(Markdown(text), soft_wrap=False)
+            self.console.print(Markdown(printable(text), hyperlinks=False), soft_wrap=False)
         else:
-            self.console.print(text, markup=False)
+            self._as_it_is(text)
         self.console.print()
 
     def footer(self, again: str) -> None:
@@ -102,15 +108,19 @@ class RunView:
             saved = f", which saved {duration_text(self.saved_ms)}" if self.saved_ms else ""
             self.console.print(f"[yellow]⚡ {self.cached} of {self.completed} calls came from the store{saved}.[/]")
         what = "Run it again" if self.cached == self.completed else "Run it again, and every call is cached ⚡"
-        self.console.print(f"{what}:\n  {escape(again)}")
+        self._as_it_is(f"{what}:\n  {again}")
 
     def stopped(self, why: str, again: str) -> None:
         """The run ended without an answer."""
         if self.completed:
             self.console.print()
-        self.console.print(f"[red]{escape(why)}[/]")
+        self.console.print(f"[red]{escape(error_line(why))}[/]")
         what = f"{self.completed} completed calls are stored. Go on with" if self.completed else "Try again with"
-        self.console.print(f"{what}:\n  {escape(again)}")
+        self._as_it_is(f"{what}:\n  {again}")
+
+    def _as_it_is(self, text: str) -> None:
+        """With its tabs: to be copied, or read by a program."""
+        self.console.print(Segments([Segment(f"{text}\n")]))
 
 
 def command_line(session_id: str, question: str, flags: list[str]) -> str:
@@ -120,8 +130,19 @@ def command_line(session_id: str, question: str, flags: list[str]) -> str:
         settings["NEXUM_ADDRESS"] = os.environ["NEXUM_ADDRESS"]
     if os.environ.get("MODEL"):
         settings["MODEL"] = os.environ["MODEL"]
-    assignments = [f"{name}={shlex.quote(value)}" for name, value in settings.items()]
-    return " ".join([*assignments, shlex.join([_python(), os.path.relpath(sys.argv[0]), *flags, question])])
+    assignments = [f"{name}={_quoted(value)}" for name, value in settings.items()]
+    words = [_python(), os.path.relpath(sys.argv[0]), *flags, question]
+    return " ".join([*assignments, *map(_quoted, words)])
+
+
+def _quoted(word: str) -> str:
+    """A word for the shell; in the form $'…' when it holds what a terminal would act upon."""
+    if printable(word) == word:
+        return shlex.quote(word)
+    quoted = "".join(
+        chr(byte) if 0x20 <= byte < 0x7F and byte not in b"\\'" else rf"\x{byte:02x}" for byte in os.fsencode(word)
+    )
+    return f"$'{quoted}'"
 
 
 def _python() -> str:
@@ -139,4 +160,9 @@ def _call(event: CallEvent) -> str:
     for name, value in event.tool_args.items():
         shown = shorten(value if isinstance(value, str) else json.dumps(value), ARGUMENT_CHARS)
         arguments.append(f"{name}={json.dumps(shown, ensure_ascii=False) if isinstance(value, str) else shown}")
-    return f"{event.tool_name}({', '.join(arguments)})"
+    return printable_line(f"{event.tool_name}({', '.join(arguments)})")
+
+
+def _shown(text: str) -> str:
+    """On one line, nothing in it acted upon: neither by the terminal nor, as markup, by rich."""
+    return escape(printable_line(text))

@@ -1,11 +1,23 @@
 """What a person sees of a call, in a terminal and piped."""
 
+import asyncio
 import io
+import os
+import pty
+import re
+import subprocess
+import sys
+from contextlib import suppress
 
 import pytest
+from processes import PATIENCE_SECONDS
+from test_demo import Stage, stage
 
+from nexum_runtime.text import printable
 from submit_task import CallEvent
-from terminal import RunView
+from terminal import RunView, command_line
+
+__all__ = ["stage"]
 
 LONG = {"query": "a question that is longer than what is shown of an argument, by far"}
 
@@ -57,3 +69,160 @@ def test_only_a_call_that_takes_long_is_said_to_be_still_running() -> None:
 def test_what_is_waited_for_is_said_once_for_all_the_calls_that_wait() -> None:
     waiting = call("waiting", detail="worker", elapsed_ms=1_500)
     assert shown(waiting, waiting).count("no worker has taken this call yet") == 1
+
+
+EVIL = "\x1b]0;title\x07\x1b[2J\x9b31m\u202egpj\rover\x08\x7f\u2028\nforged :smile:"
+SPELLED = r"\u001b]0;title\u0007\u001b[2J\u009b31m\u202egpj\rover\b\u007f\u2028"
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def assert_moves_nothing(output: str) -> None:
+    """Nothing is in it that a terminal acts upon, but newlines and colours."""
+    rest = COLOURS.sub("", output)
+    assert printable(rest) == rest
+
+
+@pytest.mark.parametrize("width", [None, 2_000], ids=["piped", "in a terminal"])
+def test_what_a_call_brings_along_cannot_move_the_terminal(width: int | None) -> None:
+    text = shown(
+        CallEvent("started", "s1/tool/0/0", f"tool{EVIL}", {f"name{EVIL}": f"value{EVIL[:30]}", "numbers": [EVIL]}),
+        call("failed", detail=f"why{EVIL}"),
+        width=width,
+    )
+    assert_moves_nothing(text)
+    assert len(text.splitlines()) == 2, "no text can forge a line"
+    started, failed = COLOURS.sub("", text).splitlines()
+    assert started.startswith(rf"[Nexum] tool{SPELLED}\nforged :smile:(name{SPELLED}\nforged :smile:=")
+    assert failed.endswith(rf"failed ✗ why{SPELLED} forged :smile:")
+
+
+def view_into() -> tuple[RunView, io.StringIO]:
+    view = RunView()
+    view.console.file = output = io.StringIO()
+    return view, output
+
+
+def test_the_header_and_a_note_stay_on_their_lines() -> None:
+    view, output = view_into()
+    view.header(Question=f"what? {EVIL}", Nexum="localhost:1")
+    view.note(EVIL)
+    assert output.getvalue().splitlines() == [
+        rf"Question  what? {SPELLED}\nforged :smile:",
+        "Nexum     localhost:1",
+        "",
+        rf"[Nexum] {SPELLED}\nforged :smile:",
+    ]
+
+
+@pytest.fixture
+def _in_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "400"}.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.usefixtures("_in_a_terminal")
+@pytest.mark.parametrize(
+    ("markdown", "seen"),
+    [
+        (EVIL, SPELLED),
+        (f"`{EVIL}`", SPELLED),
+        (f"```\n{EVIL}\n```", SPELLED),
+        (f"[link](https://a.example/{EVIL})", r"\u001b[2J"),
+        ("<https://a.example/%1b%5d0;title%07%c2%9b31m>", r"\u001b]0;title"),
+        ("![picture %1b](https://a.example/%1b%5b2J)", "picture"),
+        ("&#x202e;&#8232;&#13;&#27;&#x9b;.", r"\u202e\u2028"),
+    ],
+    ids=["text", "code", "block", "link", "percent", "picture", "entities"],
+)
+def test_no_answer_can_move_the_terminal_however_its_markdown_spells_it(markdown: str, seen: str) -> None:
+    view, output = view_into()
+    view.answer(f"Before.\n\n{markdown}\n\n**After.**")
+    assert_moves_nothing(output.getvalue())
+    assert "\x1b[1mAfter.\x1b[0m" in output.getvalue(), "it is Markdown still"
+    assert seen in COLOURS.sub("", output.getvalue())
+
+
+@pytest.mark.usefixtures("_in_a_terminal")
+def test_a_link_in_an_answer_shows_where_it_leads() -> None:
+    view, output = view_into()
+    view.answer("See [the bank](https://not-the-bank.example/).")
+    assert "the bank (https://not-the-bank.example/)" in COLOURS.sub("", output.getvalue())
+
+
+def test_a_piped_answer_is_what_the_agent_said_but_for_control_characters() -> None:
+    view, output = view_into()
+    view.answer(f"a\tb [red]c[/] :smile:\r\n\n\nd {EVIL}")
+    assert output.getvalue() == f"\na\tb [red]c[/] :smile:\n\n\nd {SPELLED}\nforged :smile:\n\n"
+
+
+def test_why_a_run_stopped_is_told_on_one_line_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GEMINI_API_KEY", "AIza-not-for-you")
+    view, output = view_into()
+    view.stopped(f"401 for ?key=AIza-not-for-you {EVIL}\nGo on with:\n  rm -rf", "again")
+    assert output.getvalue() == (
+        f"401 for ?key=[GEMINI_API_KEY] {SPELLED} forged :smile: Go on with: rm -rf\nTry again with:\n  again\n"
+    )
+    assert shown(call("failed", detail="AIza-not-for-you")).endswith(" failed ✗ [GEMINI_API_KEY]\n")
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        'What\'s  a "lease", in\n\n one `word`? $HOME \\ \tpágina 🦊',
+        f"{EVIL}'s \\ $HOME página 🦊",
+        os.fsdecode(b"no UTF-8: \xff\xfe"),
+    ],
+    ids=ascii,
+)
+def test_the_command_that_resumes_asks_the_same_question(question: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["demo.py"])
+    monkeypatch.setattr("terminal._python", lambda: "printf")
+    view, output = view_into()
+    view.footer(command_line("s1", question, ["--dev"]))
+    assert_moves_nothing(output.getvalue())
+    command = output.getvalue().partition(":\n  ")[2].replace("demo.py --dev", r"'%s\0'")
+    printed = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, check=True).stdout
+    assert printed == os.fsencode(f"{question}\0")
+
+
+async def test_a_hostile_question_moves_no_real_terminal(stage: Stage) -> None:
+    """From the shell through the agent, a tool's arguments and a page, to the terminal and to the workers' log."""
+    worker = stage.worker()
+    question = f"What is durable execution? {EVIL}"
+    ours, theirs = pty.openpty()
+    received = b""
+
+    def read() -> None:
+        nonlocal received
+        with suppress(OSError):  # what a terminal says when nobody has it open any more
+            while chunk := os.read(ours, 65_536):
+                received += chunk
+
+    reading = asyncio.create_task(asyncio.to_thread(read))
+    demo = await asyncio.create_subprocess_exec(
+        *map(str, stage.demo_command(question)),
+        env=stage.environment(TERM="xterm-256color", SESSION_ID="s1"),
+        cwd=stage.folder,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            code = await demo.wait()
+            await reading
+    finally:
+        if demo.returncode is None:
+            demo.kill()
+            await demo.wait()
+        os.close(ours)
+    output = received.decode().replace("\r\n", "\n")
+    assert code == 0, output
+    assert "stored ✓" in output
+    assert COLOURS.search(output), "it took this for a terminal"
+    assert "title" in output
+    assert_moves_nothing(output)
+    assert "web_search {" in worker.output
+    assert_moves_nothing(worker.log.read_bytes().decode())
