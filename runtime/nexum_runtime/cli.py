@@ -218,31 +218,39 @@ def resolve(
 def prune(
     older_than: Annotated[str, typer.Option(metavar="AGE", help="What ended longer ago than that: 30d, 12h, 90m, 0s.")],
     session: Annotated[
-        str, typer.Option(metavar="PREFIX", help="Only ids that begin with this.", show_default=False)
-    ] = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count, and delete nothing.")] = False,
+        str | None,
+        typer.Option(
+            metavar="PREFIX", help="Only this session, such as s1 (not s10), or one tool of it: s1/web_search."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count them, and delete nothing.")] = False,
     address: Address = wire.DEFAULT_ADDRESS,
 ) -> None:
     """Delete executions that ended long ago, and give their disk space back.
 
-    What runs stays, and so does what waits for a person's word: an outcome that is unknown.
+    What runs stays, and so does what waits for a person's word: an outcome that is unknown. A session that is run
+    again after it was pruned executes its calls anew.
     """
     from nexum_runtime.client import Client
 
-    match = re.fullmatch(r"(\d{1,6})([smhd])", older_than)
+    match = re.fullmatch(r"([0-9]{1,6})([smhd])", older_than)
     if not match:
-        _fail(f"--older-than is {older_than!r}; it must be a number with s, m, h or d, such as 30d.")
+        _fail(f"--older-than is {older_than!r}; it must be a whole number with s, m, h or d, such as 30d.")
+    if session == "":
+        _fail("--session is empty; leave it out to prune every session.")
+    prefix = f"{session.removesuffix('/')}/" if session else ""
     age_ms = int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] * 1000
 
     async def send() -> dict[str, int]:
         async with Client(address) as client:
-            return await client.prune(session, age_ms, dry_run=dry_run)
+            return await client.prune(prefix, age_ms, dry_run=dry_run)
 
     pruned = _run(send())
+    executions = f"{pruned['executions']} execution{'s' if pruned['executions'] != 1 else ''}"
     if dry_run:
-        print(f"{pruned['executions']} executions would be deleted.")
+        print(f"{executions} would be deleted.")
     else:
-        print(f"{pruned['executions']} executions deleted, {size_text(pruned['bytes'])} given back to the disk.")
+        print(f"{executions} deleted, {size_text(pruned['bytes'])} given back to the disk.")
 
 
 def _print_history(console: "Console", history: dict[str, Any]) -> None:

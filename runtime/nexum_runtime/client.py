@@ -256,7 +256,11 @@ class Client:
         return str(answer.message)
 
     async def prune(self, prefix: str, older_than_ms: int, *, dry_run: bool = False) -> dict[str, int]:
-        """Delete what ended longer ago than that under a prefix: `{"executions": how many, "bytes": given back}`."""
+        """Delete what ended that long ago or earlier under a prefix of ids ("" is all of them).
+
+        Returns `{"executions": how many, "bytes": given back to the disk}`. What runs stays, and so does what waits
+        for a person's word: an outcome that is unknown.
+        """
         metadata = {wire.OLDER_THAN_MS: str(older_than_ms), wire.DRY_RUN: str(dry_run).lower()}
         request = pb.StatusRequest(execution_id=prefix)
         answer = await self._call(self._prune, request, metadata, timeout=PRUNE_SECONDS)

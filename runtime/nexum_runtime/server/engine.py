@@ -177,7 +177,7 @@ class Engine:
         return await self._commit(lambda tx, notices: self._lifecycle.resolve(tx, notices, execution_id, node_id, word))
 
     async def prune(self, prefix: str, older_than_ms: int, *, dry_run: bool) -> tuple[int, int]:
-        """Delete executions that ended more than `older_than_ms` ago. Returns how many, and the bytes given back.
+        """Delete executions that ended `older_than_ms` ago or earlier. Returns how many, and the bytes given back.
 
         What runs is not touched, nor what waits for a person's word: an outcome that is unknown.
         """

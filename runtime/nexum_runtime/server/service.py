@@ -29,7 +29,7 @@ LIST_LIMIT_DEFAULT, LIST_LIMIT = 20, 10_000
 PEERS_LIMIT = 10_000  # connections whose registrations are remembered, the latest ones
 HELD_LIMIT = 10_000  # tasks of one worker in one heartbeat
 WAITING_LIMIT = 2_000  # calls of one client that are held until there is something to say
-AGE_MS_LIMIT = 10**15
+AGE_MS_LIMIT = 10**14  # of what is pruned: 3,000 years
 DETAILS_LIMIT = 500  # characters of an error's text: it travels in a header, percent-encoded, of at most 8 KiB
 
 CODES: dict[type[Exception], grpc.StatusCode] = {

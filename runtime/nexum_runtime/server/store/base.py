@@ -105,9 +105,9 @@ class Reader(Protocol):
         """How many RUNNING executions' ids begin with `prefix`, counted up to `limit`."""
 
     def ended_before(self, at_ms: int, prefix: str, after_seq: int, limit: int) -> list[tuple[int, str]]:
-        """(seq, id) of executions that ended before `at_ms` and wait for no one, the oldest after `after_seq` first.
+        """(seq, id) of executions that ended by `at_ms` and are done with, the oldest after `after_seq` first.
 
-        One whose outcome is unknown waits for a person's word.
+        One with a task that still runs is not, nor one whose outcome is unknown: it waits for a person's word.
         """
 
     def outputs(self, execution_id: str) -> dict[str, str]:

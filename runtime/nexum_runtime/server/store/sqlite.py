@@ -43,6 +43,7 @@ APPLICATION_ID = 0x4E58554D  # "NXUM": another program's database is never taken
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 BUSY_TIMEOUT_MS = 5_000  # a person's sqlite3 shell may hold the write lock for a moment
 GROUP_LIMIT = 100  # writes that share one commit
+COMPACT_PAGES = 1_000  # given back to the disk in one step
 
 MIGRATIONS = {  # schema version → the SQL that makes it the next one
     1: """
@@ -96,7 +97,13 @@ class SqliteStore(Store):
         return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, work)
 
     async def compact(self) -> int:
-        return await asyncio.get_running_loop().run_in_executor(self._writer, self._compact)
+        """In steps, between which the writes that wait have their turn."""
+        loop = asyncio.get_running_loop()
+        size_bytes = 0
+        while given_back := await loop.run_in_executor(self._writer, self._compact):
+            size_bytes += given_back
+        await loop.run_in_executor(self._writer, self._shrink)
+        return size_bytes
 
     async def close(self) -> None:
         for executor, connection in (
@@ -139,14 +146,22 @@ class SqliteStore(Store):
             outcome.set_result(result)
 
     def _compact(self) -> int:
+        """Take up to COMPACT_PAGES free pages off the end of the database. Returns how many bytes that was."""
         connection = self._write_connection
         try:
+            self._roll_back()  # a script begins by committing what is open
             before = self._size_bytes()
             if self._pragma(connection, "auto_vacuum") == 0:  # a file of schema version 1
                 connection.execute("VACUUM")
-            connection.execute("PRAGMA incremental_vacuum").fetchall()
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            return max(before - self._size_bytes(), 0)
+            connection.executescript(f"PRAGMA incremental_vacuum({COMPACT_PAGES})")  # execute() would do one page
+            return before - self._size_bytes()
+        except sqlite3.Error as error:
+            raise self._unavailable(error) from error
+
+    def _shrink(self) -> None:
+        """Bring what the log holds into the file, and cut both to their size."""
+        try:
+            self._write_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.Error as error:
             raise self._unavailable(error) from error
 
@@ -306,8 +321,10 @@ class _SqliteReader:
 
     def ended_before(self, at_ms: int, prefix: str, after_seq: int, limit: int) -> list[tuple[int, str]]:
         rows = self._sql(
-            "SELECT seq, execution_id FROM executions WHERE seq > ? AND ended_at_ms < ? AND status <> 'RUNNING' "
-            "AND substr(execution_id, 1, ?) = ? AND error_code IS NOT 'OUTCOME_UNKNOWN' ORDER BY seq LIMIT ?",
+            "SELECT seq, execution_id FROM executions e WHERE seq > ? AND ended_at_ms <= ? AND status <> 'RUNNING' "
+            "AND substr(execution_id, 1, ?) = ? AND error_code IS NOT 'OUTCOME_UNKNOWN' AND NOT EXISTS "
+            "(SELECT 1 FROM tasks t WHERE t.execution_id = e.execution_id AND t.status = 'RUNNING') "
+            "ORDER BY seq LIMIT ?",
             (after_seq, at_ms, len(prefix), prefix, limit),
         )
         return rows.fetchall()
