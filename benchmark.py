@@ -126,6 +126,7 @@ async def main() -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             address = f"localhost:{free.getsockname()[1]}"
         os.environ["NEXUM_ADDRESS"] = address
+        os.environ.pop("NEXUM_TLS_CA", None)  # the server of its own, on loopback, speaks no TLS
         try:
             async with local_nexum(address, Path(folder)):
                 rounds = await measure(model, arguments.rounds, console)

@@ -50,6 +50,11 @@ async def local_nexum(address: str, folder: Path, worker_flags: tuple[str, ...] 
 
             own_server = not await _answers(client)
             if own_server:
+                if os.environ.get("NEXUM_TLS_CA"):
+                    raise NexumError(
+                        f"NEXUM_TLS_CA is set, but no server at {address} answers in TLS, and the one that would be "
+                        "brought here speaks none. Unset it, or start one yourself with `nexum dev --tls-cert`."
+                    )
                 database = folder / "local.db"
                 listen = ("--host", host, "--port", str(port), "--db", str(database))
                 server = start("server", "-m", "nexum_runtime.cli", "dev", *listen)

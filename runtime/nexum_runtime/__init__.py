@@ -1,5 +1,10 @@
 """What Nexum lacks on any package index: its server and command (`nexum`), and an asyncio client and worker."""
 
+import os
+
+# gRPC writes to stderr of every handshake that fails, and again at every new try. What is wrong is said in an error.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it looks only once, when it is imported
+
 from nexum_runtime.client import Client, Outcome
 from nexum_runtime.errors import (
     ExecutionTimeout,

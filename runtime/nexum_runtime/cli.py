@@ -38,17 +38,25 @@ def dev(
         int, typer.Option(min=1, max=256, help="The largest input or result, in MiB.")
     ] = wire.MESSAGE_MIB_DEFAULT,
     token_file: Annotated[
-        Path | None, typer.Option(help="Demand the token in this file on every call (or set NEXUM_TOKEN).")
+        Path | None,
+        typer.Option(metavar="FILE", help="Demand the token in this file on every call (or the one in NEXUM_TOKEN)."),
     ] = None,
-    tls_cert: Annotated[Path | None, typer.Option(help="Serve TLS with this certificate (PEM, and its chain).")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="The certificate's private key (PEM).")] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Serve TLS with this certificate and its chain, in PEM.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The certificate's private key, in PEM, without a passphrase.")
+    ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Let anyone who reaches --host read all results and run your tools.")
+        bool,
+        typer.Option(
+            "--insecure", help="Listen without a token: who reaches --host can read all results and run tools."
+        ),
     ] = False,
 ) -> None:
     """Run a server. NEXUM_DATABASE_URL (sqlite:///path) names the database when --db does not.
 
-    Listening on another address than this machine's own demands a token.
+    With another --host than 127.0.0.1, ::1 or localhost it demands a token, best with TLS.
     """
     import logging
 
@@ -63,29 +71,32 @@ def dev(
     logging.getLogger("grpc").setLevel(logging.ERROR)  # it warns of every call that a stop cuts short
     if bool(tls_cert) != bool(tls_key):
         _fail("TLS needs both --tls-cert and --tls-key.")
-    tls = Tls(_read(tls_cert), _read(tls_key)) if tls_cert and tls_key else None
-    token = _read(token_file).decode(errors="replace").strip() if token_file else os.environ.get("NEXUM_TOKEN") or None
     try:
         config = ServerConfig(
             database=db or _database_from_environment(),
             host=host,
             port=port,
             max_message_mib=max_message_mib,
-            token=wire.check_token(token) if token is not None else None,
-            tls=tls,
+            token=_token(token_file),
+            tls=Tls.read(tls_cert, tls_key) if tls_cert and tls_key else None,
             insecure=insecure,
         )
     except InvalidRequest as error:
         _fail(str(error))
+    except OSError as error:
+        _fail(f"Cannot read {error.filename}: {error.strerror}.")
 
     async def serve() -> None:
         server = Server(config)
         await server.start()
         shown_host = "localhost" if host == "127.0.0.1" else f"[{host}]" if ":" in host else host
-        guards = "".join(f" · {what}" for what, on in (("TLS", tls), ("token demanded", config.token)) if on)
+        guards = "".join(f" · {what}" for what, on in (("TLS", config.tls), ("token demanded", config.token)) if on)
         print(f"Nexum is ready at {shown_host}:{server.port} · database {server.store.path}{guards}", flush=True)
-        if not is_loopback(host) and not tls:
-            log.warning("What travels to and from %s is not encrypted: use --tls-cert and --tls-key.", host)
+        if not is_loopback(host) and not config.token:
+            log.warning("Anyone who reaches %s can read every result and run your tools.", host)
+        if not is_loopback(host) and not config.tls:
+            what = "The token and all else that travels" if config.token else "What travels"
+            log.warning("%s to and from %s is not encrypted: use --tls-cert and --tls-key.", what, host)
         await stop_requested()
         await server.stop()
         print("Nexum has stopped. What it acknowledged is in the database.", flush=True)
@@ -96,11 +107,14 @@ def dev(
         _fail(str(error))
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        _fail(f"Cannot read {path}: {error.strerror}.")
+def _token(token_file: Path | None) -> str | None:
+    """Raises OSError, or InvalidRequest for what cannot be a token."""
+    if token_file is None:
+        token = os.environ.get("NEXUM_TOKEN")
+        return wire.check_token(token, "NEXUM_TOKEN") if token else None
+    with token_file.open("rb") as file:
+        text = file.read(wire.TOKEN_CHARS_LIMIT + len("\r\n") + 1).decode(errors="replace")
+    return wire.check_token(text.removesuffix("\n").removesuffix("\r"), str(token_file))
 
 
 def _database_from_environment() -> Path:

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import os
+import re
+import ssl
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection
@@ -85,8 +87,9 @@ class Client:
         self.address = address
         self._max_message_bytes = sys.maxsize  # until the server has told
         token = token or os.environ.get("NEXUM_TOKEN")
-        self._token = wire.check_token(token) if token else None
-        self._channel = _channel(address, tls_ca or _path_from_environment("NEXUM_TLS_CA"))
+        self._token = wire.check_token(token, "NEXUM_TOKEN") if token else None
+        self._tls_ca = tls_ca or _path_from_environment("NEXUM_TLS_CA")
+        self._channel = _channel(address, self._tls_ca)
         self._stub = pb_grpc.NexumServiceStub(self._channel)
         self._execute = self._extension("Execute", pb.StartRequest, pb.StatusResponse)
         self._resolve = self._extension("Resolve", pb.RejectRequest, pb.AckResponse)
@@ -350,12 +353,27 @@ class Client:
     def _error(self, error: grpc.aio.AioRpcError) -> NexumError:
         code, details = error.code(), error.details() or ""
         if code in PASSING:
-            return ServerUnavailable(details if details.startswith("Cannot use") else self._unreachable())
-        if code == grpc.StatusCode.UNAUTHENTICATED:
-            details += " Set NEXUM_TOKEN to the one that nexum dev was started with."
+            return ServerUnavailable(details if details.startswith("Cannot use") else self._unreachable(details))
         return ERRORS.get(code, NexumError)(details or f"Nexum at {self.address} answered {code.name}.")
 
-    def _unreachable(self) -> str:
+    def _unreachable(self, details: str) -> str:
+        """Why no server could be talked to, by the transport's `details`: no server, or not the same TLS as ours."""
+        if distrust := re.search(r"CERTIFICATE_VERIFY_FAILED: ([\w ]+)", details):
+            return (
+                f"The certificate of the server at {self.address} is not trusted ({distrust[1]}). "
+                f"Set NEXUM_TLS_CA to its certificate, or to that of its issuer; it is {self._tls_ca}."
+            )
+        if "Hostname Verification" in details:
+            return (
+                f"The certificate of the server at {self.address} is for another name. Set NEXUM_ADDRESS to a name "
+                "that is in it, or serve one with this name."
+            )
+        if details.startswith("failed to connect") and re.search("Socket closed|reset by peer|handshake", details):
+            if self._tls_ca:
+                how = "does not answer in TLS. Unset NEXUM_TLS_CA, or start it with --tls-cert and --tls-key."
+            else:
+                how = "hangs up. If it serves TLS (nexum dev --tls-cert), set NEXUM_TLS_CA to its certificate."
+            return f"The server at {self.address} {how}"
         return (
             f"No Nexum server answers at {self.address}. Start one with `nexum dev`, "
             "or set NEXUM_ADDRESS to where one runs."
@@ -374,10 +392,13 @@ def _channel(address: str, tls_ca: Path | None) -> Any:
     if tls_ca is None:
         return grpc.aio.insecure_channel(address, options=options)
     try:
-        credentials = grpc.ssl_channel_credentials(tls_ca.read_bytes())
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(tls_ca)  # gRPC would fail at every connection
+        certificates = tls_ca.read_bytes()
+    except ssl.SSLError:
+        raise InvalidRequest(f"{tls_ca} (NEXUM_TLS_CA) holds no certificate in PEM.") from None
     except OSError as error:
         raise InvalidRequest(f"Cannot read the certificates in {tls_ca} (NEXUM_TLS_CA): {error.strerror}.") from None
-    return grpc.aio.secure_channel(address, credentials, options=options)
+    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(certificates), options=options)
 
 
 def _path_from_environment(name: str) -> Path | None:

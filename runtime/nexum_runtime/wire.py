@@ -54,6 +54,7 @@ ATTEMPTS_DEFAULT, ATTEMPTS_LIMIT = 4, 20
 LEASE_MS_DEFAULT, LEASE_MS_MIN, LEASE_MS_LIMIT = 60_000, 1_000, 3_600_000
 WAIT_MS_LIMIT = 60_000
 TIMEOUT_MS_LIMIT = 86_400_000
+TOKEN_CHARS_MIN, TOKEN_CHARS_LIMIT = 8, 1_000  # a shorter one could be guessed, a longer one fills the header
 MESSAGE_MIB_DEFAULT = 16
 ERROR_METADATA_BYTES = 4_000  # gRPC refuses more than 8 KiB of metadata in all
 
@@ -68,10 +69,16 @@ def split_address(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def check_token(token: str) -> str:
-    """The token, if a header can carry it. Raises InvalidRequest."""
-    if not token or not fits_header(token):
-        raise InvalidRequest("A Nexum token is one line of printable ASCII without spaces at its ends.")
+def check_token(token: str, origin: str) -> str:
+    """The token, if it can be one. `origin` says where it came from; the token itself is never told.
+
+    Raises InvalidRequest.
+    """
+    if not TOKEN_CHARS_MIN <= len(token) <= TOKEN_CHARS_LIMIT or not fits_header(token):
+        raise InvalidRequest(
+            f"The token in {origin} is not {TOKEN_CHARS_MIN} to {TOKEN_CHARS_LIMIT} printable ASCII characters on one "
+            "line without spaces at its ends. Make one with: openssl rand -hex 32"
+        )
     return token
 
 

@@ -4,12 +4,14 @@ import asyncio
 import errno
 import ipaddress
 import socket
-from dataclasses import dataclass
+import ssl
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
 
 from nexum_runtime import wire
+from nexum_runtime.errors import InvalidRequest
 from nexum_runtime.server.engine import Engine
 from nexum_runtime.server.service import NexumExtensions, NexumService, TokenCheck, Waiting
 from nexum_runtime.server.store.sqlite import SqliteStore
@@ -30,7 +32,20 @@ class Tls:
     """A certificate with its chain, and its key, both PEM."""
 
     certificate: bytes
-    key: bytes
+    key: bytes = field(repr=False)
+
+    @classmethod
+    def read(cls, certificate: Path, key: Path) -> "Tls":
+        """Raises OSError, and InvalidRequest for files that TLS cannot be served with, of which gRPC says nothing."""
+        tls = cls(certificate.read_bytes(), key.read_bytes())
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+        except ssl.SSLError as error:
+            files = f"the key in {key} is not that of the certificate in {certificate}"
+            if error.reason != "KEY_VALUES_MISMATCH":
+                files = f"{certificate} and {key} are not both in PEM, the key without a passphrase"
+            raise InvalidRequest(f"Cannot serve TLS: {files}. Name a certificate and its own key.") from None
+        return tls
 
 
 @dataclass(frozen=True)
@@ -39,7 +54,7 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = wire.DEFAULT_PORT  # 0: any free one
     max_message_mib: int = wire.MESSAGE_MIB_DEFAULT
-    token: str | None = None  # demanded on every call
+    token: str | None = field(default=None, repr=False)  # demanded on every call
     tls: Tls | None = None
     insecure: bool = False  # let anyone in, from anywhere
 
@@ -47,8 +62,8 @@ class ServerConfig:
         """Raise CannotBind when whoever reaches the address could do what they like."""
         if not (self.token or self.insecure or is_loopback(self.host)):
             raise CannotBind(
-                f"Whoever reaches {self.host} could read every result and run your tools: demand a token "
-                "(NEXUM_TOKEN or --token-file), best with --tls-cert and --tls-key, or say --insecure to let anyone in."
+                f"Whoever reaches {self.host} could read every result and run your tools. Demand a token "
+                "(--token-file or NEXUM_TOKEN), best with --tls-cert and --tls-key, or let anyone in with --insecure."
             )
 
 
