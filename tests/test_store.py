@@ -625,15 +625,6 @@ async def test_a_database_of_a_later_nexum_is_refused_and_left_as_it_is(tmp_path
     assert path.read_bytes() == before
 
 
-def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
-    path = tmp_path / "notes.txt"
-    path.write_text("Dear diary, " * 1_000)
-    with pytest.raises(StoreUnavailable) as refused:
-        SqliteStore(path)
-    assert str(refused.value) == f"Cannot use the database {path}: file is not a database."
-    assert path.read_text() == "Dear diary, " * 1_000
-
-
 def test_a_refused_file_can_be_opened_once_it_is_put_right(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
     path.write_text("Dear diary, " * 1_000)
@@ -641,20 +632,6 @@ def test_a_refused_file_can_be_opened_once_it_is_put_right(tmp_path: Path) -> No
         SqliteStore(path)
     path.unlink()
     asyncio.run(SqliteStore(path).close())
-
-
-def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    path = tmp_path / "file" / "deeper" / "store.db"
-    with pytest.raises(StoreUnavailable) as refused:
-        SqliteStore(path)
-    assert str(refused.value) == f"Cannot use the database {path}: Not a directory."
-
-
-def test_a_folder_in_the_place_of_the_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "store.db").mkdir()
-    with pytest.raises(StoreUnavailable, match=f"Cannot use the database {tmp_path}/store.db: unable to open"):
-        SqliteStore(tmp_path / "store.db")
 
 
 async def test_the_folder_it_makes_is_for_its_owner_alone(tmp_path: Path) -> None:

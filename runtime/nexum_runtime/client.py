@@ -18,6 +18,7 @@ from nexum.proto import nexum_pb2_grpc as pb_grpc
 
 from nexum_runtime import wire
 from nexum_runtime.errors import (
+    DatabaseUnavailable,
     ExecutionTimeout,
     InvalidRequest,
     LimitExceeded,
@@ -353,7 +354,9 @@ class Client:
     def _error(self, error: grpc.aio.AioRpcError) -> NexumError:
         code, details = error.code(), error.details() or ""
         if code in PASSING:
-            return ServerUnavailable(details if details.startswith("Cannot use") else self._unreachable(details))
+            if details.startswith("Cannot use"):  # the server's own words; the others are gRPC's
+                return DatabaseUnavailable(details)
+            return ServerUnavailable(self._unreachable(details))
         return ERRORS.get(code, NexumError)(details or f"Nexum at {self.address} answered {code.name}.")
 
     def _unreachable(self, details: str) -> str:

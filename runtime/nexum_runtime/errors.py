@@ -6,7 +6,11 @@ class NexumError(Exception):
 
 
 class ServerUnavailable(NexumError):
-    """UNAVAILABLE: no Nexum server answered, for as long as the caller was willing to wait; or its disk is full."""
+    """UNAVAILABLE: no Nexum server answered, for as long as the caller was willing to wait."""
+
+
+class DatabaseUnavailable(ServerUnavailable):
+    """UNAVAILABLE, told by the server itself: it cannot use its database, whose disk is full, say."""
 
 
 class InvalidRequest(NexumError):

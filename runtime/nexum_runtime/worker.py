@@ -23,7 +23,14 @@ from pydantic_core import to_json
 from nexum_runtime import wire
 from nexum_runtime.client import Client
 from nexum_runtime.crash import crash_point
-from nexum_runtime.errors import InvalidRequest, LimitExceeded, NexumError, ServerUnavailable, TaskError
+from nexum_runtime.errors import (
+    DatabaseUnavailable,
+    InvalidRequest,
+    LimitExceeded,
+    NexumError,
+    ServerUnavailable,
+    TaskError,
+)
 from nexum_runtime.text import duration_text, redact
 
 T = TypeVar("T")
@@ -156,8 +163,10 @@ class Worker:
                 finally:
                     if claimed is None:
                         self._slots.release()
+                self._note_connection(True)
             except ServerUnavailable as error:
-                registered = False  # who comes back may be another server
+                if not isinstance(error, DatabaseUnavailable):
+                    registered = False  # who comes back may be another server
                 self._note_connection(False, str(error))
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stop.wait(), self._poll_interval)

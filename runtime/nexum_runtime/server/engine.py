@@ -48,6 +48,7 @@ from nexum_runtime.text import MIB
 T = TypeVar("T")
 
 SWEEP_INTERVAL_MS = 250
+OUTAGE_QUIET_MS = 2_000  # without a failure, before the store is called available again
 ABSENCE_MS = 3_000  # a clock that moved this far between two sweeps means that this process was the silent one
 STOP_KEPT_MS = 600_000  # how long a worker that has gone quiet is still told what to stop
 ERROR_LIMIT = 64 * 1024  # characters kept of an error's text
@@ -99,6 +100,8 @@ class Engine:
         self._stops: defaultdict[str, dict[str, int]] = defaultdict(dict)  # worker id → task id → since when
         self._jobs: set[asyncio.Task[Any]] = set()
         self._last_sweep_ms = clock()
+        self._deaf = False  # something that workers said could not be written, maybe a heartbeat
+        self._outage_ms: int | None = None  # when the store last failed; None once that is over
         self._closing = False
 
     # Workflows
@@ -221,9 +224,10 @@ class Engine:
         return await self._wait(self._ready, version_hash, look, wait_ms)
 
     async def _give_back(self, claim: "asyncio.Future[Claimed | None]") -> None:
-        claimed = await claim
-        if claimed is not None:
-            await self._commit(lambda tx, notices: self._lifecycle.give_back(tx, notices, claimed.task))
+        with suppress(StoreUnavailable):  # nothing was claimed, or its lease will end
+            claimed = await claim
+            if claimed is not None:
+                await self._commit(lambda tx, notices: self._lifecycle.give_back(tx, notices, claimed.task))
 
     async def complete(self, task_id: str, output_json: str) -> str:
         """Record a task's result. The first word wins; returns "" if it was this one, else why nothing changed.
@@ -295,14 +299,18 @@ class Engine:
             try:
                 await self.sweep()
             except StoreUnavailable as error:
-                log.warning("%s", error)
+                self._note_outage(error)
+            else:
+                self._note_end_of_outage()
             await asyncio.sleep(SWEEP_INTERVAL_MS / 1000)
 
     async def sweep(self) -> None:
         """Give up attempts whose lease has expired, and wake the polls that wait for a retry's time to come."""
         now_ms = self._clock()
-        absent, self._last_sweep_ms = abs(now_ms - self._last_sweep_ms) > ABSENCE_MS, now_ms
-        if absent:
+        self._deaf = self._deaf or abs(now_ms - self._last_sweep_ms) > ABSENCE_MS
+        self._last_sweep_ms = now_ms
+        if self._deaf:
+            self._deaf = False  # until something fails again, be it this
             await self.restart_clock()
         elif await self._store.read(lambda reader: reader.expired(now_ms)):
             await self._commit(self._lifecycle.expire)
@@ -312,6 +320,18 @@ class Engine:
             for task_id in [task_id for task_id, since_ms in task_ids.items() if now_ms - since_ms > STOP_KEPT_MS]:
                 self._forget_stop(task_id)
 
+    def _note_outage(self, error: StoreUnavailable) -> None:
+        """Say it once, however often it is met."""
+        self._deaf = True
+        if self._outage_ms is None:
+            log.warning("%s", error)
+        self._outage_ms = self._clock()
+
+    def _note_end_of_outage(self) -> None:
+        if self._outage_ms is not None and abs(self._clock() - self._outage_ms) > OUTAGE_QUIET_MS:
+            self._outage_ms = None
+            log.warning("The database can be used again.")
+
     # Commits and waits
 
     async def _commit(self, work: Callable[[Transaction, Notices], T]) -> T:
@@ -319,7 +339,11 @@ class Engine:
 
         async def run() -> T:
             notices = Notices()
-            result = await self._store.write(lambda tx: work(tx, notices))
+            try:
+                result = await self._store.write(lambda tx: work(tx, notices))
+            except StoreUnavailable as error:
+                self._note_outage(error)
+                raise
             for execution_id in notices.ended:
                 self._wake(self._ended, execution_id)
             for version_hash in notices.ready:

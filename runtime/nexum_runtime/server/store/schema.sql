@@ -29,12 +29,12 @@ CREATE TABLE executions (
     status        TEXT NOT NULL CHECK (status IN ('RUNNING', 'COMPLETED', 'FAILED', 'CANCELLED')),
     input_json    TEXT NOT NULL,
     max_attempts  INTEGER NOT NULL,                        -- of each of its tasks
-    effect        TEXT NOT NULL DEFAULT 'idempotent' CHECK (effect IN ('read', 'idempotent', 'once')),
-    timeout_ms    INTEGER,                                 -- of one attempt
     error         TEXT,                                    -- why it is FAILED or CANCELLED
     error_code    TEXT CHECK (error_code IN ('TOOL_ERROR', 'OUTCOME_UNKNOWN', 'REJECTED', 'CANCELLED')),
     created_at_ms INTEGER NOT NULL,
-    ended_at_ms   INTEGER
+    ended_at_ms   INTEGER,
+    effect        TEXT NOT NULL DEFAULT 'idempotent' CHECK (effect IN ('read', 'idempotent', 'once')),
+    timeout_ms    INTEGER                                  -- of one attempt
 ) STRICT;
 
 CREATE INDEX executions_by_workflow ON executions (workflow_id, version_hash, status);

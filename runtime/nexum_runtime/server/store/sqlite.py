@@ -4,14 +4,14 @@ Writes that wait while one commit is synced share the next one (a group commit).
 """
 
 import asyncio
-import fcntl
 import json
 import os
 import sqlite3
+import time
 from collections import deque
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, suppress
 from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +25,7 @@ from nexum_runtime.server.states import (
     ExecutionStatus,
     TaskStatus,
 )
+from nexum_runtime.server.store import files
 from nexum_runtime.server.store.base import (
     EventRow,
     Execution,
@@ -43,7 +44,9 @@ APPLICATION_ID = 0x4E58554D  # "NXUM": another program's database is never taken
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 BUSY_TIMEOUT_MS = 5_000  # a person's sqlite3 shell may hold the write lock for a moment
 GROUP_LIMIT = 100  # writes that share one commit
-COMPACT_PAGES = 1_000  # given back to the disk in one step
+VACUUM_PAGES = 1_000  # given back in one transaction, so that other writes need not wait for long
+CHECK_MS = 300  # at most, of looking for damage when the database is opened
+CHECK_STEPS = 10_000  # of SQLite's machine between two looks at the clock
 
 MIGRATIONS = {  # schema version → the SQL that makes it the next one
     1: """
@@ -54,35 +57,50 @@ MIGRATIONS = {  # schema version → the SQL that makes it the next one
     """,
 }
 
+_NEXT = {  # SQLite's error → what to do about it
+    sqlite3.SQLITE_FULL: files.ROOM,
+    sqlite3.SQLITE_IOERR: f"Its disk is failing, or full. {files.ROOM}",
+    sqlite3.SQLITE_READONLY: files.PERMISSION,
+    sqlite3.SQLITE_CANTOPEN: files.PERMISSION,
+    sqlite3.SQLITE_NOTADB: files.OTHER_FILE,
+    sqlite3.SQLITE_BUSY: "Another program is writing to it: let that one finish.",
+}
+
 _EXECUTION = ", ".join(field.name for field in fields(Execution))
 _TASK = ", ".join(field.name for field in fields(Task))
 _WORKFLOW = "workflow_id, version_hash, ir_json, compatibility, registered_at_ms"
 
 
 class SqliteStore(Store):
-    """Opens, or makes, the database at `path`; its folder is made with mode 0700.
+    """Opens, or makes, the database at `path`, readable by its owner alone; a folder it makes has mode 0700.
 
-    Raises StoreUnavailable when the file cannot be used or another server holds it.
+    Raises StoreUnavailable when the file cannot be used or another server holds it. What is not ours, or damaged, is
+    left as it is.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path.resolve()  # a link to a database is the same database
+        self.path = files.real_path(path)
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
             oldest = ".".join(map(str, OLDEST_SQLITE))
             raise StoreUnavailable(f"Python's SQLite is {sqlite3.sqlite_version}; Nexum needs {oldest} or newer.")
-        self._lock_file = self._lock()
+        files.make_folder(self.path)
+        self._lock = files.Lock(self.path)
         self._waiting: deque[tuple[Callable[[Transaction], Any], Future[Any]]] = deque()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-write")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-read")
         try:
             with ExitStack() as on_failure:
-                on_failure.callback(self._unlock)
+                on_failure.callback(self._lock.release)
+                files.check(self.path)
+                self._check()
+                files.make_private(self.path)
                 self._write_connection = self._connect()
                 on_failure.callback(self._write_connection.close)
                 self._create_schema()
                 self._migrate()
                 self._read_connection = self._connect()
                 self._read_connection.execute("PRAGMA query_only = ON")
+                self._opened = dict(files.identities(self.path))
                 on_failure.pop_all()
         except sqlite3.Error as error:
             raise self._unavailable(error) from error
@@ -97,13 +115,12 @@ class SqliteStore(Store):
         return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, work)
 
     async def compact(self) -> int:
-        """In steps, between which the writes that wait have their turn."""
         loop = asyncio.get_running_loop()
-        size_bytes = 0
-        while given_back := await loop.run_in_executor(self._writer, self._compact):
-            size_bytes += given_back
-        await loop.run_in_executor(self._writer, self._shrink)
-        return size_bytes
+        given_back = 0
+        while size_bytes := await loop.run_in_executor(self._writer, self._vacuum):
+            given_back += size_bytes  # and other writes have their turn
+        await loop.run_in_executor(self._writer, self._empty_log)
+        return given_back
 
     async def close(self) -> None:
         for executor, connection in (
@@ -112,7 +129,7 @@ class SqliteStore(Store):
         ):
             await asyncio.get_running_loop().run_in_executor(executor, connection.close)
             executor.shutdown()
-        self._unlock()
+        self._lock.release()
 
     def _write_group(self) -> None:
         """Run the writes that wait, each whole or not at all, and commit them together."""
@@ -123,7 +140,8 @@ class SqliteStore(Store):
         connection = self._write_connection
         results: list[tuple[Future[Any], Any]] = []
         try:
-            self._roll_back()  # what an earlier failure may have left open
+            self._check_in_place()
+            _roll_back(connection)  # what an earlier failure may have left open
             connection.execute("BEGIN IMMEDIATE")  # take the write lock now, not in the middle of the work
             for work, outcome in group:
                 connection.execute("SAVEPOINT work")
@@ -137,7 +155,10 @@ class SqliteStore(Store):
                 connection.execute("RELEASE work")
                 crash_point("in-commit")
             connection.execute("COMMIT")
+            self._check_in_place()  # what went into a file that is gone is not acknowledged
         except BaseException as error:
+            with suppress(sqlite3.Error):  # the next group tries it again
+                _roll_back(connection)
             for _, outcome in group:
                 if not outcome.done():
                     outcome.set_exception(self._told(error))
@@ -145,104 +166,121 @@ class SqliteStore(Store):
         for outcome, result in results:
             outcome.set_result(result)
 
-    def _compact(self) -> int:
-        """Take up to COMPACT_PAGES free pages off the end of the database. Returns how many bytes that was."""
+    def _vacuum(self) -> int:
+        """Give back some of the pages that are free. Returns how many bytes they are."""
         connection = self._write_connection
         try:
-            self._roll_back()  # a script begins by committing what is open
+            self._check_in_place()
+            _roll_back(connection)
             before = self._size_bytes()
-            if self._pragma(connection, "auto_vacuum") == 0:  # a file of schema version 1
+            if _pragma(connection, "auto_vacuum") == 0:  # a file of schema version 1
                 connection.execute("VACUUM")
-            connection.executescript(f"PRAGMA incremental_vacuum({COMPACT_PAGES})")  # execute() would do one page
-            return before - self._size_bytes()
+            # A script runs to its end; `execute` would stop after the first page.
+            connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
+            return max(before - self._size_bytes(), 0)
         except sqlite3.Error as error:
             raise self._unavailable(error) from error
 
-    def _shrink(self) -> None:
-        """Bring what the log holds into the file, and cut both to their size."""
+    def _empty_log(self) -> None:
         try:
             self._write_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         except sqlite3.Error as error:
             raise self._unavailable(error) from error
 
     def _size_bytes(self) -> int:
-        return self._pragma(self._write_connection, "page_count") * self._pragma(self._write_connection, "page_size")
+        return _pragma(self._write_connection, "page_count") * _pragma(self._write_connection, "page_size")
 
-    def _roll_back(self) -> None:
-        if self._write_connection.in_transaction:
-            self._write_connection.execute("ROLLBACK")
+    def _check_in_place(self) -> None:
+        """Raise StoreUnavailable when another file, or none, has the name of one that is open: a restart would not
+        find what is written now."""
+        for path, now in files.identities(self.path):
+            opened = self._opened[path]
+            if now is None or opened is None or not os.path.samestat(now, opened):
+                raise files.unusable(
+                    self.path,
+                    f"{path} was {'deleted' if now is None else 'replaced'} while this server had it open",
+                    "Put it back, or stop this server and start it again with what is there.",
+                )
 
     def _read(self, work: Callable[[Reader], T]) -> T:
         connection = self._read_connection
         try:
+            self._check_in_place()
+            _roll_back(connection)  # what an earlier failure may have left open
             connection.execute("BEGIN")  # one snapshot for all that `work` asks
             try:
                 return work(_SqliteReader(connection))
             finally:
-                connection.execute("ROLLBACK")
+                with suppress(sqlite3.Error):
+                    _roll_back(connection)
         except sqlite3.Error as error:
             raise self._unavailable(error) from error
-
-    def _lock(self) -> Any:
-        """Hold `{path}.lock` for as long as this process lives, however it ends."""
-        lock_path = Path(f"{self.path}.lock")
-        try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            while True:
-                lock_file = lock_path.open("a+")
-                fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if lock_path.exists() and os.path.samestat(os.fstat(lock_file.fileno()), lock_path.stat()):
-                    break
-                lock_file.close()  # a server that just ended has removed it: what we hold is no longer its name's
-        except BlockingIOError as error:
-            lock_file.seek(0)
-            holder = lock_file.read().strip() or "unknown"
-            lock_file.close()
-            raise StoreUnavailable(
-                f"The database {self.path} is in use by another Nexum server (process {holder}). "
-                "Stop that one, or give this one another file with --db."
-            ) from error
-        except OSError as error:
-            raise StoreUnavailable(f"Cannot use the database {self.path}: {error.strerror}.") from error
-        lock_file.truncate(0)
-        lock_file.write(str(os.getpid()))
-        lock_file.flush()
-        return lock_file
-
-    def _unlock(self) -> None:
-        Path(self._lock_file.name).unlink(missing_ok=True)  # while it is still ours
-        self._lock_file.close()
 
     def _connect(self) -> sqlite3.Connection:
         # isolation_level=None: transactions begin and end where this file says so, not where the module guesses.
         connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
         try:
             connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-            self._check(connection)  # before anything is written to what may be another program's file
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # heeded while the file is empty, and by VACUUM
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")  # a commit returns when it is on the disk
+            connection.execute("PRAGMA fullfsync = ON")  # macOS: or it may only be in the disk's cache
             connection.execute("PRAGMA foreign_keys = ON")
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def _check(self, connection: sqlite3.Connection) -> None:
-        """Refuse a file that is neither ours nor empty."""
-        application_id, version = self._pragma(connection, "application_id"), self._pragma(connection, "user_version")
-        if application_id != APPLICATION_ID and not self._is_empty(connection):
-            raise StoreUnavailable(
-                f"{self.path} is a database of another program. Give Nexum a file of its own with --db."
-            )
-        if application_id == APPLICATION_ID and not 1 <= version <= SCHEMA_VERSION:
-            raise StoreUnavailable(
-                f"{self.path} has schema version {version}, and this Nexum knows versions up to {SCHEMA_VERSION}. "
-                "Use the Nexum that wrote it, or another file with --db."
-            )
+    def _check(self) -> None:
+        """Refuse a file that is neither ours nor empty, or is damaged, without changing any of its files."""
+        log = files.wal_of(self.path)
+        if not (log.exists() and log.stat().st_size):
+            self._is_ours("immutable=1")
+            return
+        try:
+            self._is_ours("mode=ro")
+        except (StoreUnavailable, sqlite3.DatabaseError) as error:
+            if isinstance(error, sqlite3.OperationalError):  # not what the files hold: they could not be read
+                raise
+            with suppress(StoreUnavailable, sqlite3.DatabaseError):
+                if self._is_ours("immutable=1"):
+                    error = files.unusable(self.path, f"{log} does not fit it", files.LOST_LOG)
+            raise error from None
+
+    def _is_ours(self, how: str) -> bool:
+        """False for an empty one. Raises StoreUnavailable, or what SQLite raises."""
+        with closing(sqlite3.connect(f"{self.path.as_uri()}?{how}", uri=True, isolation_level=None)) as connection:
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            application_id, version = _pragma(connection, "application_id"), _pragma(connection, "user_version")
+            if application_id != APPLICATION_ID:
+                if _is_empty(connection):
+                    return False
+                raise StoreUnavailable(
+                    f"{self.path} is a database of another program. Give Nexum a file of its own with --db."
+                )
+            if version != SCHEMA_VERSION and version not in MIGRATIONS:
+                raise StoreUnavailable(
+                    f"{self.path} has schema version {version}, and this Nexum knows versions up to {SCHEMA_VERSION}. "
+                    "Use the Nexum that wrote it, or another file with --db."
+                )
+            self._look_for_damage(connection)
+            return True
+
+    def _look_for_damage(self, connection: sqlite3.Connection) -> None:
+        """As far as time allows. What is found later is told by the call that comes upon it."""
+        deadline = time.monotonic() + CHECK_MS / 1000
+        connection.set_progress_handler(lambda: time.monotonic() > deadline, CHECK_STEPS)
+        try:
+            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
+                raise
+            found = "ok"
+        if found != "ok":
+            raise self._damaged(" ".join(found.split()))
 
     def _create_schema(self) -> None:
-        if self._is_empty(self._write_connection):
+        if _is_empty(self._write_connection):
             schema = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
             self._write_connection.executescript(
                 f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION_ID};"
@@ -252,23 +290,23 @@ class SqliteStore(Store):
     def _migrate(self) -> None:
         """Bring an older file forward, one version a transaction."""
         connection = self._write_connection
-        while (version := self._pragma(connection, "user_version")) < SCHEMA_VERSION:
+        while (version := _pragma(connection, "user_version")) < SCHEMA_VERSION:
             migration = MIGRATIONS[version]
             connection.executescript(f"BEGIN IMMEDIATE; {migration} PRAGMA user_version = {version + 1}; COMMIT;")
-
-    @staticmethod
-    def _is_empty(connection: sqlite3.Connection) -> bool:
-        return connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
-
-    @staticmethod
-    def _pragma(connection: sqlite3.Connection, name: str) -> int:
-        return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
 
     def _told(self, error: BaseException) -> BaseException:
         return self._unavailable(error) if isinstance(error, sqlite3.Error) else error
 
     def _unavailable(self, error: sqlite3.Error) -> StoreUnavailable:
-        return StoreUnavailable(f"Cannot use the database {self.path}: {error}.")
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest of it are details
+        if code not in _NEXT:
+            return self._damaged(str(error))
+        return files.unusable(self.path, str(error), _NEXT[code])
+
+    def _damaged(self, found: str) -> StoreUnavailable:
+        return files.unusable(
+            self.path, found, f'Put a backup in its place, or save what can be read: sqlite3 {self.path} ".recover"'
+        )
 
 
 class _SqliteReader:
@@ -483,6 +521,19 @@ class _SqliteTransaction(_SqliteReader):
             "INSERT INTO events (execution_id, at_ms, type, node_id, attempt, data_json) VALUES (?, ?, ?, ?, ?, ?)",
             (execution_id, at_ms, type, node_id, attempt, json.dumps(data or {}, ensure_ascii=False)),
         )
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")
 
 
 def _execution(row: tuple[Any, ...]) -> Execution:
