@@ -6,20 +6,26 @@ A new backend is one line in BACKENDS.
 import asyncio
 import json
 import os
+import re
+import shutil
+import signal
 import sqlite3
 import stat
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
-from processes import Process
+from processes import Process, environment, eventually, run
 
+from nexum_runtime.server.engine import Engine
 from nexum_runtime.server.states import ErrorCode, Event, ExecutionStatus, TaskStatus
 from nexum_runtime.server.store.base import Execution, Reader, Store, StoreUnavailable, Task, Transaction, Workflow
-from nexum_runtime.server.store.sqlite import SqliteStore
+from nexum_runtime.server.store.sqlite import GROUP_LIMIT, MIGRATIONS, SCHEMA_VERSION, SqliteStore
 
 BACKENDS: dict[str, Callable[[Path], Store]] = {
     "sqlite": lambda folder: SqliteStore(folder / "store.db"),
@@ -538,7 +544,7 @@ async def test_what_was_stored_is_there_when_it_is_opened_again(
 
 
 async def test_what_was_committed_is_there_after_sigkill(tmp_path: Path) -> None:
-    writer = Process([sys.executable, __file__, str(tmp_path / "store.db")], tmp_path / "writer.log")
+    writer = Process([sys.executable, __file__, str(tmp_path / "store.db"), "1", "100000"], tmp_path / "writer.log")
     writer.start()
     await writer.says(r"(?m)^committed 200$")
     writer.kill()
@@ -676,12 +682,348 @@ async def test_a_reader_of_the_file_beside_the_server_is_no_trouble(tmp_path: Pa
     await store.close()
 
 
-async def commit_until_killed(path: Path) -> None:
+# One commit for many writes
+
+
+class Group:
+    """A store whose writer is held up, so that the writes made meanwhile share one commit."""
+
+    def __init__(self, store: SqliteStore) -> None:
+        self.store = store
+        self._go = threading.Event()
+        self._held = asyncio.ensure_future(store.write(lambda _: self._go.wait(10)))
+
+    async def of(self, *works: Callable[[Transaction], Any]) -> "list[asyncio.Task[Any]]":
+        """The writes, made while an earlier one is under way, and all settled."""
+        writes = [asyncio.create_task(self.store.write(work)) for work in works]
+        await asyncio.sleep(0)  # each is in line now
+        self._go.set()
+        await asyncio.wait([self._held, *writes])
+        return writes
+
+
+def adds(execution_id: str, input_json: str = "{}") -> Callable[[Transaction], str]:
+    def work(tx: Transaction) -> str:
+        tx.add_execution(replace(an_execution(execution_id), input_json=input_json))
+        return execution_id
+
+    return work
+
+
+async def stored(store: Store) -> list[str]:
+    found = await store.read(lambda reader: reader.executions("", "", "", 10_000))
+    return [execution.execution_id for execution in reversed(found)]
+
+
+class Faulty:
+    """The connection, but for one statement that fails once."""
+
+    def __init__(self, connection: Any, statement: str) -> None:
+        self._connection = connection
+        self._failing = {statement}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def execute(self, statement: str, *parameters: Any) -> Any:
+        if statement in self._failing:
+            self._failing.remove(statement)
+            raise sqlite3.OperationalError("disk I/O error")
+        return self._connection.execute(statement, *parameters)
+
+
+@pytest.fixture
+async def sqlite_store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+    store = SqliteStore(tmp_path / "store.db")
+    yield store
+    await store.close()
+
+
+async def test_of_writes_that_share_a_commit_each_is_whole_or_not_at_all(sqlite_store: SqliteStore) -> None:
+    def half(tx: Transaction) -> None:
+        adds("half")(tx)
+        raise LookupError("on second thoughts")
+
+    def refused(tx: Transaction) -> None:
+        adds("refused")(tx)
+        adds("a")(tx)
+
+    writes = await Group(sqlite_store).of(adds("a"), half, adds("b"), refused, adds("c"))
+    told = [write.exception() or write.result() for write in writes]
+    assert [told[0], told[2], told[4]] == ["a", "b", "c"]
+    assert isinstance(told[1], LookupError)
+    assert isinstance(told[3], StoreUnavailable)
+    assert await stored(sqlite_store) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    "statement", ["BEGIN IMMEDIATE", "SAVEPOINT work", "RELEASE work", "COMMIT"], ids=lambda each: each.lower()
+)
+async def test_a_group_that_cannot_be_committed_is_told_to_everyone_in_it_and_leaves_nothing(
+    sqlite_store: SqliteStore, statement: str
+) -> None:
+    store, connection = sqlite_store, sqlite_store._write_connection
+    group = Group(store)
+    await eventually(lambda: connection.in_transaction)
+    store._write_connection = cast(sqlite3.Connection, Faulty(connection, statement))
+    writes = await group.of(adds("a"), adds("b"), adds("c"))
+    told = [write.exception() for write in writes]
+    assert [str(error).partition(". ")[0] for error in told] == [
+        f"Cannot use the database {store.path}: disk I/O error"
+    ] * 3
+    assert await stored(store) == []
+    assert not connection.in_transaction, "nothing is left open that would keep others from writing"
+    assert await store.write(adds("next")) == "next"
+    assert await stored(store) == ["next"]
+
+
+@pytest.mark.parametrize("statement", ["ROLLBACK TO work", "ROLLBACK"], ids=["of one", "of all"])
+async def test_what_could_not_be_rolled_back_is_not_committed_with_what_comes_next(
+    sqlite_store: SqliteStore, statement: str
+) -> None:
+    def half(tx: Transaction) -> None:
+        adds("half")(tx)
+        raise LookupError("on second thoughts")
+
+    store, connection = sqlite_store, sqlite_store._write_connection
+    group = Group(store)
+    await eventually(lambda: connection.in_transaction)
+    faulty = Faulty(connection, statement)
+    if statement == "ROLLBACK":
+        faulty = Faulty(faulty, "COMMIT")
+    store._write_connection = cast(sqlite3.Connection, faulty)
+    writes = await group.of(half, adds("a"))
+    assert [type(write.exception()) for write in writes] == (
+        [StoreUnavailable] * 2 if statement != "ROLLBACK" else [LookupError, StoreUnavailable]
+    )
+    assert await store.write(adds("next")) == "next"
+    assert await stored(store) == ["next"]
+
+
+async def test_a_write_that_was_given_up_while_it_waited_is_not_made(sqlite_store: SqliteStore) -> None:
+    group = Group(sqlite_store)
+    given_up = asyncio.ensure_future(sqlite_store.write(adds("given up")))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    writes = await group.of(adds("a"))
+    assert given_up.cancelled()
+    assert [write.result() for write in writes] == ["a"]
+    assert await stored(sqlite_store) == ["a"]
+
+
+async def test_a_write_that_was_given_up_while_it_was_made_is_whole(sqlite_store: SqliteStore) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def work(tx: Transaction) -> None:
+        adds("a")(tx)
+        begun.set()
+        go.wait(10)
+        adds("b")(tx)
+
+    given_up = asyncio.ensure_future(sqlite_store.write(work))
+    assert await asyncio.to_thread(begun.wait, 10)
+    given_up.cancel()
+    go.set()
+    assert await sqlite_store.write(adds("c")) == "c"
+    assert given_up.cancelled()
+    assert await stored(sqlite_store) == ["a", "b", "c"]
+
+
+async def test_writes_that_wait_when_the_store_is_closed_are_made_and_told(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "store.db")
+    names = [f"e{i}" for i in range(2 * GROUP_LIMIT + 1)]
+    group = Group(store)
+    writes = [asyncio.ensure_future(store.write(adds(name))) for name in names]
+    await asyncio.sleep(0)
+    closing = asyncio.ensure_future(store.close())
+    await group.of()
+    await closing
+    assert [write.result() for write in writes] == names
+    store = SqliteStore(tmp_path / "store.db")
+    assert await stored(store) == names
+    await store.close()
+
+
+async def test_a_group_has_its_limit_and_whoever_is_beyond_it_has_the_next(sqlite_store: SqliteStore) -> None:
+    commits: list[str] = []
+    sqlite_store._write_connection.set_trace_callback(commits.append)
+    names = [f"e{i}" for i in range(2 * GROUP_LIMIT + 1)]
+    writes = await Group(sqlite_store).of(*(adds(name) for name in names))
+    assert [write.result() for write in writes] == names
+    assert await stored(sqlite_store) == names
+    assert commits.count("COMMIT") == 1 + 3
+
+
+async def test_a_group_that_is_killed_before_its_commit_leaves_nothing_and_was_told_to_nobody(tmp_path: Path) -> None:
+    environ = environment(NEXUM_CRASH_AT="in-commit:30")
+    writer = Process(
+        [sys.executable, __file__, str(tmp_path / "store.db"), "20", "5"], tmp_path / "writer.log", env=environ
+    )
+    writer.start()
+    assert await writer.ended() == -signal.SIGKILL
+    acknowledged = re.findall(r"(?m)^committed (\d+)$", writer.output)
+    store = SqliteStore(tmp_path / "store.db")
+    found = await stored(store)
+    await store.close()
+    assert {f"e{number}" for number in acknowledged} <= set(found)
+    assert len(found) < 30, "what was applied and not committed is gone"
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="nothing here counts a process's syncs")
+async def test_fifty_writes_at_once_share_few_syncs_and_a_write_alone_has_its_own(tmp_path: Path) -> None:
+    syncs = []
+    for name, at_once, rounds in (("none", 0, 0), ("together", 50, 1), ("one by one", 1, 50)):
+        trace = tmp_path / f"{name}.trace"
+        program = [sys.executable, __file__, str(tmp_path / f"{name}.db"), str(at_once), str(rounds)]
+        finished = await run("strace", "-f", "-e", "trace=fsync,fdatasync", "-o", trace, *program)
+        if finished.code:
+            pytest.skip("no process can be traced here")
+        assert finished.stdout.count("committed") == at_once * rounds
+        syncs.append(len(re.findall(r"f(?:data)?sync\(", trace.read_text())))
+    none, together, one_by_one = syncs
+    assert none < together <= none + 5
+    assert one_by_one >= none + 50
+
+
+# Space
+
+
+async def test_compacting_gives_the_space_of_what_was_deleted_back_to_the_disk(sqlite_store: SqliteStore) -> None:
+    for i in range(4):
+        await sqlite_store.write(adds(f"e{i}", "x" * 3_000_000))
+    await sqlite_store.compact()
+    full_bytes = sqlite_store.path.stat().st_size
+    assert full_bytes > 12_000_000
+    for i in range(4):
+        await sqlite_store.write(lambda tx, i=i: tx.delete_execution(f"e{i}"))  # type: ignore[misc]
+    given_back = await sqlite_store.compact()
+    assert sqlite_store.path.stat().st_size == full_bytes - given_back < 200_000
+    assert Path(f"{sqlite_store.path}-wal").stat().st_size == 0
+
+
+# Schema versions
+
+
+def version_1(path: Path) -> Path:
+    with closing(sqlite3.connect(path, isolation_level=None)) as old:
+        old.execute("PRAGMA journal_mode = WAL")
+        old.executescript((Path(__file__).parent / "schema_1.sql").read_text(encoding="utf-8"))
+    return path
+
+
+def schema(path: Path) -> dict[str, Any]:
+    """Every table and index: its SQL without comments and spaces, and what SQLite makes of it."""
+    with closing(sqlite3.connect(path)) as database:
+        rows = database.execute("SELECT name, type, sql FROM sqlite_master ORDER BY name").fetchall()
+        return {
+            name: (
+                re.sub(r"\s", "", re.sub(r"--.*", "", sql or "")),
+                database.execute(f"PRAGMA {type}_xinfo({name})").fetchall(),
+                database.execute(f"PRAGMA {type}_list({name})").fetchall(),
+            )
+            for name, type, sql in rows
+        } | {"user_version": database.execute("PRAGMA user_version").fetchone()}
+
+
+async def test_a_database_of_schema_version_1_goes_on_where_it_was(tmp_path: Path) -> None:
+    store = SqliteStore(version_1(tmp_path / "store.db"))
+    engine = Engine(store)
+    await engine.restart_clock()
+    assert (await engine.snapshot("s/done")).outputs == {"run": '{"text":"kept"}'}
+    claimed = await engine.poll("worker-2", "h", ["w"], LEASE_MS)
+    assert claimed is not None
+    assert claimed.task.execution_id == "s/ready"
+    assert await engine.complete(claimed.task.task_id, '{"text":"new"}') == ""
+    assert await engine.complete("t2.1", '{"text":"of the worker that had it"}') == ""
+    for name in ("s/ready", "s/claimed"):
+        snapshot, events = await engine.history(name)
+        assert snapshot.execution.status == "COMPLETED"
+        assert (snapshot.execution.effect, snapshot.execution.timeout_ms) == ("idempotent", None)
+        assert events[-1].type == Event.EXECUTION_COMPLETED
+    await store.close()
+
+
+async def test_a_migrated_database_has_the_schema_of_a_new_one(tmp_path: Path) -> None:
+    await SqliteStore(version_1(tmp_path / "old.db")).close()
+    await SqliteStore(tmp_path / "new.db").close()
+    assert schema(tmp_path / "old.db") == schema(tmp_path / "new.db")
+
+
+async def test_an_old_database_gives_space_back_too(tmp_path: Path) -> None:
+    store = SqliteStore(version_1(tmp_path / "store.db"))
+    await store.write(adds("big", "x" * 3_000_000))
+    await store.write(lambda tx: tx.delete_execution("big"))
+    for _ in range(2):  # the first time it is written anew, and from then on page by page
+        await store.compact()
+        assert store.path.stat().st_size < 200_000
+        await store.write(adds("big", "x" * 3_000_000))
+        await store.write(lambda tx: tx.delete_execution("big"))
+    assert await stored(store) == ["s/ready", "s/claimed", "s/done"]
+    await store.close()
+
+
+async def test_a_migration_that_is_killed_in_the_middle_has_not_begun(tmp_path: Path) -> None:
+    path = version_1(tmp_path / "store.db")
+    before = schema(path)
+    migration = Process([sys.executable, __file__, "kill-in-migration", str(path)], tmp_path / "migration.log")
+    migration.start()
+    assert await migration.ended() == -signal.SIGKILL, migration.output
+    assert schema(path) == before
+    await SqliteStore(path).close()
+    assert schema(path) != before
+
+
+def test_a_migration_that_fails_in_the_middle_has_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = version_1(tmp_path / "store.db")
+    before = schema(path)
+    fills = "CREATE TABLE filler (x); PRAGMA max_page_count = 30; INSERT INTO filler VALUES (zeroblob(1000000));"
+    with monkeypatch.context() as patch:
+        patch.setitem(MIGRATIONS, 1, MIGRATIONS[1] + fills)
+        with pytest.raises(StoreUnavailable, match=f"Cannot use the database {path}: database or disk is full. Make"):
+            SqliteStore(path)
+    assert schema(path) == before
+    asyncio.run(SqliteStore(path).close())
+    assert schema(path)["user_version"] == (SCHEMA_VERSION,)
+
+
+def test_a_version_without_a_migration_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = version_1(tmp_path / "store.db")
+    monkeypatch.delitem(MIGRATIONS, 1)
+    with pytest.raises(StoreUnavailable, match="has schema version 1, and this Nexum knows"):
+        SqliteStore(path)
+
+
+def kill_in_migration(path: Path) -> None:
+    connect: Callable[..., sqlite3.Connection] = sqlite3.connect
+
+    def die(statement: str) -> None:
+        if statement.lstrip().startswith("PRAGMA user_version = "):  # the tables have been altered
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def traced(*args: Any, **options: Any) -> sqlite3.Connection:
+        connection = connect(*args, **options)
+        connection.set_trace_callback(die)
+        return connection
+
+    vars(sqlite3)["connect"] = traced
+    SqliteStore(path)
+
+
+async def commit(path: Path, at_once: int, rounds: int) -> None:
+    """Print each write when it is acknowledged."""
     store = SqliteStore(path)
-    for i in range(100_000):
-        await add(store, an_execution(f"e{i}"))
-        print("committed", i, flush=True)
+
+    async def one(number: int) -> None:
+        await add(store, an_execution(f"e{number}"))
+        print("committed", number, flush=True)
+
+    for i in range(rounds):
+        await asyncio.gather(*(one(i * at_once + j) for j in range(at_once)))
+    await store.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(commit_until_killed(Path(sys.argv[1])))
+    if sys.argv[1] == "kill-in-migration":
+        kill_in_migration(Path(sys.argv[2]))
+    else:
+        asyncio.run(commit(Path(sys.argv[1]), at_once=int(sys.argv[2]), rounds=int(sys.argv[3])))
