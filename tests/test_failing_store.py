@@ -4,6 +4,7 @@ A limit on the size of a server's files is what a full disk looks like to it; it
 """
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -17,7 +18,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from nexum import workflow
@@ -393,10 +394,10 @@ class Handler:
         return Text(text="x" * context.input["bytes"])
 
     @asynccontextmanager
-    async def working(self, port: int) -> AsyncIterator[None]:
+    async def working(self, port: int) -> AsyncIterator[Worker]:
         worker = Worker([self.workflow], port=port, lease_ms=self._lease_ms)
         running = asyncio.create_task(worker.run())
-        yield
+        yield worker
         worker.stop()
         await running
 
@@ -416,9 +417,7 @@ def warnings(nexum: NexumDev) -> list[str]:
     return re.findall(r"(?m)^.* WARNING (.*)$", nexum.output)
 
 
-async def test_work_waits_for_a_full_disk_and_goes_on_by_itself(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_work_waits_for_a_full_disk_and_goes_on_by_itself(tmp_path: Path) -> None:
     handler = Handler()
     async with NexumDev(tmp_path) as nexum, Client(nexum.address) as client, handler.working(nexum.port):
         await handler.call(client, "before", 1)
@@ -441,8 +440,33 @@ async def test_work_waits_for_a_full_disk_and_goes_on_by_itself(
             f"Cannot use the database {nexum.database}",
             "The database can be used again.",
         ], "said once each, however often it was met"
-        assert sum("Cannot use the database" in text for text in caplog.messages) <= 2, "nor does the worker repeat it"
         assert "Traceback" not in nexum.output
+
+
+async def test_a_worker_whose_claims_fail_says_so_once_and_has_its_task_when_there_is_room(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler = Handler()
+    async with NexumDev(tmp_path) as nexum, Client(nexum.address) as client:
+        call = asyncio.create_task(handler.call(client, "e", 1))
+        await eventually(client.executions)
+        limit(nexum, 8 * KIB)
+        async with handler.working(nexum.port) as worker:
+            polls = 0
+            acquire = worker._slots.acquire
+
+            async def count() -> Literal[True]:
+                nonlocal polls
+                polls += 1
+                return await acquire()
+
+            worker._slots.acquire = count  # type: ignore[method-assign]
+            await eventually(lambda: polls > 5)
+            assert [text.partition(": ")[0] for text in caplog.messages if "Cannot" in text] == [
+                f"Cannot use the database {nexum.database}"
+            ]
+            limit(nexum, None)
+            assert (await call).status == "COMPLETED"
 
 
 async def test_a_full_disk_costs_no_attempt_of_a_tool_whose_worker_could_not_be_heard(tmp_path: Path) -> None:
@@ -645,6 +669,28 @@ async def test_a_write_waits_for_a_person_who_holds_the_database_in_a_shell(
         shell.execute("ROLLBACK")
     assert await engine.register(ECHO.workflow_id, ECHO.version_hash, ECHO.ir_json) == "NEW"
     await store.close()
+
+
+async def test_a_claim_that_fails_when_nobody_waits_for_it_any_more_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("nexum_runtime.server.store.sqlite.BUSY_TIMEOUT_MS", 50)
+    store = SqliteStore(tmp_path / "nexum.db")
+    engine = Engine(store)
+    with closing(sqlite3.connect(store.path, isolation_level=None)) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        poll = asyncio.create_task(engine.poll("worker-1", "h", ["w"], 1_000))
+        await asyncio.sleep(0)  # it has begun
+        await asyncio.sleep(0)
+        poll.cancel()
+        await asyncio.wait([poll])
+        await engine.close()
+    gc.collect()
+    await asyncio.sleep(0)
+    await store.close()
+    assert poll.cancelled()
+    assert [record.levelname for record in caplog.records] == ["WARNING"], caplog.text
+    assert caplog.messages[0].startswith(f"Cannot use the database {store.path}: database is locked.")
 
 
 # Who may read a database
