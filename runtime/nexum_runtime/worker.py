@@ -41,6 +41,7 @@ POLL_WAIT_MS = 30_000
 POLL_WAIT_MS_SHARED = 500  # of one workflow among several, which take turns
 DRAIN_SECONDS = 10.0  # what running handlers get to finish once the worker is told to stop
 HAND_BACK_SECONDS = 2.0
+CANCEL_SECONDS = 1.0  # what a cancelled handler gets to clean up; less than HAND_BACK_SECONDS
 ERROR_LIMIT = 16 * 1024  # characters sent of an error's text
 
 _idempotency_key: ContextVar[str] = ContextVar("nexum_idempotency_key")
@@ -85,6 +86,7 @@ class Worker:
         self._running: dict[str, asyncio.Task[None]] = {}  # task id → its handler
         self._told_to_stop: set[str] = set()
         self._reporting: set[str] = set()  # the handler has ended; its result is on the way
+        self._left_alone: set[asyncio.Task[Any]] = set()  # handlers that went on when they were cancelled
         self._connected: bool | None = None
 
     async def run(self) -> None:
@@ -281,16 +283,40 @@ class Worker:
             raise TaskError(reason, retryable=False, unknown=True) from error
 
     async def _within(self, timeout_ms: int | None, handler: Callable[..., Any], context: ContextView) -> Any:
-        """What the handler returns. Cancelled when its time is up; a sync one's thread is left to itself."""
+        """What the handler returns. Cancelled when its time is up, or when this is cancelled.
+
+        A handler that takes no notice, as a sync one's thread cannot, is left to itself: nobody hears of its end.
+        """
+        job = asyncio.create_task(_ending(handler, context))
+        cancelled: asyncio.CancelledError | None = None
         try:
-            async with asyncio.timeout(timeout_ms / 1000 if timeout_ms else None) as limit:
-                if inspect.iscoroutinefunction(handler):
-                    return await handler(context)
-                return await run_in_thread(lambda: handler(context))
-        except TimeoutError:
-            if not limit.expired():  # the handler's own
-                raise
-            raise TaskError(f"It took longer than its {duration_text(timeout_ms or 0)}.", unknown=True) from None
+            await asyncio.wait({job}, timeout=timeout_ms / 1000 if timeout_ms else None)
+        except asyncio.CancelledError as stop:
+            cancelled = stop
+        if not (in_time := job.done()):
+            job.cancel()
+            await asyncio.wait({job}, timeout=CANCEL_SECONDS)
+        if not job.done():
+            self._left_alone.add(job)  # the event loop alone would not keep it alive
+            job.add_done_callback(self._left_alone.discard)
+        result, error = job.result() if job.done() else (None, asyncio.CancelledError())
+        if error is None:  # also when it came a moment late
+            return result
+        if cancelled is not None:
+            raise cancelled
+        if not in_time:
+            raise TaskError(f"It took longer than its {duration_text(timeout_ms or 0)}.", unknown=True)
+        raise error
+
+
+async def _ending(handler: Callable[..., Any], context: ContextView) -> tuple[Any, BaseException | None]:
+    """What the handler returned, and what it raised: a task of its own must not raise SystemExit."""
+    try:
+        if inspect.iscoroutinefunction(handler):
+            return await handler(context), None
+        return await run_in_thread(lambda: handler(context)), None
+    except BaseException as error:  # raised again by whoever awaits this
+        return None, error
 
 
 def _wording(error: str) -> str:
