@@ -159,8 +159,8 @@ async def submit_tool_call(
             WORKFLOW,
             ToolCall(tool_name=tool_name, tool_args=tool_args).model_dump(),
             execution_id=execution_id,
-            # A call that failed in an earlier run deserves another try, if it may be tried more than once.
-            restart=None if effect == "once" else "unknown",
+            # A call that failed in an earlier run deserves another try; one that happens once, if it never began.
+            restart="failed" if effect == "once" else "unknown",
             effect=effect,
             max_attempts=max_attempts,
             attempt_timeout=attempt_timeout,
@@ -170,10 +170,11 @@ async def submit_tool_call(
     except NexumError as error:
         report("failed", detail=str(error))
         raise DurableCallError(str(error)) from None
-    if outcome.error_code == "OUTCOME_UNKNOWN":
+    if outcome.error_code == "OUTCOME_UNKNOWN" and effect == "once":
         report("unknown", detail=_why(outcome))
         raise OutcomeUnknown(
-            f"{tool_name} may or may not have run: {_why(outcome)} It is not run again until a person has looked."
+            f"This call of {tool_name} may or may not have run. Assume neither, and do not make it again: a person has "
+            f"to find out first. What is known: {_why(outcome)}"
         )
     if outcome.status != "COMPLETED":
         report("failed", detail=_why(outcome))
@@ -209,6 +210,7 @@ def durable_tool(
       "once"        what must not be done twice: attempted at most once. If its worker vanished, it took too long, or
                     its result could not be recorded, the model is told that it may or may not have run, and so it is
                     by every run of the session until the worker's late word or a person (`nexum resolve`) settles it.
+                    A tool that raises has failed, unless by `ToolError(…, unknown=True)` it says that it cannot tell.
                     A call that failed is not attempted again either, unless by `nexum resolve --retry`.
     `timeout` is how many seconds one attempt may take. An async function is cancelled then; a sync one cannot be: its
     thread runs on, and what it returns is dropped.
@@ -219,12 +221,13 @@ def durable_tool(
     _check_that_calls_can_travel(function)
     if effect not in EFFECTS:
         raise ValueError(f"The effect of {function.__name__} is {effect!r}; it can be {', '.join(EFFECTS)}.")
-    attempts = max_attempts or (1 if effect == "once" else ATTEMPTS_DEFAULT)
-    if not 1 <= attempts <= (1 if effect == "once" else ATTEMPTS_LIMIT):
-        limit = "exactly 1, as its effect is once" if effect == "once" else f"1 to {ATTEMPTS_LIMIT}"
+    default, most = (1, 1) if effect == "once" else (ATTEMPTS_DEFAULT, ATTEMPTS_LIMIT)
+    attempts = default if max_attempts is None else max_attempts
+    if not 1 <= attempts <= most:
+        limit = "only 1, as its effect is once" if effect == "once" else f"1 to {most}"
         raise ValueError(f"max_attempts of {function.__name__} is {max_attempts}; it can be {limit}.")
     if not 0.001 <= timeout <= TIMEOUT_MS_LIMIT / 1000:
-        raise ValueError(f"The timeout of {function.__name__} is {timeout:g} s; it can be up to 24 hours.")
+        raise ValueError(f"The timeout of {function.__name__} is {timeout:g} s; it can be 1 ms to 24 hours.")
     signature = inspect.signature(function)
 
     @functools.wraps(function)  # the schema, name and description are made from the function that is wrapped

@@ -47,6 +47,7 @@ class RunView:
     def __init__(self) -> None:
         self.console = _Console(highlight=False, emoji=False, soft_wrap=True)
         self.completed = self.cached = self.saved_ms = 0
+        self.unsettled: list[CallEvent] = []  # calls that may or may not have run
         self._hints_given: set[str] = set()
 
     def header(self, **fields: str) -> None:
@@ -67,14 +68,11 @@ class RunView:
             "stored": f"[green]stored ✓[/] {duration_text(event.elapsed_ms)}",
             "cached": "[yellow]cached ⚡[/]",
             "failed": f"[red]failed ✗[/] {escape(error_line(event.detail))}",
-            "unknown": f"[red]unknown ?[/] {escape(error_line(event.detail))}",
+            "unknown": f"[red]unknown ?[/] {escape(error_line(event.detail))} It is not run again.",
         }[event.kind]
         self._line(event, text)
         if event.kind == "unknown":
-            self.note(
-                "it is not run again. Say what became of it: "
-                f"nexum resolve {event.execution_id} --result TEXT | --failed REASON | --retry"
-            )
+            self.unsettled.append(event)
         if event.kind in ("stored", "cached"):
             self.completed += 1
         if event.kind == "cached":
@@ -108,6 +106,9 @@ class RunView:
             saved = f", which saved {duration_text(self.saved_ms)}" if self.saved_ms else ""
             self.console.print(f"[yellow]⚡ {self.cached} of {self.completed} calls came from the store{saved}.[/]")
         what = "Run it again" if self.cached == self.completed else "Run it again, and every call is cached ⚡"
+        if self.unsettled:
+            self._ask_to_settle()
+            what = "Then run it again"
         self._as_it_is(f"{what}:\n  {again}")
 
     def stopped(self, why: str, again: str) -> None:
@@ -115,8 +116,23 @@ class RunView:
         if self.completed:
             self.console.print()
         self.console.print(f"[red]{escape(error_line(why))}[/]")
+        if self.unsettled:
+            self._ask_to_settle()
         what = f"{self.completed} completed calls are stored. Go on with" if self.completed else "Try again with"
         self._as_it_is(f"{what}:\n  {again}")
+
+    def _ask_to_settle(self) -> None:
+        count = len(self.unsettled)
+        calls = "1 call that" if count == 1 else f"{count} calls that"
+        is_not = "is not" if count == 1 else "are not"
+        self.console.print(f"[red]Unsettled: {calls} may or may not have run, and {is_not} run again.[/]")
+        self._as_it_is(
+            "Find out, and say it with the command and one of\n"
+            "--result 'what it returned', --failed 'why', or --retry to have it attempted again:"
+        )
+        for event in self.unsettled:
+            command = " ".join([*_assignments(_address()), "nexum", "resolve", _quoted(event.execution_id)])
+            self._as_it_is(f"  {_call(event)}\n    {command}")
 
     def _as_it_is(self, text: str) -> None:
         """With its tabs: to be copied, or read by a program."""
@@ -125,14 +141,19 @@ class RunView:
 
 def command_line(session_id: str, question: str, flags: list[str]) -> str:
     """The command that runs this session again from here, with the interpreter and the settings of now."""
-    settings = {"SESSION_ID": session_id}
-    if os.environ.get("NEXUM_ADDRESS", DEFAULT_ADDRESS) != DEFAULT_ADDRESS:
-        settings["NEXUM_ADDRESS"] = os.environ["NEXUM_ADDRESS"]
-    if os.environ.get("MODEL"):
-        settings["MODEL"] = os.environ["MODEL"]
-    assignments = [f"{name}={_quoted(value)}" for name, value in settings.items()]
+    model = {"MODEL": os.environ["MODEL"]} if os.environ.get("MODEL") else {}
     words = [_python(), os.path.relpath(sys.argv[0]), *flags, question]
-    return " ".join([*assignments, *map(_quoted, words)])
+    return " ".join([*_assignments({"SESSION_ID": session_id} | _address() | model), *map(_quoted, words)])
+
+
+def _address() -> dict[str, str]:
+    """NEXUM_ADDRESS, when it has to be said."""
+    address = os.environ.get("NEXUM_ADDRESS", DEFAULT_ADDRESS)
+    return {} if address == DEFAULT_ADDRESS else {"NEXUM_ADDRESS": address}
+
+
+def _assignments(settings: dict[str, str]) -> list[str]:
+    return [f"{name}={_quoted(value)}" for name, value in settings.items()]
 
 
 def _quoted(word: str) -> str:

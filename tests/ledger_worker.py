@@ -1,6 +1,7 @@
 """worker.py as it is, with tools that write a line to the file LEDGER for every real execution.
 
-While the file GATE does not exist, a tool that has begun waits: so that a test can kill something in the middle.
+While the file GATE does not exist, a tool that has begun waits: so that a test can kill something in the middle. With
+HELD set, only the tool of that name waits.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ def recorded(name: str, tool: Callable[..., Any]) -> Callable[..., Any]:
     async def run(**arguments: Any) -> Any:
         with Path(os.environ["LEDGER"]).open("a") as ledger:
             ledger.write(json.dumps([name, arguments]) + "\n")
-        while not Path(os.environ["GATE"]).exists():
+        while os.environ.get("HELD", name) == name and not Path(os.environ["GATE"]).exists():
             await asyncio.sleep(0.01)
         return await tool(**arguments)
 

@@ -28,10 +28,10 @@ class Stage:
         own = {"LEDGER": str(self.ledger), "GATE": str(self.gate), "OFFLINE_WEB_DELAY_MS": "0"}
         return clean | {"NEXUM_ADDRESS": self.nexum.address} | own | changes
 
-    def worker(self) -> Process:
+    def worker(self, **changes: str) -> Process:
         name = f"worker-{len(list(self.folder.glob('worker-*')))}.log"
         command: list[str | Path] = [sys.executable, ROOT / "tests" / "ledger_worker.py", "--offline"]
-        worker = Process(command, self.folder / name, env=self.environment())
+        worker = Process(command, self.folder / name, env=self.environment(**changes))
         worker.start()
         return worker
 

@@ -270,15 +270,18 @@ async def test_a_tool_can_ask_for_its_idempotency_key(worker: Worker) -> None:
     assert key.startswith("s1/tell_key/")
 
 
-async def test_a_call_with_no_result_in_time_stops_the_run_and_names_the_command_that_shows_it() -> None:
+async def test_a_call_with_no_result_in_time_stops_the_run_and_names_the_command_that_shows_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("submit_task.PAUSE_SECONDS", 0)
     with pytest.raises(DurableCallError, match=r"nexum show s1/add/\w{16}/0"):
-        await run("s1", [calls(("add", {"a": 1, "b": 2}))], durable_tool(add, timeout=0.2))
+        await run("s1", [calls(("add", {"a": 1, "b": 2}))], durable_tool(add, timeout=0.05))
 
 
 async def test_a_call_that_outlived_its_run_is_found_by_the_next_one(address: str) -> None:
     turn = calls(("add", {"a": 1, "b": 2}))
-    with contextlib.suppress(DurableCallError):
-        await run("s1", [turn], durable_tool(add, timeout=0.2))
+    with durable_session("s1"), contextlib.suppress(DurableCallError):
+        await submit_tool_call("add", {"a": 1, "b": 2}, "s1", timeout=0.2)
     worker = Worker([tool_call_workflow(run_tool)], port=int(address.partition(":")[2]))
     running = asyncio.create_task(worker.run())
     result = await run("s1", [turn], durable_tool(add))
@@ -303,6 +306,7 @@ async def test_a_nexum_that_cannot_be_reached_stops_the_run_instead_of_being_tol
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("submit_task.nexum_client", lambda: Client("localhost:1"))
+    monkeypatch.setattr("submit_task.PAUSE_SECONDS", 0)
     with pytest.raises(DurableCallError, match=r"No Nexum server answers at localhost:1\. Start one with `nexum dev`"):
         await run("s1", [calls(("add", {"a": 1, "b": 2}))], durable_tool(add, timeout=0.2))
 

@@ -223,7 +223,7 @@ def resolve(
                 return await client.resolve(execution, "result", wire.canonical_json(result), node_id=node)
             if failed is not None:
                 return await client.resolve(execution, "failed", failed, node_id=node)
-            return await client.resolve(execution, "retry")
+            return await client.resolve(execution, "retry", node_id=node)
 
     print(_run(send()))
 
@@ -305,7 +305,8 @@ def _event_text(event: dict[str, Any], took_ms: int) -> str:
             pause = duration_text(event["retry_at_ms"] - event["at_ms"])
             return f"{node}: attempt {attempt} failed after {duration_text(took_ms)}, next in {pause}: {error}"
         case "AttemptFailed":
-            return f"{node}: attempt {attempt} failed after {duration_text(took_ms)}: {error}"
+            late = ", when it had been given up" if event.get("late") else ""
+            return f"{node}: attempt {attempt} failed after {duration_text(took_ms)}{late}: {error}"
         case "AttemptReturned":
             return f"{node}: attempt {attempt} returned unused by {worker}"
         case "LeaseExpired":

@@ -170,7 +170,7 @@ class Client:
         if effect is not None:
             metadata[wire.EFFECT] = effect
         if attempt_timeout is not None:
-            metadata[wire.TIMEOUT_MS] = str(int(attempt_timeout * 1000))
+            metadata[wire.TIMEOUT_MS] = str(round(attempt_timeout * 1000))
         clock = asyncio.get_running_loop().time
         deadline = clock() + timeout
         wait_ms, pause = FIRST_WAIT_MS, RECONNECT_SECONDS_MIN

@@ -176,6 +176,8 @@ class Engine:
         if word.kind == "result":
             self._check_size("The result", word.text)
             _check_json(f"The result of {execution_id}", word.text)
+        if word.kind == "failed" and not word.text.strip():
+            raise InvalidRequest(f"Say why {execution_id} failed: the reason is empty.")
         word = replace(word, text=word.text if word.kind == "result" else word.text[:ERROR_LIMIT])
         return await self._commit(lambda tx, notices: self._lifecycle.resolve(tx, notices, execution_id, node_id, word))
 

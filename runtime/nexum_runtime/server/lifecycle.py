@@ -5,6 +5,7 @@ transaction it is given, adds the event, and notes in `Notices` whom the engine 
 """
 
 import uuid
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,6 @@ RETRY_DELAY_MS_MAX = 30_000  # … up to here
 RETRY_JITTER = 0.2  # a retry comes up to this share sooner, so that failures do not return in step
 RUNNING_LIMIT = 10_000  # executions of one session at once
 SHOWN_CHARS = 120  # of an input in an error
-MAYBE = "the effect may or may not have happened."
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Lifecycle:
             self._start_new(tx, notices, order)
             return Started(order.execution_id, wire.NEW)
         _check_same_call(existing, order)
-        if _may_restart(existing, order.restart):
+        if _may_restart(existing, order) and not (_for_once(existing, order) and _has_begun(tx, existing)):
             self._run_again(tx, notices, existing)
         return Started(order.execution_id, existing.status)
 
@@ -144,15 +144,19 @@ class Lifecycle:
             raise NotFound(f"No execution {execution_id!r} is known.")
         if execution.status != ExecutionStatus.RUNNING:
             return f"Execution {execution_id} is {execution.status} already; nothing was changed."
-        running = [task for task in tx.tasks(execution_id) if task.status == TaskStatus.RUNNING]
-        notices.stop += running
-        if begun := [task for task in running if _is_once(task, execution)]:  # what is CANCELLED may be started afresh
-            error = f"It was cancelled while it ran: {MAYBE}"
+        begun = []  # effects that happen once: to cut one short is not to know what it has done
+        for task in tx.tasks(execution_id):
+            if task.status == TaskStatus.RUNNING and _is_once(task, execution):
+                begun.append(task)
+                continue
+            if task.status == TaskStatus.RUNNING:
+                notices.stop.append(task)
+            tx.move_task(task.task_key, TaskStatus.CANCELLED)
+        if begun:  # their workers are let finish: their word settles it
+            error = _or_not("It was cancelled while it ran.")
             for task in begun:
                 self._fail_task(tx, notices, task, error, ErrorCode.OUTCOME_UNKNOWN)
             return error
-        for task in tx.tasks(execution_id):
-            tx.move_task(task.task_key, TaskStatus.CANCELLED)
         error = "The execution was cancelled."
         self._end(tx, notices, execution, ExecutionStatus.CANCELLED, error, ErrorCode.CANCELLED)
         return "Execution cancelled"
@@ -213,6 +217,8 @@ class Lifecycle:
             raise NotFound(f"No execution {execution_id!r} is known.")
         now_ms = self._clock()
         if word.kind == "retry":
+            if node_id:
+                raise InvalidRequest("To try again is said of a whole execution, not of one node: leave --node away.")
             if execution.status not in (ExecutionStatus.FAILED, ExecutionStatus.CANCELLED):
                 raise InvalidRequest(f"Execution {execution_id} is {execution.status}; there is nothing to try again.")
             tx.add_event(execution_id, now_ms, Event.OUTCOME_RESOLVED, data={"as": word.kind})
@@ -252,13 +258,19 @@ class Lifecycle:
     ) -> str:
         """End an attempt without a result. Returns "", or why nothing changed."""
         task, attempt, execution = _find_attempt(tx, task_id)
+        now_ms = self._clock()
+        data: dict[str, Any] = {"worker": task.worker_id, "error": error}
         if not is_current(task, attempt):
-            return f"Attempt {attempt} of node {task.node_id} is over; nothing was changed."
+            if interrupted or unknown or not is_wanted(task, attempt):
+                return f"Attempt {attempt} of node {task.node_id} is over; nothing was changed."
+            tx.settle_failure(task.task_key, error)  # its worker was only slow
+            late = data | {"late": True}
+            tx.add_event(execution.execution_id, now_ms, Event.ATTEMPT_FAILED, task.node_id, attempt, late)
+            self._settled(tx, notices, execution)
+            return ""
         if interrupted:
             self._lose(tx, notices, task, error)
             return ""
-        now_ms = self._clock()
-        data: dict[str, Any] = {"worker": task.worker_id, "error": error}
         # nexum-py promises that COMPUTE, a pure function, is not retried when it fails
         again = retryable and task.node_type != "COMPUTE" and _may_try_again(task, execution)
         if again:
@@ -266,7 +278,7 @@ class Lifecycle:
             tx.move_task(task.task_key, TaskStatus.READY, available_at_ms=data["retry_at_ms"])
         tx.add_event(execution.execution_id, now_ms, Event.ATTEMPT_FAILED, task.node_id, attempt, data)
         if not again and unknown and _is_once(task, execution):
-            self._fail_task(tx, notices, task, f"{error.rstrip('.')}: {MAYBE}", ErrorCode.OUTCOME_UNKNOWN)
+            self._fail_task(tx, notices, task, _or_not(error), ErrorCode.OUTCOME_UNKNOWN)
         elif not again:
             self._fail_task(tx, notices, task, error, ErrorCode.TOOL_ERROR)
         return ""
@@ -288,11 +300,12 @@ class Lifecycle:
             tx.move_task(task.task_key, TaskStatus.READY)
             notices.ready.add(task.version_hash)
             return
-        last = f"{reason} That was attempt {tries(task, execution)}, the last one"
+        if not _is_once(task, execution):
+            reason = f"{reason} That was attempt {tries(task, execution)}, the last one."
         if task.node_type == "COMPUTE":
-            self._fail_task(tx, notices, task, f"{last}.", ErrorCode.TOOL_ERROR)
+            self._fail_task(tx, notices, task, reason, ErrorCode.TOOL_ERROR)
         else:  # its worker is not told to stop: should it only be slow, its word settles this
-            self._fail_task(tx, notices, task, f"{last}: {MAYBE}", ErrorCode.OUTCOME_UNKNOWN)
+            self._fail_task(tx, notices, task, _or_not(reason), ErrorCode.OUTCOME_UNKNOWN)
 
     def _fail_task(self, tx: Transaction, notices: Notices, task: Task, error: str, error_code: ErrorCode) -> None:
         """Fail a task for good, and its execution with it. Tasks that run are let run: their results are kept."""
@@ -433,11 +446,33 @@ def _may_try_again(task: Task, execution: Execution) -> bool:
     return task.attempt < task.attempt_limit and execution.status == ExecutionStatus.RUNNING
 
 
-def _may_restart(execution: Execution, restart: str) -> bool:
+def _may_restart(execution: Execution, order: StartOrder) -> bool:
     if execution.status not in (ExecutionStatus.FAILED, ExecutionStatus.CANCELLED):
         return False
     unknown = execution.error_code == ErrorCode.OUTCOME_UNKNOWN
-    return restart == "unknown" or (restart == "failed" and not unknown)
+    return order.restart == "unknown" or (order.restart == "failed" and not unknown)
+
+
+def _for_once(execution: Execution, order: StartOrder) -> bool:
+    """Whether what has begun must not begin again: so it was declared, or is by now."""
+    return order.effect == wire.ONCE or (execution.effect == wire.ONCE and order.restart != "unknown")
+
+
+def _has_begun(tx: Transaction, execution: Execution) -> bool:
+    """Whether an effect that would be run again has ever been begun; a claim that was given back does not count."""
+    balance = Counter({Event.ATTEMPT_STARTED: 1, Event.ATTEMPT_RETURNED: -1})
+    begun: Counter[str | None] = Counter()
+    for event in tx.events(execution.execution_id):
+        begun[event.node_id] += balance[event.type]
+    return any(begun[task.node_id] for task in tx.tasks(execution.execution_id) if _would_run_again(task))
+
+
+def _would_run_again(task: Task) -> bool:
+    return task.node_type != "COMPUTE" and task.status != TaskStatus.DONE
+
+
+def _or_not(reason: str) -> str:
+    return f"{reason.rstrip('.')}: the effect may or may not have happened."
 
 
 def _check_room(tx: Transaction, execution_id: str) -> None:

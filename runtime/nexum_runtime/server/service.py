@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import wraps
 from typing import Any, TypeAlias, TypeVar
+from urllib.parse import quote
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -170,7 +171,8 @@ class NexumService:
             node_id=task.node_id,
             node_type=task.node_type,
             input_json=claimed.input_json,
-            idempotency_key=f"{task.execution_id}:{task.node_id}:{task.version_hash}",
+            # What a worker may put in a header: printable ASCII, whatever the node is called.
+            idempotency_key=quote(f"{task.execution_id}:{task.node_id}:{task.version_hash}", safe="/:@="),
         )
 
     async def _served_workflows(self, version_hash: str, workflow_id: str | None, peer: str) -> list[str]:

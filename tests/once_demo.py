@@ -1,0 +1,25 @@
+"""demo.py as it is, but for its page reader, which here has an effect that must happen once."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from agents import Agent, Model
+
+import demo
+from submit_task import durable_tool
+from tools import visit_webpage, web_search
+
+
+def build_agent(model: str | Model) -> Agent[Any]:
+    agent = original(model)
+    agent.tools = [durable_tool(web_search, effect="read"), durable_tool(visit_webpage, effect="once")]
+    return agent
+
+
+if __name__ == "__main__":
+    original = demo.build_agent
+    demo.build_agent = build_agent
+    sys.exit(demo.main())
