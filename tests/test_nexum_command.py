@@ -420,6 +420,84 @@ async def test_show_tells_of_lost_and_late_attempts(client: Client, address: str
     assert "result of 6 B stored, after it had been given up" in told
 
 
+# nexum resolve
+
+
+async def unknown(client: Client, definition: Any = ECHO, nodes: int = 1) -> None:
+    """The execution "e" of what happens once, whose worker stopped in the middle of each of its nodes."""
+    await client.register(definition)
+    executing = asyncio.create_task(client.execute(definition, {}, execution_id="e", effect="once"))
+    claimed = [
+        await client.poll("worker-1", definition, lease_ms=60_000, wait_ms=FOREVER_MS, stop=asyncio.Event())
+        for _ in range(nodes)
+    ]
+    for attempt in claimed:
+        assert attempt is not None
+        await client.fail(attempt.task_id, "Its worker was stopped.", interrupted=True)
+    assert (await executing).error_code == "OUTCOME_UNKNOWN"
+
+
+async def test_resolve_records_a_result_as_text(client: Client, address: str) -> None:
+    await unknown(client)
+    finished = await nexum(address, "resolve", "e", "--result", 'It\'s sent,\n"17" é')
+    assert finished == Finished(0, "Execution e is COMPLETED.\n", "")
+    assert (await client.status("e")).outputs == {"run": 'It\'s sent,\n"17" é'}
+    told = (await nexum(address, "show", "e")).stdout
+    assert "run: a person said: it happened, and this is its result" in told
+    again = await nexum(address, "resolve", "e", "--failed", "no")
+    assert_refused(again, "Execution e is COMPLETED; no outcome of it is unknown.")
+
+
+async def test_resolve_records_why_it_failed(client: Client, address: str) -> None:
+    await unknown(client)
+    finished = await nexum(address, "resolve", "e", "--failed", "the bank never saw it")
+    assert finished == Finished(0, "Execution e is FAILED.\n", "")
+    outcome = await client.status("e")
+    assert (outcome.error_code, outcome.error) == ("TOOL_ERROR", "the bank never saw it")
+    assert "run: a person said: it failed: the bank never saw it" in (await nexum(address, "show", "e")).stdout
+
+
+async def test_resolve_has_it_tried_again(client: Client, address: str) -> None:
+    await unknown(client)
+    assert await nexum(address, "resolve", "e", "--retry") == Finished(0, "Execution e is tried again.\n", "")
+    assert_refused(await nexum(address, "resolve", "e", "--retry"), "is RUNNING; there is nothing to try again.")
+    await client.complete(await claim(client), '{"text": "sent"}')
+    assert "all: a person said: try again" in (await nexum(address, "show", "e")).stdout
+
+
+async def test_resolve_names_the_node_when_several_are_unknown(client: Client, address: str) -> None:
+    pair = workflow("pair").effect("a", Text, unused, depends_on=[]).effect("b", Text, unused, depends_on=[]).build()
+    await unknown(client, pair, nodes=2)
+    finished = await nexum(address, "resolve", "e", "--result", "x")
+    assert_refused(finished, "Say which node of e (--node); its outcome is unknown at a, b.")
+    assert (await nexum(address, "resolve", "e", "--result", "x", "--node", "b")).stdout == "Execution e is FAILED.\n"
+    assert_refused(await nexum(address, "resolve", "e", "--retry", "--node", "a"), "leave --node away.")
+    settled = await nexum(address, "resolve", "e", "--result", "y")
+    assert (settled.stderr, settled.stdout) == ("", "Execution e is COMPLETED.\n"), "only one is left: no name is needed"
+    assert (await client.status("e")).outputs == {"b": "x", "a": "y"}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("e",), "Say one of --result TEXT, --failed REASON and --retry."),
+        (("e", "--retry", "--failed", "no"), "Say one of --result TEXT, --failed REASON and --retry."),
+        (("e", "--failed", ""), "Say why e failed: the reason is empty."),
+        (("ghost", "--retry"), "No execution 'ghost' is known."),
+        (("gh ost", "--retry"), "'gh ost' is not 1 to 200 of the characters"),
+        (("e\udcff", "--retry"), "A word of this command is not Unicode text: 'e\\udcff'."),
+        (("e", "--failed", "\udcff"), "A word of this command is not Unicode text: '\\udcff'."),
+        (("e", "--result", "\udcff"), "Execution e is RUNNING; no outcome of it is unknown."),
+        (("e", "--result", "x"), "Execution e is RUNNING; no outcome of it is unknown."),
+    ],
+)
+async def test_resolve_refuses_in_a_sentence_what_makes_no_sense(
+    client: Client, address: str, words: tuple[str, ...], sentence: str
+) -> None:
+    await start(client, "e")
+    assert_refused(await nexum(address, "resolve", *words), sentence)
+
+
 @pytest.mark.parametrize("name", ["s1", "s1/"])
 async def test_show_of_a_session_tells_of_each_execution_in_it(client: Client, address: str, name: str) -> None:
     for execution_id in ("s1/b", "s10/x", "s1/a"):

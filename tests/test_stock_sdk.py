@@ -126,6 +126,25 @@ async def test_an_attempt_that_fails_once_is_made_good_by_the_next(
     assert await in_a_thread(work, server.port) == {"run": {"text": "there"}}
 
 
+async def test_a_stock_worker_runs_what_was_declared_once_and_given_a_timeout(server: Server, client: Client) -> None:
+    async def work(stock: NexumClient) -> Any:
+        stock.register_workflow(COUNTING)
+        executing = asyncio.run_coroutine_threadsafe(
+            client.execute(COUNTING, {"url": "x"}, execution_id="e", effect="once", attempt_timeout=60), loop
+        )
+        while not client_knows("e"):
+            await asyncio.sleep(LOOK_SECONDS)
+        await Worker([COUNTING], port=server.port).run_until_complete("e")
+        return executing.result()
+
+    def client_knows(execution_id: str) -> bool:
+        return bool(asyncio.run_coroutine_threadsafe(client.executions(execution_id), loop).result())
+
+    loop = asyncio.get_running_loop()
+    outcome = await in_a_thread(work, server.port)
+    assert outcome.outputs == {"fetch": {"text": "página 🦊 of x"}, "count": {"words": 4, "by": "count"}}
+
+
 async def test_a_cancelled_execution_ends_a_stock_worker_s_wait(server: Server, client: Client) -> None:
     async def work(stock: NexumClient) -> Any:
         stock.register_workflow(COUNTING)

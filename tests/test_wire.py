@@ -87,6 +87,7 @@ class Wire:
         extensions = {
             "Execute": (pb.StartRequest, pb.StatusResponse),
             "Heartbeat": (pb.PollRequest, pb.AckResponse),
+            "Resolve": (pb.RejectRequest, pb.AckResponse),
         }
         if name not in extensions:
             return getattr(self._stock, name)
@@ -360,6 +361,53 @@ async def test_an_interrupted_attempt_is_handed_on_at_once(wired: Wire) -> None:
     claimed = await wired.claim()
     await wired.answer("FailTask", pb.FailRequest(task_id=claimed.task_id, error_message="bye"), interrupted="true")
     assert (await wired.claim()).task_id != claimed.task_id
+
+
+async def test_effect_and_timeout_travel_as_metadata_and_the_timeout_on_to_the_worker(
+    wired: Wire, client: Client
+) -> None:
+    await wired.start("plain")
+    await wired.start("declared", effect="once", timeout_ms="1500")
+    plain, declared = await wired.claim(), await wired.claim()
+    assert json.loads(plain.input_json) == {"input": {}, "deps": {}}, "who sets none is sent what was ever sent"
+    assert json.loads(declared.input_json) == {"input": {}, "deps": {}, "timeout_ms": 1500}
+    effects = [history["effect"] for name in ("plain", "declared") async for history in client.history(name)]
+    assert effects == ["idempotent", "once"]
+
+
+@pytest.mark.parametrize("method", ["StartExecution", "Execute"])
+@pytest.mark.parametrize(
+    ("metadata", "sentence"),
+    [
+        ({"effect": "twice"}, "nexum-effect is 'twice'; it can be read, idempotent, once."),
+        ({"effect": "once", "max_attempts": "2"}, "An effect that happens once has one attempt, not 2."),
+        ({"timeout_ms": "0"}, "nexum-timeout-ms is '0'; it must be a whole number from 1 to 86400000."),
+        ({"timeout_ms": "86400001"}, "nexum-timeout-ms is '86400001'; it must be a whole number from 1 to 86400000."),
+        ({"timeout_ms": "1.5"}, "nexum-timeout-ms is '1.5'; it must be a whole number from 1 to 86400000."),
+    ],
+)
+async def test_an_effect_or_timeout_that_is_none_is_refused(
+    wired: Wire, method: str, metadata: dict[str, str], sentence: str
+) -> None:
+    refused = await wired.refusal(method, start_request(), execution_id="e", **metadata)
+    assert refused == ("INVALID_ARGUMENT", sentence)
+
+
+async def test_a_person_s_word_travels_as_metadata_and_ends_with_its_code(wired: Wire, client: Client) -> None:
+    result = pb.RejectRequest(execution_id="e", reason='{"text":"sent"}')
+    assert await wired.refusal("Resolve", result, resolution="result") == ("NOT_FOUND", "No execution 'e' is known.")
+    await wired.start(effect="once")
+    claimed = await wired.claim()
+    code, sentence = await wired.refusal("Resolve", result, resolution="result")
+    assert (code, sentence) == ("INVALID_ARGUMENT", "Execution e is RUNNING; no outcome of it is unknown.")
+    await wired.answer("FailTask", pb.FailRequest(task_id=claimed.task_id, error_message="Dead."), unknown="true")
+    _, trailing = await wired.call("GetStatus", status_request())
+    assert trailing["nexum-error-code"] == "OUTCOME_UNKNOWN"
+    assert trailing["nexum-error-bin"] == b"Dead: the effect may or may not have happened."
+    assert (await wired.refusal("Resolve", result))[0] == "INVALID_ARGUMENT", "a word without metadata is none"
+    answer = await wired.answer("Resolve", result, resolution="result")
+    assert (answer.ok, answer.message) == (True, "Execution e is COMPLETED.")
+    assert (await client.status("e")).outputs == {"run": {"text": "sent"}}
 
 
 async def test_a_second_result_is_acknowledged_and_says_that_it_was_not_recorded(wired: Wire) -> None:

@@ -22,7 +22,7 @@ from nexum.proto import nexum_pb2_grpc as pb_grpc
 from processes import PATIENCE_SECONDS, NexumDev, Process, environment, eventually, run
 from pydantic import BaseModel, RootModel
 
-from nexum_runtime import Client, InvalidRequest, NexumError, TaskError, Worker, idempotency_key
+from nexum_runtime import Client, InvalidRequest, NexumError, TaskError, Worker, idempotency_key, wire
 from nexum_runtime.server.app import Server
 from nexum_runtime.text import printable
 from nexum_runtime.worker import ERROR_LIMIT
@@ -559,6 +559,179 @@ async def started(client: Client, built: Any) -> str:
     await client.register(built)
     request = pb.StartRequest(workflow_id=built.workflow_id, version_hash=built.version_hash, input_json="{}")
     return str((await pb_grpc.NexumServiceStub(client._channel).StartExecution(request)).execution_id)
+
+
+# Timeouts
+
+
+STUCK_SECONDS = 0.2  # what a handler gets that does not end in time
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_a_handler_that_takes_too_long_is_given_up_and_tried_again_in_the_slot_that_is_free(
+    server: Server, client: Client, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    cancelled, release, returned, calls = asyncio.Event(), threading.Event(), threading.Event(), []
+
+    async def hang_async(_: ContextView) -> Text:
+        calls.append(idempotency_key())
+        try:
+            if len(calls) == 1:
+                await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        return Text(text="in time")
+
+    def hang_sync(_: ContextView) -> Text:
+        calls.append(idempotency_key())
+        if len(calls) == 1:
+            release.wait(PATIENCE_SECONDS)
+            returned.set()
+            return Text(text="too late")
+        return Text(text="in time")
+
+    built = one_node(hang_async if kind == "async" else hang_sync)
+    async with working(server.port, built, concurrency=1):
+        outcome = await client.execute(
+            built, {}, execution_id="e", effect="read", attempt_timeout=STUCK_SECONDS, timeout=PATIENCE_SECONDS
+        )
+        release.set()
+        if kind == "sync":
+            assert await asyncio.to_thread(returned.wait, PATIENCE_SECONDS)
+        else:
+            assert cancelled.is_set()
+        assert (await client.execute(built, {}, timeout=PATIENCE_SECONDS)).status == "COMPLETED"
+    assert (outcome.status, outcome.outputs) == ("COMPLETED", {"run": {"text": "in time"}})
+    assert calls[0] == calls[1], "every attempt of a call has the same idempotency key"
+    failed = [event["error"] for event in (await history(client, "e"))["events"] if event["type"] == "AttemptFailed"]
+    assert failed == ["It took longer than its 200 ms."]
+    assert [record.message for record in caplog.records if record.levelname in ("WARNING", "ERROR")] == []
+
+
+async def test_a_handler_that_never_ends_in_time_has_failed_after_its_last_attempt(
+    server: Server, client: Client
+) -> None:
+    async def hang(_: ContextView) -> Text:
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    built = one_node(hang)
+    async with working(server.port, built):
+        outcome = await client.execute(
+            built, {}, effect="read", max_attempts=3, attempt_timeout=0.05, timeout=PATIENCE_SECONDS
+        )
+    assert (outcome.status, outcome.error_code, outcome.attempts) == ("FAILED", "TOOL_ERROR", 3)
+    assert outcome.error == "It took longer than its 50 ms."
+
+
+@pytest.mark.parametrize("how", ["hangs", "raises", "goes on"])
+async def test_an_effect_that_happens_once_and_takes_too_long_is_unknown_and_not_tried_again(
+    server: Server, client: Client, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexum_runtime.worker.CANCEL_SECONDS", 0.05)
+    calls = []
+    release = asyncio.Event()
+
+    async def hang(_: ContextView) -> Text:
+        calls.append(how)
+        while not release.is_set():
+            try:
+                await release.wait()
+            except asyncio.CancelledError:
+                if how == "hangs":
+                    raise
+                if how == "raises":
+                    raise RuntimeError("aborted") from None
+        return Text(text="long after")
+
+    built = one_node(hang)
+    async with working(server.port, built, concurrency=1):
+        outcome = await client.execute(
+            built, {}, execution_id="e", effect="once", attempt_timeout=STUCK_SECONDS, timeout=PATIENCE_SECONDS
+        )
+        again = await client.execute(
+            built, {}, execution_id="e", effect="once", restart="failed", timeout=PATIENCE_SECONDS
+        )
+        release.set()
+        quick_one = await client.execute(built, {}, timeout=PATIENCE_SECONDS)
+        assert quick_one.status == "COMPLETED", "the slot is free again"
+    assert (outcome.status, outcome.error_code, outcome.attempts) == ("FAILED", "OUTCOME_UNKNOWN", 1)
+    assert outcome.error == "It took longer than its 200 ms: the effect may or may not have happened."
+    assert (again.before, again.error_code) == ("FAILED", "OUTCOME_UNKNOWN")
+    assert len(calls) == 2, "once for e, and once for the other"
+
+
+async def test_a_handler_that_makes_an_end_when_its_time_is_up_is_taken_at_its_word(
+    server: Server, client: Client
+) -> None:
+    async def hurry(_: ContextView) -> Text:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return Text(text="half of it")
+        raise AssertionError("unreachable")
+
+    built = one_node(hurry)
+    async with working(server.port, built):
+        outcome = await client.execute(
+            built, {}, effect="once", attempt_timeout=STUCK_SECONDS, timeout=PATIENCE_SECONDS
+        )
+    assert outcome.outputs == {"run": {"text": "half of it"}}
+
+
+@pytest.mark.parametrize("kind", ["async", "sync"])
+async def test_a_handler_s_own_timeout_is_told_in_its_own_words(server: Server, client: Client, kind: str) -> None:
+    def give_up(_: ContextView) -> Text:
+        raise TimeoutError("the bank did not answer")
+
+    async def give_up_async(context: ContextView) -> Text:
+        return give_up(context)
+
+    built = one_node(give_up if kind == "sync" else give_up_async)
+    async with working(server.port, built):
+        outcome = await client.execute(built, {}, effect="once", attempt_timeout=60, timeout=PATIENCE_SECONDS)
+    assert (outcome.error_code, outcome.error) == ("TOOL_ERROR", "TimeoutError: the bank did not answer")
+
+
+async def test_a_handler_that_cannot_tell_whether_it_had_its_effect_says_so(server: Server, client: Client) -> None:
+    async def lose_track(_: ContextView) -> Text:
+        raise TaskError("The line went dead.", unknown=True)
+
+    built = one_node(lose_track)
+    async with working(server.port, built):
+        once = await client.execute(built, {}, effect="once", timeout=PATIENCE_SECONDS)
+        read = await client.execute(built, {}, effect="read", timeout=PATIENCE_SECONDS)
+    assert (once.error_code, once.attempts) == ("OUTCOME_UNKNOWN", 1)
+    assert (read.error_code, read.attempts, read.error) == ("TOOL_ERROR", 4, "The line went dead.")
+
+
+@pytest.mark.parametrize("returned", [object(), {"text": 1}])
+async def test_an_effect_that_happens_once_whose_result_cannot_be_recorded_is_unknown(
+    server: Server, client: Client, returned: Any
+) -> None:
+    async def give(_: ContextView) -> Any:
+        return returned
+
+    built = one_node(give)
+    async with working(server.port, built):
+        outcome = await client.execute(built, {}, effect="once", timeout=PATIENCE_SECONDS)
+    assert (outcome.error_code, outcome.attempts) == ("OUTCOME_UNKNOWN", 1)
+    assert "returned what cannot be recorded" in (outcome.error or "")
+
+
+@pytest.mark.parametrize("node", ["run", "página 🦊\n", "a b"])
+async def test_an_idempotency_key_is_ready_for_a_header_whatever_the_node_is_called(
+    server: Server, client: Client, node: str
+) -> None:
+    async def tell(_: ContextView) -> Text:
+        return Text(text=idempotency_key())
+
+    built = workflow("w").effect(node, Text, tell).build()
+    async with working(server.port, built):
+        outcome = await client.execute(built, {}, execution_id="s1/Pay:1@x=-", timeout=PATIENCE_SECONDS)
+    key = outcome.outputs[node]["text"]
+    assert key.startswith("s1/Pay:1@x=-:")
+    assert wire.fits_header(key)
 
 
 # What leaves a worker

@@ -331,6 +331,8 @@ def _run(job: Coroutine[Any, Any, Any]) -> Any:
         return asyncio.run(job)
     except NexumError as error:
         _fail(str(error))
+    except UnicodeEncodeError as error:  # bytes that the shell passed on as they were
+        _fail(f"A word of this command is not Unicode text: {shorten(error.object, SHOWN_CHARS)!r}.")
 
 
 def _fail(message: str) -> NoReturn:
