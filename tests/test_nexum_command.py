@@ -473,7 +473,9 @@ async def test_resolve_names_the_node_when_several_are_unknown(client: Client, a
     assert (await nexum(address, "resolve", "e", "--result", "x", "--node", "b")).stdout == "Execution e is FAILED.\n"
     assert_refused(await nexum(address, "resolve", "e", "--retry", "--node", "a"), "leave --node away.")
     settled = await nexum(address, "resolve", "e", "--result", "y")
-    assert (settled.stderr, settled.stdout) == ("", "Execution e is COMPLETED.\n"), "only one is left: no name is needed"
+    assert (settled.stderr, settled.stdout) == ("", "Execution e is COMPLETED.\n"), (
+        "only one is left: no name is needed"
+    )
     assert (await client.status("e")).outputs == {"b": "x", "a": "y"}
 
 

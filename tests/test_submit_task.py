@@ -4,8 +4,10 @@ import asyncio
 import contextlib
 import itertools
 import json
+import re
 import threading
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,12 +17,13 @@ from processes import PATIENCE_SECONDS, eventually
 from pydantic import BaseModel
 
 import tools
-from nexum_runtime import Client, Worker
+from nexum_runtime import Client, Worker, wire
 from nexum_runtime.worker import idempotency_key
 from submit_task import (
     CallEvent,
     DurableCallError,
     DurableSession,
+    OutcomeUnknown,
     ToolFailed,
     durable_session,
     durable_tool,
@@ -91,6 +94,19 @@ def unspeakable() -> object:
     return object()
 
 
+async def hang() -> str:
+    """Hang."""
+    executed.append(("hang", None))
+    await asyncio.Event().wait()
+    return "never"
+
+
+def lose_track() -> str:
+    """Lose track."""
+    executed.append(("lose_track", None))
+    raise ToolError("The line went dead.", unknown=True)
+
+
 _other_came = threading.Event()
 
 
@@ -114,6 +130,8 @@ OWN_TOOLS: tuple[Callable[..., Any], ...] = (
     crash,
     tell_key,
     unspeakable,
+    hang,
+    lose_track,
     wait_for_the_other,
     let_the_other_go,
 )
@@ -364,3 +382,196 @@ async def test_a_tool_that_raises_is_retried_and_what_it_raised_reaches_the_mode
     result = await run("s1", [calls(("crash", {}))], durable_tool(crash))
     assert tool_outputs(result) == ["ZeroDivisionError: integer division or modulo by zero"]
     assert len(executed) == 4
+
+
+# What may be done to a tool
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"effect": "write"}, "The effect of add is 'write'; it can be read, idempotent, once."),
+        ({"effect": None}, "The effect of add is None; it can be read, idempotent, once."),
+        ({"max_attempts": 0}, "max_attempts of add is 0; it can be 1 to 20."),
+        ({"max_attempts": 21}, "max_attempts of add is 21; it can be 1 to 20."),
+        ({"max_attempts": 0, "effect": "once"}, "max_attempts of add is 0; it can be only 1, as its effect is once."),
+        ({"max_attempts": 2, "effect": "once"}, "max_attempts of add is 2; it can be only 1, as its effect is once."),
+        ({"timeout": 0}, "The timeout of add is 0 s; it can be 1 ms to 24 hours."),
+        ({"timeout": -1}, "The timeout of add is -1 s; it can be 1 ms to 24 hours."),
+        ({"timeout": float("nan")}, "The timeout of add is nan s; it can be 1 ms to 24 hours."),
+        ({"timeout": float("inf")}, "The timeout of add is inf s; it can be 1 ms to 24 hours."),
+        ({"timeout": 86_401}, "The timeout of add is 86401 s; it can be 1 ms to 24 hours."),
+    ],
+    ids=str,
+)
+def test_a_declaration_that_makes_no_sense_is_refused_in_a_sentence(options: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
+        durable_tool(add, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"effect": "read", "max_attempts": 20, "timeout": 86_400},
+        {"effect": "once", "max_attempts": 1, "timeout": 0.001},
+        {"effect": "idempotent", "max_attempts": 1},
+    ],
+    ids=str,
+)
+def test_the_limits_themselves_are_allowed(options: dict[str, Any]) -> None:
+    assert durable_tool(add, **options).name == "add"
+
+
+@pytest.mark.parametrize(
+    ("options", "attempts"),
+    [({}, 4), ({"effect": "read"}, 4), ({"max_attempts": 2}, 2), ({"effect": "once"}, 1)],
+    ids=str,
+)
+async def test_a_tool_that_raises_is_attempted_as_often_as_it_is_declared(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], attempts: int
+) -> None:
+    monkeypatch.setattr("nexum_runtime.server.lifecycle.RETRY_DELAY_MS_MIN", 1)
+    result = await run("s1", [calls(("crash", {}))], durable_tool(crash, **options))
+    assert tool_outputs(result) == ["ZeroDivisionError: integer division or modulo by zero"]
+    assert len(executed) == attempts
+
+
+@pytest.mark.parametrize("function", [hang, lose_track, unspeakable])
+async def test_the_model_is_told_by_every_run_that_a_tool_may_or_may_not_have_run(
+    worker: Worker, function: Callable[..., Any]
+) -> None:
+    name, events = function.__name__, list[CallEvent]()
+    for _ in range(2):
+        tool = durable_tool(function, effect="once", timeout=0.2 if function is hang else 60)
+        result = await run("s1", [calls((name, {}))], tool, on_event=events.append)
+        (told,) = tool_outputs(result)
+        assert told.startswith(
+            f"This call of {name} may or may not have run. Assume neither, and do not make it again: "
+            "a person has to find out first. What is known: "
+        )
+        assert told.endswith(": the effect may or may not have happened.")
+        assert result.final_output == "done", "the run goes on"
+    assert executed == [(name, None)]
+    assert [event.kind for event in events] == ["started", "unknown"] * 2
+
+
+async def test_a_persons_result_is_what_the_next_run_goes_on_with(worker: Worker, client: Client) -> None:
+    turn, events = calls(("lose_track", {})), list[CallEvent]()
+    tool = durable_tool(lose_track, effect="once")
+    await run("s1", [turn], tool, on_event=events.append)
+    await client.resolve(events[-1].execution_id, "result", json.dumps("sent, it's “17”"))
+    result = await run("s1", [turn], tool, on_event=events.append)
+    assert tool_outputs(result) == ["sent, it's “17”"]
+    assert (events[-1].kind, events[-1].saved_ms) == ("cached", 0)
+    assert len(executed) == 1
+
+
+async def test_a_run_that_waits_gets_the_result_of_the_retry_that_a_person_asked_for(
+    worker: Worker, client: Client
+) -> None:
+    with durable_session("s1"), pytest.raises(OutcomeUnknown):
+        await submit_tool_call("lose_track", {}, "s1", effect="once")
+    (execution,) = await client.executions("s1/")
+    tools.TOOLS["lose_track"] = let_the_other_go
+    worker.stop()  # so that the run is there before the attempt is
+    await client.resolve(execution.execution_id, "retry")
+    running = asyncio.create_task(run("s1", [calls(("lose_track", {}))], durable_tool(lose_track, effect="once")))
+    another = Worker([tool_call_workflow(run_tool)], port=int(client.address.partition(":")[2]))
+    working = asyncio.create_task(another.run())
+    assert tool_outputs(await running) == ["go"]
+    another.stop()
+    await working
+    assert len(executed) == 1, "the first attempt only: the second ran another tool of that name"
+
+
+async def test_a_call_that_happens_once_and_failed_is_not_tried_again_by_the_next_run(worker: Worker) -> None:
+    for _ in range(2):
+        result = await run("s1", [calls(("broken", {"why": "rain"}))], durable_tool(broken, effect="once"))
+        assert tool_outputs(result) == ["The tool broke because of rain."]
+    assert len(executed) == 1
+
+
+async def test_a_call_that_was_cancelled_before_it_began_is_begun_by_the_next_run(address: str, client: Client) -> None:
+    turn, tool = calls(("add", {"a": 1, "b": 2})), durable_tool(add, effect="once")
+    first = asyncio.create_task(run("s1", [turn], tool))
+    (execution,) = await eventually(partial(client.executions, "s1/"))
+    await client.cancel(execution.execution_id)
+    assert tool_outputs(await first) == ["The execution was cancelled."]
+    worker = Worker([tool_call_workflow(run_tool)], port=int(address.partition(":")[2]))
+    running = asyncio.create_task(worker.run())
+    assert tool_outputs(await run("s1", [turn], tool)) == ["3"]
+    worker.stop()
+    await running
+    assert len(executed) == 1
+
+
+async def test_a_call_that_took_too_long_on_every_attempt_is_told_as_failed(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexum_runtime.server.lifecycle.RETRY_DELAY_MS_MIN", 1)
+    events: list[CallEvent] = []
+    tool = durable_tool(hang, effect="read", max_attempts=3, timeout=0.05)
+    result = await run("s1", [calls(("hang", {}))], tool, on_event=events.append)
+    assert tool_outputs(result) == ["It took longer than its 50 ms."]
+    assert (len(executed), events[-1].kind) == (3, "failed")
+
+
+async def test_a_call_waits_for_all_of_its_attempts_and_the_pauses_between_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waited: list[float] = []
+
+    async def submit(*_: Any, timeout: float, **options: Any) -> str:
+        waited.append(timeout)
+        return ""
+
+    monkeypatch.setattr("submit_task.submit_tool_call", submit)
+    for tool in (durable_tool(add), durable_tool(add, timeout=600, max_attempts=2), durable_tool(add, effect="once")):
+        await run("s1", [calls(("add", {"a": 1, "b": 2}))], tool)
+    assert waited == [4 * (60 + 30), 2 * (600 + 30), 60 + 30]
+
+
+async def test_a_call_whose_workers_all_vanished_is_told_as_failed_and_tried_again_unless_it_happens_once(
+    address: str, client: Client
+) -> None:
+    """As its effect is harmless, nobody is asked what became of it."""
+    turn, events, definition = calls(("add", {"a": 1, "b": 2})), list[CallEvent](), tool_call_workflow()
+    tool = durable_tool(add, effect="read", max_attempts=1)
+    first = asyncio.create_task(run("s1", [turn], tool, on_event=events.append))
+    await eventually(partial(client.executions, "s1/"))
+    claimed = await client.poll("gone", definition, lease_ms=60_000, wait_ms=9_000, stop=asyncio.Event())
+    assert claimed is not None
+    await client.fail(claimed.task_id, "Its worker was stopped.", interrupted=True)
+    (told,) = tool_outputs(await first)
+    assert told.endswith("the last one: the effect may or may not have happened.")
+    assert [event.kind for event in events if event.kind != "waiting"] == ["started", "failed"]
+
+    once = durable_tool(add, effect="once")
+    (told,) = tool_outputs(await run("s1", [turn], once, on_event=events.append))
+    assert told.startswith("This call of add may or may not have run."), "what it is declared to be now is what counts"
+    assert events[-1].kind == "unknown"
+
+    worker = Worker([tool_call_workflow(run_tool)], port=int(address.partition(":")[2]))
+    running = asyncio.create_task(worker.run())
+    assert tool_outputs(await run("s1", [turn], tool)) == ["3"]
+    worker.stop()
+    await running
+
+
+async def test_a_calls_idempotency_key_is_the_same_for_every_attempt_and_fits_a_header(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexum_runtime.server.lifecycle.RETRY_DELAY_MS_MIN", 1)
+    keys: list[str] = []
+
+    def pay(to: str) -> str:
+        keys.append(idempotency_key())
+        if len(keys) < 3:
+            raise ToolError("no luck")
+        return "paid"
+
+    tools.TOOLS["pay"] = pay
+    await submit_tool_call("pay", {"to": "Zoë & Søn\n"}, "s1")
+    assert len(keys) == 3
+    assert len(set(keys)) == 1
+    assert wire.fits_header(keys[0])

@@ -71,6 +71,52 @@ def test_what_is_waited_for_is_said_once_for_all_the_calls_that_wait() -> None:
     assert shown(waiting, waiting).count("no worker has taken this call yet") == 1
 
 
+def footer_of(*events: CallEvent) -> list[str]:
+    view = RunView()
+    view.console.file = output = io.StringIO()
+    for event in events:
+        view.on_event(event)
+    view.console.file = output = io.StringIO()
+    view.footer("again")
+    return output.getvalue().splitlines()
+
+
+def test_a_call_that_is_unknown_is_said_in_a_sentence_and_asked_about_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("NEXUM_ADDRESS", raising=False)
+    unknown = call("unknown", detail="Its worker was stopped: the effect may or may not have happened.")
+    start = 'web_search(query="a question that is longer than what is shown of…")'
+    assert shown(unknown) == (
+        f"[Nexum] {start} unknown ? Its worker was stopped: the effect may or may not have happened. "
+        "It is not run again.\n"
+    )
+    assert footer_of(unknown) == [
+        "Unsettled: 1 call that may or may not have run, and is not run again.",
+        "Find out, and say it with the command and one of",
+        "--result 'what it returned', --failed 'why', or --retry to have it attempted again:",
+        f"  {start}",
+        "    nexum resolve s1/web_search/0/0",
+        "Then run it again:",
+        "  again",
+    ]
+
+
+def test_the_command_that_settles_a_call_says_where_its_server_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXUM_ADDRESS", "[::1]:5001")
+    assert "    NEXUM_ADDRESS='[::1]:5001' nexum resolve s1/web_search/0/0" in footer_of(call("unknown", detail="no"))
+
+
+def test_a_run_that_was_stopped_says_what_is_unsettled_too() -> None:
+    view = RunView()
+    view.console.file = output = io.StringIO()
+    view.on_event(call("unknown", detail="no"))
+    view.stopped("Interrupted.", "again")
+    lines = output.getvalue().splitlines()
+    assert lines[1:3] == ["Interrupted.", "Unsettled: 1 call that may or may not have run, and is not run again."]
+    assert lines[-2:] == ["Try again with:", "  again"]
+
+
 EVIL = "\x1b]0;title\x07\x1b[2J\x9b31m\u202egpj\rover\x08\x7f\u2028\nforged :smile:"
 SPELLED = r"\u001b]0;title\u0007\u001b[2J\u009b31m\u202egpj\rover\b\u007f\u2028"
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
