@@ -111,7 +111,10 @@ async def test_an_effect_that_happens_once_and_says_itself_that_it_failed_has_fa
     await bench.engine.fail(await bench.claim(), "The card was refused.")
     assert await outcome(bench) == ("FAILED", "TOOL_ERROR", "The card was refused.")
     await start_once(bench, restart="failed")
-    assert await nothing_is_left_to_do(bench)
+    await bench.start(effect="read", restart="failed")
+    assert await nothing_is_left_to_do(bench), "who restarts what failed means nothing that happens once"
+    await bench.start(effect="read", restart="unknown")
+    assert await bench.poll() is not None, "unless all of it is asked for"
 
 
 async def test_what_is_not_declared_once_is_not_unknown_because_its_last_attempt_timed_out(bench: Bench) -> None:
