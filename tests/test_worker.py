@@ -482,9 +482,10 @@ async def test_stop_hands_back_at_once_what_is_too_slow(
 
 async def test_a_worker_that_is_cancelled_leaves_no_handler_running(server: Server, client: Client) -> None:
     """As `asyncio.run(worker.run())` does on Ctrl-C."""
-    ended = asyncio.Event()
+    began, ended = asyncio.Event(), asyncio.Event()
 
     async def hold(_: ContextView) -> Text:
+        began.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -494,7 +495,7 @@ async def test_a_worker_that_is_cancelled_leaves_no_handler_running(server: Serv
     built = one_node(hold)
     running = asyncio.create_task(Worker([built], port=server.port).run())
     executing = asyncio.create_task(client.execute(built, {}, execution_id="e", timeout=PATIENCE_SECONDS))
-    await eventually(lambda: has_begun(client, "e"))
+    await eventually(began.is_set)  # the server knows of it a moment before
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert ended.is_set()
