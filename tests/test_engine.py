@@ -1,6 +1,7 @@
 """What happens to executions and tasks, on a real store and with a clock that the test moves."""
 
 import asyncio
+import gc
 import json
 import random
 import threading
@@ -15,6 +16,7 @@ from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
 from nexum_runtime.server.engine import ABSENCE_MS, Engine, Snapshot
 from nexum_runtime.server.lifecycle import Claimed, Started, StartOrder
 from nexum_runtime.server.store.sqlite import SqliteStore
+from nexum_runtime.wire import NESTING_LIMIT
 
 LEASE_MS = 10_000
 STEP_MS = 1_000
@@ -150,6 +152,45 @@ async def test_without_a_version_the_one_registered_last_is_started(bench: Bench
 
 
 # Starting
+
+
+@pytest.mark.parametrize("text", ["1e999", '{"q":[-1e400]}'])
+async def test_a_number_that_json_cannot_spell_again_is_refused_as_input_and_as_output(bench: Bench, text: str) -> None:
+    await bench.register(ONE)
+    with pytest.raises(InvalidRequest, match=r"The input of e is not JSON: -?1e.* is too large a number"):
+        await bench.start(input_json=text)
+    await bench.start()
+    with pytest.raises(InvalidRequest, match="is too large a number"):
+        await bench.engine.complete(await bench.claim(), text)
+    assert await bench.story() == ["ExecutionStarted", "AttemptStarted run 1"]
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+async def test_what_is_nested_too_deeply_to_be_told_again_is_refused(bench: Bench, opening: str) -> None:
+    await bench.register(ONE)
+
+    def nested(levels: int) -> str:
+        return opening * levels + "0" + ("]" if opening == "[" else "}") * levels
+
+    with pytest.raises(InvalidRequest, match="The input of e is nested more than 200 levels deep"):
+        await bench.start(input_json=nested(NESTING_LIMIT + 1))
+    await bench.start(input_json=nested(NESTING_LIMIT))
+    await bench.start(input_json=f" {nested(NESTING_LIMIT)}")  # another text: both are parsed, and spelled again
+    with pytest.raises(InvalidRequest, match="nested more than 200 levels deep"):
+        await bench.engine.complete(await bench.claim(), nested(NESTING_LIMIT + 1))
+
+
+async def test_a_refusal_whose_caller_has_left_is_not_an_error_of_the_server(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    cancelling = asyncio.create_task(bench.engine.cancel("nothing"))
+    await asyncio.sleep(0)
+    cancelling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelling
+    await eventually(lambda: not bench.engine._jobs)
+    gc.collect()  # the event loop tells of an error that nobody asked for when it is collected
+    assert caplog.text == ""
 
 
 async def test_twenty_starts_of_one_id_at_once_make_one_execution(bench: Bench) -> None:

@@ -5,11 +5,12 @@ gRPC metadata, which a stock nexum-py peer never sends, so every key is optional
 """
 
 import json
+import math
 import re
 from typing import Any, NoReturn
 
 from nexum_runtime.errors import InvalidRequest
-from nexum_runtime.text import size_text
+from nexum_runtime.text import shorten, size_text
 
 SERVICE = "nexum.NexumService"
 EXTENSIONS = "nexum.NexumExtensions"
@@ -56,8 +57,10 @@ WAIT_MS_LIMIT = 60_000
 TIMEOUT_MS_LIMIT = 86_400_000
 TOKEN_CHARS_MIN, TOKEN_CHARS_LIMIT = 8, 1_000  # a shorter one could be guessed, a longer one fills the header
 MESSAGE_MIB_DEFAULT = 16
+NESTING_LIMIT = 200  # levels of lists and objects in each other; parsers and printers of JSON give up at some depth
 ERROR_METADATA_BYTES = 4_000  # gRPC refuses more than 8 KiB of metadata in all
 
+SHOWN_CHARS = 40  # of a number in an error
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -83,14 +86,26 @@ def check_token(token: str, origin: str) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """`text` as JSON, strictly: no NaN or Infinity, which other languages' parsers refuse.
+    """`text` as JSON, strictly: no NaN or Infinity, which other languages' parsers refuse, nor a number so large that
+    it would be read as one.
 
     Raises ValueError, also for nesting deeper than the parser goes.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def is_nested_too_deeply(value: Any) -> bool:
+    """Whether a JSON value is lists and objects in more than NESTING_LIMIT levels."""
+    level = [value]
+    for _ in range(NESTING_LIMIT + 1):
+        containers = [each for each in level if isinstance(each, (list, dict))]
+        if not containers:
+            return False
+        level = [part for each in containers for part in (each.values() if isinstance(each, dict) else each)]
+    return True
 
 
 def canonical_json(value: Any) -> str:
@@ -110,6 +125,12 @@ def is_text(text: str) -> bool:
 def fits_header(text: str) -> bool:
     """Whether a metadata value can carry it as it is: printable ASCII, no space at either end."""
     return text.isascii() and text.isprintable() and text == text.strip()
+
+
+def _finite(number: str) -> float:
+    if math.isinf(value := float(number)):
+        raise ValueError(f"{shorten(number, SHOWN_CHARS)} is too large a number")
+    return value
 
 
 def _refuse_constant(name: str) -> NoReturn:

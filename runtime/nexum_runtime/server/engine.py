@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from nexum_runtime import wire
-from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
+from nexum_runtime.errors import InvalidRequest, LimitExceeded, NexumError, NotFound
 from nexum_runtime.server import graph
 from nexum_runtime.server.lifecycle import (
     RETRY_DELAY_MS_MAX,
@@ -220,7 +220,7 @@ class Engine:
             try:
                 return await asyncio.shield(claim)
             except asyncio.CancelledError:  # the worker left before it could be told what it had claimed
-                self._spawn(self._give_back(claim))
+                self._spawn(self._give_back(claim)).add_done_callback(_for_nobody)
                 raise
 
         return await self._wait(self._ready, version_hash, look, wait_ms)
@@ -355,7 +355,12 @@ class Engine:
                     self._stops[task.worker_id][task.task_id] = self._clock()
             return result
 
-        return await asyncio.shield(self._spawn(run()))
+        job = self._spawn(run())
+        try:
+            return await asyncio.shield(job)
+        except asyncio.CancelledError:
+            job.add_done_callback(_for_nobody)
+            raise
 
     def _spawn(self, job: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(job)
@@ -406,6 +411,13 @@ class Engine:
             raise LimitExceeded(reason)
 
 
+def _for_nobody(job: "asyncio.Future[Any]") -> None:
+    """The caller has left: a refusal is of no use to anybody, any other error belongs in the log."""
+    error = None if job.cancelled() else job.exception()
+    if error is not None and not isinstance(error, NexumError):
+        log.error("%s: %s", type(error).__name__, error)
+
+
 def _snapshot(reader: Reader, execution_id: str) -> Snapshot:
     execution = reader.execution(execution_id)
     if execution is None:
@@ -416,9 +428,12 @@ def _snapshot(reader: Reader, execution_id: str) -> Snapshot:
 
 def _check_json(what: str, text: str) -> None:
     try:
-        wire.parse_json(text)
+        value = wire.parse_json(text)
     except ValueError as error:
         raise InvalidRequest(f"{what} is not JSON: {error}.") from None
+    # Counting marks is quick, and only what has many of them needs a closer look.
+    if text.count("[") + text.count("{") > wire.NESTING_LIMIT and wire.is_nested_too_deeply(value):
+        raise InvalidRequest(f"{what} is nested more than {wire.NESTING_LIMIT} levels deep.")
 
 
 def _check_execution_id(execution_id: str) -> None:
