@@ -1,136 +1,283 @@
-"""Every bound, at its limit and one past it. (Those on tokens are in test_guard.py, on ages in test_prune.py.)"""
+"""What one client can make the server remember has a bound, and its neighbours go on when it is reached."""
 
+import asyncio
 import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from nexum import workflow
 from nexum.proto import nexum_pb2 as pb
-from test_wire import ECHO, Wire, poll_request, start_request, status_request, wired
+from processes import Process, environment, eventually
+from test_engine import ONE, Bench, poll_that_vanishes
+from test_wire import ECHO, FOREVER_MS, Text, Wire, poll_request, start_request, status_request, unused, wire_to
 
-from nexum_runtime import Client, wire
-from nexum_runtime.server.engine import NAME_LIMIT
-from nexum_runtime.server.graph import NODE_ID_LIMIT, NODES_LIMIT
-from nexum_runtime.server.service import HELD_LIMIT, LIST_LIMIT
-from nexum_runtime.wire import ATTEMPTS_LIMIT, LEASE_MS_LIMIT, LEASE_MS_MIN, TIMEOUT_MS_LIMIT, WAIT_MS_LIMIT
-from submit_task import DurableCallError, DurableSession, durable_tool
+from nexum_runtime import Client
+from nexum_runtime.errors import LimitExceeded
+from nexum_runtime.server import engine, lifecycle, service
+from nexum_runtime.server.app import Server
+from nexum_runtime.server.store.sqlite import SqliteStore
 
-__all__ = ["wired"]
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
+CALLS_OF_A_KIND = 334
+RSS_MIB_LEFT = 100  # what an allocator may keep of a thousand calls, and much less than they took
 
-EXECUTION_ID_CHARS, SESSION_ID_CHARS = 200, 64
+VANISHING = f"""
+import asyncio, sys, grpc
+from nexum.proto import nexum_pb2 as pb
+
+async def main(address, version_hash):
+    async with grpc.aio.insecure_channel(address) as channel:
+        def call(path, request, **metadata):
+            sent = [("nexum-" + key.replace("_", "-"), value) for key, value in metadata.items()]
+            return channel.unary_unary(path, type(request).SerializeToString)(request, metadata=sent)
+
+        async def polling():
+            while True:
+                request = pb.PollRequest(worker_id="vanishing", version_hash=version_hash)
+                await call("/nexum.NexumService/PollTask", request, wait_ms="60000", lease_ms="1000")
+
+        calls = []
+        for number in range({CALLS_OF_A_KIND}):
+            start = pb.StartRequest(workflow_id="echo", version_hash=version_hash, input_json="{{}}")
+            calls.append(call("/nexum.NexumExtensions/Execute", start, execution_id=f"s/{{number}}", wait_ms="60000"))
+            calls.append(polling())
+            status = pb.StatusRequest(execution_id="waited-for")
+            calls.append(call("/nexum.NexumService/GetStatus", status, wait_ms="60000"))
+        await asyncio.gather(*calls)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
 
 
-@pytest.mark.parametrize(
-    ("method", "key", "least", "most"),
-    [
-        ("StartExecution", "max_attempts", 1, ATTEMPTS_LIMIT),
-        ("StartExecution", "timeout_ms", 1, TIMEOUT_MS_LIMIT),
-        ("Execute", "timeout_ms", 1, TIMEOUT_MS_LIMIT),
-        ("Execute", "wait_ms", 0, WAIT_MS_LIMIT),
-        ("PollTask", "wait_ms", 0, WAIT_MS_LIMIT),
-        ("PollTask", "lease_ms", LEASE_MS_MIN, LEASE_MS_LIMIT),
-        ("GetStatus", "wait_ms", 0, WAIT_MS_LIMIT),
-    ],
-)
-async def test_a_number_is_taken_from_its_least_to_its_most_and_refused_beyond(
-    wired: Wire, method: str, key: str, least: int, most: int
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    store = SqliteStore(tmp_path / "nexum.db")
+    bench = Bench(store)
+    yield bench
+    await bench.engine.close()
+    await store.close()
+
+
+@pytest.fixture
+async def wired(server: Server, client: Client) -> AsyncIterator[Wire]:
+    await client.register(ECHO)
+    async with wire_to(server.port) as wired:
+        yield wired
+
+
+async def waiting(server: Server, calls: int) -> None:
+    """Wait until so many calls are held."""
+    await eventually(lambda: server.waiting._calls.total() == calls, f"{calls} calls that wait")
+
+
+def rss_mib() -> float:
+    found = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, text=True, check=True)
+    return int(found.stdout) / 1024
+
+
+async def test_a_client_with_a_thousand_waiting_calls_that_is_killed_leaves_nothing_behind(
+    server: Server, wired: Wire, client: Client, address: str, tmp_path: Path
 ) -> None:
-    await wired.finish("done")  # to be asked of without any wait
-    requests = {
-        "StartExecution": start_request(),
-        "Execute": start_request(),
-        "PollTask": poll_request(),
-        "GetStatus": status_request("done"),
-    }
-    ids = {"execution_id": "done"} if method in ("Execute", "StartExecution") else {}
-    for number in (least, most):
-        if method == "PollTask":
-            await wired.start(f"e-{number}")  # so that there is something to claim
-        await wired.answer(method, requests[method], **ids, **{key: str(number)})
-    for number in (least - 1, most + 1):
-        code, details = await wired.refusal(method, requests[method], **ids, **{key: str(number)})
-        assert code == "INVALID_ARGUMENT"
-        assert details.endswith(f"is '{number}'; it must be a whole number from {least} to {most}.")
+    await client.register(workflow("other").effect("other", Text, unused).build())
+    await wired.call("StartExecution", start_request(), execution_id="waited-for")
+    files, memory = len(os.listdir("/dev/fd")), rss_mib()
+    vanishing = Process(
+        [sys.executable, "-c", VANISHING, address, ECHO.version_hash],
+        tmp_path / "vanishing.log",
+        env=environment(PYTHONPATH=os.environ.get("PYTHONPATH", "")),
+    )
+    vanishing.start()
+    await eventually(lambda: len(server.engine._ended) == CALLS_OF_A_KIND + 1, "an execution of every call")
+    await waiting(server, 3 * CALLS_OF_A_KIND)
+    vanishing.kill()
+
+    await eventually(lambda: not server.engine._ended and not server.engine._ready, "no call waits")
+    await waiting(server, 0)
+    completed: set[str] = set()
+    while len(completed) <= CALLS_OF_A_KIND:  # the tasks that it held come back as soon as its leases are over
+        claimed = await wired.claim("living", wait_ms=FOREVER_MS)
+        await wired.answer("CompleteTask", pb.CompleteRequest(task_id=claimed.task_id, output_json='{"text":"done"}'))
+        completed.add(claimed.execution_id)
+    running = await wired.answer("ListExecutions", pb.ListRequest(status="RUNNING"))
+    assert not running.executions
+    await eventually(lambda: not server.engine._jobs and len(os.listdir("/dev/fd")) <= files, "as many files as before")
+    assert rss_mib() < memory + RSS_MIB_LEFT
 
 
-async def test_an_execution_s_id_may_have_200_characters_and_no_more(wired: Wire, client: Client) -> None:
-    longest = "x" * EXECUTION_ID_CHARS
-    await wired.start(longest)
-    assert (await client.status(longest)).status == "RUNNING"
-    code, _ = await wired.refusal("StartExecution", start_request(), execution_id=longest + "x")
-    assert code == "INVALID_ARGUMENT"
-
-
-async def test_names_may_have_200_characters_and_no_more(wired: Wire) -> None:
-    longest = "n" * NAME_LIMIT
-    for workflow_id, version_hash in ((longest, "h"), ("w", longest)):
-        whole = pb.WorkflowIR(workflow_id=workflow_id, version_hash=version_hash, ir_json=ECHO.ir_json)
-        assert (await wired.answer("RegisterWorkflow", whole)).ok
-    await wired.answer("PollTask", poll_request(longest))
-    assert (await wired.refusal("PollTask", poll_request(longest + "n")))[0] == "INVALID_ARGUMENT"
-    heartbeat = pb.PollRequest(worker_id=longest + "n")
-    assert (await wired.refusal("Heartbeat", heartbeat))[0] == "INVALID_ARGUMENT"
-
-
-@pytest.mark.parametrize(
-    ("nodes", "name_chars", "taken"),
-    [
-        (NODES_LIMIT, 1, True),
-        (NODES_LIMIT + 1, 1, False),
-        (1, NODE_ID_LIMIT, True),
-        (1, NODE_ID_LIMIT + 1, False),
-    ],
-)
-async def test_a_workflow_may_have_1000_nodes_of_200_characters_and_no_more(
-    wired: Wire, nodes: int, name_chars: int, taken: bool
+async def test_a_client_has_2000_calls_waiting_and_no_more_while_others_go_on(
+    server: Server, wired: Wire, address: str
 ) -> None:
-    node: dict[str, Any] = {"type": "EFFECT", "dependencies": []}
-    ir_json = json.dumps({"nodes": {"n" * (name_chars - 1) + str(n): node for n in range(nodes)}})
-    request = pb.WorkflowIR(workflow_id="w", version_hash="h", ir_json=ir_json)
-    if taken:
-        assert (await wired.answer("RegisterWorkflow", request)).ok
-    else:
-        assert (await wired.refusal("RegisterWorkflow", request))[0] == "INVALID_ARGUMENT"
+    await wired.start()
+    async with grpc.aio.insecure_channel(address, options=OWN_CONNECTION) as channel:
+        greedy = Wire(channel)
+        held = [
+            asyncio.create_task(greedy.answer("GetStatus", status_request(), wait_ms=FOREVER_MS))
+            for _ in range(service.WAITING_LIMIT)
+        ]
+        await waiting(server, service.WAITING_LIMIT)
+        for method, request in (
+            ("GetStatus", status_request()),
+            ("PollTask", poll_request()),
+            ("Execute", start_request()),
+        ):
+            assert await greedy.refusal(method, request, wait_ms=FOREVER_MS) == (
+                "RESOURCE_EXHAUSTED",
+                "This client has 2000 calls waiting already; let some of them end first.",
+            )
+        claimed = await wired.claim()
+        await wired.answer("CompleteTask", pb.CompleteRequest(task_id=claimed.task_id, output_json='{"text":"done"}'))
+        assert {answer.status for answer in await asyncio.gather(*held)} == {"COMPLETED"}
+        assert (await greedy.answer("GetStatus", status_request(), wait_ms=FOREVER_MS)).status == "COMPLETED"
 
 
-async def test_a_heartbeat_may_name_10_000_tasks_and_no_more(wired: Wire) -> None:
-    def beat(tasks: int) -> Any:
-        return pb.PollRequest(worker_id="w", version_hash=json.dumps([f"t.{n}" for n in range(tasks)]))
-
-    stopped = json.loads((await wired.answer("Heartbeat", beat(HELD_LIMIT))).message)
-    assert len(stopped) == HELD_LIMIT
-    code, details = await wired.refusal("Heartbeat", beat(HELD_LIMIT + 1))
-    assert (code, f"at most {HELD_LIMIT} tasks" in details) == ("INVALID_ARGUMENT", True)
-
-
-async def test_a_list_holds_what_was_asked_for_up_to_its_limit(
-    wired: Wire, client: Client, monkeypatch: pytest.MonkeyPatch
+async def test_the_requests_of_a_client_s_waiting_calls_are_so_large_and_no_larger(
+    server: Server, wired: Wire, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert LIST_LIMIT == 10_000
-    monkeypatch.setattr("nexum_runtime.server.service.LIST_LIMIT", 25)  # for a list of a size that is quickly made
-    for n in range(26):
-        await wired.start(f"s/{n}")
-    for asked, held in ((24, 24), (25, 25), (26, 25)):
-        assert len(await client.executions(limit=asked)) == held
-    assert len([each async for each in client.history("s/")]) == 25
+    """A request stays in memory for as long as its call waits."""
+    monkeypatch.setattr(service, "WAITING_MIB_LIMIT", 1)
+    large = start_request(json.dumps("x" * 700_000))
+    await wired.start("small")
+    async with grpc.aio.insecure_channel(address, options=OWN_CONNECTION) as channel:
+        greedy = Wire(channel)
+        small = asyncio.create_task(greedy.answer("GetStatus", status_request("small"), wait_ms=FOREVER_MS))
+        held = asyncio.create_task(greedy.answer("Execute", large, execution_id="e/0", wait_ms=FOREVER_MS))
+        await waiting(server, 2)
+        assert await greedy.refusal("Execute", large, execution_id="e/1", wait_ms=FOREVER_MS) == (
+            "RESOURCE_EXHAUSTED",
+            "This client has calls of 683.7 KiB waiting already, and one more of 683.7 KiB is over the limit of 1 MiB; "
+            "let some of them end first.",
+        )
+        assert (await greedy.answer("GetStatus", status_request("e/0"))).status == "RUNNING"
+        await wired.answer("CancelExecution", pb.CancelRequest(execution_id="e/0"))
+        assert (await held).status == "CANCELLED"
+        assert (await greedy.answer("Execute", large, execution_id="e/2", wait_ms="0")).status == "RUNNING"
+        await wired.answer("CancelExecution", pb.CancelRequest(execution_id="small"))
+        await small
+    assert not server.waiting._bytes
 
 
-def test_a_session_id_may_have_64_characters_and_no_more() -> None:
-    assert DurableSession("s" * SESSION_ID_CHARS).session_id == "s" * SESSION_ID_CHARS
-    with pytest.raises(DurableCallError):
-        DurableSession("s" * (SESSION_ID_CHARS + 1))
+async def test_a_session_has_so_many_executions_under_way_and_no_more_while_its_neighbours_go_on(
+    wired: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "RUNNING_LIMIT", 3)
+    for number in range(3):
+        await wired.start(f"s/{number}")
+    assert await wired.refusal("Execute", start_request(), execution_id="s/3", wait_ms="0") == (
+        "RESOURCE_EXHAUSTED",
+        "Session s has 3 executions under way; let some of them end first.",
+    )
+    assert (await wired.start("s/0"))["nexum-status"] == "RUNNING", "what is under way is found as ever"
+    for neighbour in ("s", "s2/0", "r/0", "t/0"):
+        assert (await wired.start(neighbour))["nexum-status"] == "NEW"
+    await wired.answer("CancelExecution", pb.CancelRequest(execution_id="s/1"))
+    assert (await wired.start("s/3"))["nexum-status"] == "NEW"
 
 
-def test_a_tool_s_attempts_and_time_are_within_their_limits() -> None:
-    async def tool(query: str) -> str:
-        return query
+@pytest.mark.parametrize("version_hash", ["", "h" * 201])
+async def test_a_poll_names_the_version_in_1_to_200_characters(wired: Wire, version_hash: str) -> None:
+    request = pb.PollRequest(worker_id="worker", version_hash=version_hash)
+    code, details = await wired.refusal("PollTask", request, wait_ms=FOREVER_MS)
+    assert (code, details) == (
+        "INVALID_ARGUMENT",
+        f"The version hash {version_hash[:40]!r} must be 1 to 200 characters long.",
+    )
 
-    for timeout in (0.001, wire.TIMEOUT_MS_LIMIT / 1000):
-        durable_tool(tool, timeout=timeout)
-    for timeout in (0.0, -1.0, wire.TIMEOUT_MS_LIMIT / 1000 + 1, float("nan")):
-        with pytest.raises(ValueError, match="The timeout of tool is"):
-            durable_tool(tool, timeout=timeout)
-    for attempts in (1, wire.ATTEMPTS_LIMIT):
-        durable_tool(tool, max_attempts=attempts)
-    for attempts in (-1, wire.ATTEMPTS_LIMIT + 1):
-        with pytest.raises(ValueError, match="max_attempts of tool is"):
-            durable_tool(tool, max_attempts=attempts)
+
+async def test_a_database_knows_so_many_versions_of_workflows_and_no_more(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "WORKFLOWS_LIMIT", 3)
+    for version_hash in ("h", "h2", "h3"):
+        await bench.register(ONE, version_hash=version_hash)
+    with pytest.raises(LimitExceeded, match="This database knows 3 versions of workflows already"):
+        await bench.register(ONE, version_hash="h4")
+    with pytest.raises(LimitExceeded):
+        await bench.register(ONE, workflow_id="w2")
+    assert await bench.register(ONE) == "IDENTICAL", "what is known is taken as ever"
+    await bench.start()
+    await bench.engine.complete(await bench.claim(), "1")
+    assert await bench.status() == "COMPLETED"
+
+
+async def test_more_versions_run_than_their_graphs_are_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "GRAPHS_KEPT", 2)
+    for number in range(5):
+        await bench.register(ONE, workflow_id=f"w{number}")
+        await bench.start(f"e{number}", workflow_id=f"w{number}")
+    assert len(bench.engine._lifecycle._graphs) <= 2
+    for number in range(5):
+        claimed = await bench.engine.poll("worker", "h", [f"w{number}"], 10_000)
+        assert claimed is not None
+        await bench.engine.complete(claimed.task.task_id, "1")
+        assert await bench.status(f"e{number}") == "COMPLETED"
+
+
+async def test_an_execution_is_not_started_afresh_for_ever(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "EVENTS_LIMIT", 20)
+    await bench.register(ONE)
+
+    async def again_and_again() -> None:
+        for _ in range(20):
+            await bench.start(restart="failed")
+            await bench.engine.cancel("e")
+
+    with pytest.raises(LimitExceeded, match="Execution e has 20 events already, and is not tried again"):
+        await again_and_again()
+    with pytest.raises(LimitExceeded):
+        await bench.engine.resolve("e", "", lifecycle.Resolution("retry"))
+    assert (await bench.start()).before == "CANCELLED", "it is still told"
+    assert len(await bench.story()) <= 21
+
+
+async def test_a_task_is_not_claimed_and_given_back_for_ever(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "EVENTS_LIMIT", 10)
+    await bench.register(ONE)
+    await bench.start(max_attempts=2)
+    for _ in range(10):
+        await poll_that_vanishes(bench)
+    assert await bench.status() == "FAILED"
+    story = await bench.story()
+    assert story[-3:] == ["AttemptStarted run 6", "LeaseExpired run 6", "ExecutionFailed"]
+    assert (await bench.snapshot()).attempts == 2, "those that were given back before are still not counted"
+
+
+async def test_so_many_attempts_that_are_to_stop_are_remembered_the_latest_ones(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "STOPS_LIMIT", 3)
+    await bench.register(ONE)
+    claimed = []
+    for number in range(5):
+        await bench.start(f"e{number}")
+        claimed.append(await bench.claim())
+        await bench.engine.cancel(f"e{number}")
+    assert await bench.engine.heartbeat("worker") == claimed[2:]
+    assert await bench.engine.heartbeat("worker", claimed) == claimed, "a worker that says what it holds is told it all"
+
+
+async def test_so_many_registrations_are_remembered_the_latest_ones(
+    wired: Wire, client: Client, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "REGISTRATIONS_LIMIT", 1)
+    twin = workflow("twin").effect("run", Text, unused).build()
+    await wired.start()
+    async with grpc.aio.insecure_channel(address, options=OWN_CONNECTION) as channel:
+        stock = Wire(channel)
+
+        async def register(version: Any) -> None:
+            request = pb.WorkflowIR(
+                workflow_id=version.workflow_id, version_hash=version.version_hash, ir_json=version.ir_json
+            )
+            await stock.answer("RegisterWorkflow", request)
+
+        await register(ECHO)
+        await register(twin)
+        assert not (await stock.answer("PollTask", poll_request())).has_task, "it serves its latest alone"
+        await register(ECHO)
+        assert (await stock.answer("PollTask", poll_request())).has_task

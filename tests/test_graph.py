@@ -88,6 +88,12 @@ def test_dependencies_may_be_left_out_and_node_ids_may_be_any_text() -> None:
     assert parsed.nodes["página 🦊 'x'"].dependencies == ()
 
 
+def test_a_dependency_that_is_named_twice_is_one() -> None:
+    named_twice = graph.parse(ir(a=effect(), b=effect("a", "a")))
+    assert named_twice.nodes["b"].dependencies == ("a",)
+    assert named_twice == graph.parse(ir(a=effect(), b=effect("a")))
+
+
 def test_what_nexum_py_builds_is_understood() -> None:
     from nexum import workflow
     from pydantic import BaseModel

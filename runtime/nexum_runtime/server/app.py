@@ -20,6 +20,9 @@ from nexum_runtime.text import MIB
 DRAIN_SECONDS = 3.0
 # A message up to this many times the limit is still read, to be refused in a sentence that names both sizes.
 OVERSIZE_READ = 4
+# Calls of one connection that have arrived and were not looked at yet. gRPC itself refuses some of more than 1,000 at
+# once, as CANCELLED and without a word of why, where `Waiting` would take them or say what is wrong.
+PENDING_LIMIT = 10_000
 PORT_IN_USE = "the port is in use"
 
 
@@ -77,6 +80,7 @@ class Server:
         self.port = config.port
         self.store = SqliteStore(config.database)
         self.engine = Engine(self.store, max_message_bytes=config.max_message_mib * MIB)
+        self.waiting = Waiting()
 
     async def start(self) -> None:
         """Serve. Raises CannotBind."""
@@ -86,10 +90,11 @@ class Server:
                 ("grpc.so_reuseport", 0),  # a second server on this port is an error, not a rival
                 ("grpc.max_receive_message_length", OVERSIZE_READ * self._config.max_message_mib * MIB),
                 ("grpc.max_send_message_length", -1),
+                ("grpc.server.max_pending_requests", PENDING_LIMIT),
+                ("grpc.server.max_pending_requests_hard_limit", PENDING_LIMIT),
             ],
         )
-        waiting = Waiting()
-        services = (NexumService(self.engine, waiting), NexumExtensions(self.engine, waiting))
+        services = (NexumService(self.engine, self.waiting), NexumExtensions(self.engine, self.waiting))
         self._grpc.add_generic_rpc_handlers(tuple(service.handler() for service in services))
         try:
             for host in self._hosts():

@@ -10,7 +10,7 @@ import random
 import re
 import time
 import uuid
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -51,6 +51,7 @@ SWEEP_INTERVAL_MS = 250
 OUTAGE_QUIET_MS = 2_000  # without a failure, before the store is called available again
 ABSENCE_MS = 3_000  # a clock that moved this far between two sweeps means that this process was the silent one
 STOP_KEPT_MS = 600_000  # how long a worker that has gone quiet is still told what to stop
+STOPS_LIMIT = 10_000  # attempts that workers are still to be told to stop, the latest ones
 ERROR_LIMIT = 64 * 1024  # characters kept of an error's text
 NAME_LIMIT = 200  # characters of a workflow id, a version hash or a worker id
 PRUNE_BATCH = 200  # executions deleted in one transaction, so that pruning holds up nobody
@@ -97,7 +98,7 @@ class Engine:
         self._lifecycle = Lifecycle(clock, jitter)
         self._ended: defaultdict[str, set[asyncio.Event]] = defaultdict(set)  # execution id → who waits for its end
         self._ready: defaultdict[str, set[asyncio.Event]] = defaultdict(set)  # version hash → polls that wait
-        self._stops: defaultdict[str, dict[str, int]] = defaultdict(dict)  # worker id → task id → since when
+        self._stops: OrderedDict[str, tuple[str, int]] = OrderedDict()  # task id → worker id, since when
         self._jobs: set[asyncio.Task[Any]] = set()
         self._last_sweep_ms = clock()
         self._deaf = False  # something that workers said could not be written, maybe a heartbeat
@@ -210,6 +211,7 @@ class Engine:
     ) -> Claimed | None:
         """Claim the READY task that was scheduled first, waiting up to `wait_ms` for one."""
         _check_name("worker id", worker_id)
+        _check_name("version hash", version_hash)
         if self._closing:
             return None
 
@@ -243,7 +245,7 @@ class Engine:
             return f"{error} {message or 'The task has failed.'}"
         _check_json(f"The output of task {task_id[:80]!r}", output_json)
         message = await self._commit(lambda tx, notices: self._lifecycle.complete(tx, notices, task_id, output_json))
-        self._forget_stop(task_id)
+        self._stops.pop(task_id, None)
         if message:
             log.info("%s: %s", task_id, message)
         return message
@@ -261,7 +263,7 @@ class Engine:
                 tx, notices, task_id, error, retryable=retryable, interrupted=interrupted, unknown=unknown
             )
         )
-        self._forget_stop(task_id)
+        self._stops.pop(task_id, None)
         return message
 
     async def heartbeat(self, worker_id: str, held: list[str] | None = None) -> list[str]:
@@ -272,22 +274,17 @@ class Engine:
         """
         _check_name("worker id", worker_id)
 
+        if held is None:
+            await self._commit(lambda tx, _: tx.renew_leases(worker_id, self._clock()))
+            return [task_id for task_id, (told, _) in self._stops.items() if told == worker_id]
+
         def work(tx: Transaction, _: Notices) -> list[str]:
-            if held is None:
-                tx.renew_leases(worker_id, self._clock())
-                return list(self._stops.get(worker_id, ()))
             attempts = [(task_id, tx.task(task_key(task_id)), attempt_number(task_id)) for task_id in held]
             own = [task_id for task_id, task, attempt in attempts if is_current(task, attempt)]
             tx.renew_leases(worker_id, self._clock(), [task_key(task_id) for task_id in own])
             return [task_id for task_id, task, attempt in attempts if not is_wanted(task, attempt)]
 
         return await self._commit(work)
-
-    def _forget_stop(self, task_id: str) -> None:
-        for worker_id, task_ids in list(self._stops.items()):
-            task_ids.pop(task_id, None)
-            if not task_ids:
-                del self._stops[worker_id]
 
     # Time
 
@@ -318,9 +315,8 @@ class Engine:
             await self._commit(self._lifecycle.expire)
         for version_hash in list(self._ready):
             self._wake(self._ready, version_hash)
-        for task_ids in list(self._stops.values()):
-            for task_id in [task_id for task_id, since_ms in task_ids.items() if now_ms - since_ms > STOP_KEPT_MS]:
-                self._forget_stop(task_id)
+        for task_id in [task_id for task_id, (_, since_ms) in self._stops.items() if now_ms - since_ms > STOP_KEPT_MS]:
+            del self._stops[task_id]
 
     def _note_outage(self, error: StoreUnavailable) -> None:
         """Say it once, however often it is met."""
@@ -352,7 +348,9 @@ class Engine:
                 self._wake(self._ready, version_hash)
             for task in notices.stop:
                 if task.worker_id is not None:
-                    self._stops[task.worker_id][task.task_id] = self._clock()
+                    self._stops[task.task_id] = (task.worker_id, self._clock())
+                    if len(self._stops) > STOPS_LIMIT:
+                        self._stops.popitem(last=False)
             return result
 
         job = self._spawn(run())

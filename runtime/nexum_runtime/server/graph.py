@@ -72,7 +72,7 @@ def _parse_node(node_id: str, definition: Any) -> Node:
     dependencies = definition.get("dependencies", [])
     if not isinstance(dependencies, list) or not all(isinstance(each, str) for each in dependencies):
         raise GraphError(f"node {node_id!r} has dependencies that are not a list of node ids")
-    return Node(node_id, node_type, tuple(dependencies))
+    return Node(node_id, node_type, tuple(dict.fromkeys(dependencies)))  # one named twice is one
 
 
 def _check_dependencies(graph: Graph) -> None:

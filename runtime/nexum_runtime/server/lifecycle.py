@@ -21,6 +21,9 @@ RETRY_DELAY_MS_MIN = 1_000  # doubled with every attempt …
 RETRY_DELAY_MS_MAX = 30_000  # … up to here
 RETRY_JITTER = 0.2  # a retry comes up to this share sooner, so that failures do not return in step
 RUNNING_LIMIT = 10_000  # executions of one session at once
+WORKFLOWS_LIMIT = 10_000  # versions of all workflows in one database
+GRAPHS_KEPT = 500  # versions whose graphs are at hand
+EVENTS_LIMIT = 100_000  # of one execution: with more it is started afresh no more, and no attempt is free
 SHOWN_CHARS = 120  # of an input in an error
 
 
@@ -83,6 +86,10 @@ class Lifecycle:
         latest = tx.workflow(workflow_id, "")
         compatibility = graph.compatibility(graph.parse(latest.ir_json), new) if latest else wire.NEW
         if not known:
+            if tx.count_workflows() >= WORKFLOWS_LIMIT:
+                raise LimitExceeded(
+                    f"This database knows {WORKFLOWS_LIMIT} versions of workflows already; use another one with --db."
+                )
             tx.add_workflow(Workflow(workflow_id, version_hash, ir_json, compatibility, self._clock()))
         elif latest != known:  # a version rolled back to is the one that is started from now on
             tx.make_latest(workflow_id, version_hash)
@@ -99,6 +106,7 @@ class Lifecycle:
             return Started(order.execution_id, wire.NEW)
         _check_same_call(existing, order)
         if _may_restart(existing, order) and not (_for_once(existing, order) and _has_begun(tx, existing)):
+            _check_story(tx, existing)
             self._run_again(tx, notices, existing)
         return Started(order.execution_id, existing.status)
 
@@ -184,6 +192,9 @@ class Lifecycle:
         """Undo a claim whose worker never learned of it: the attempt did not happen and is not counted."""
         if not is_current(tx.task(claimed.task_key), claimed.attempt):  # cancelled meanwhile
             return
+        if len(tx.events(claimed.execution_id)) >= EVENTS_LIMIT:  # whoever does this without end comes to one
+            self._lose(tx, notices, claimed, f"Worker {claimed.worker_id} was gone before it learned of its task.")
+            return
         tx.move_task(claimed.task_key, TaskStatus.READY, attempt_limit=claimed.attempt_limit + 1)
         data = {"worker": claimed.worker_id}
         now_ms = self._clock()
@@ -221,6 +232,7 @@ class Lifecycle:
                 raise InvalidRequest("To try again is said of a whole execution, not of one node: leave --node away.")
             if execution.status not in (ExecutionStatus.FAILED, ExecutionStatus.CANCELLED):
                 raise InvalidRequest(f"Execution {execution_id} is {execution.status}; there is nothing to try again.")
+            _check_story(tx, execution)
             tx.add_event(execution_id, now_ms, Event.OUTCOME_RESOLVED, data={"as": word.kind})
             self._run_again(tx, notices, execution)
             return f"Execution {execution_id} is tried again."
@@ -380,6 +392,8 @@ class Lifecycle:
         if key not in self._graphs:
             workflow = tx.workflow(*key)
             assert workflow is not None, "an execution belongs to a registered workflow"
+            if len(self._graphs) >= GRAPHS_KEPT:
+                self._graphs.clear()
             self._graphs[key] = graph.parse(workflow.ir_json)
         return self._graphs[key]
 
@@ -480,6 +494,15 @@ def _check_room(tx: Transaction, execution_id: str) -> None:
     session, slash, _ = execution_id.partition("/")
     if slash and tx.count_running(session + slash, RUNNING_LIMIT) >= RUNNING_LIMIT:
         raise LimitExceeded(f"Session {session} has {RUNNING_LIMIT} executions under way; let some of them end first.")
+
+
+def _check_story(tx: Transaction, execution: Execution) -> None:
+    """Refuse to start an execution afresh for ever: every time adds to its events."""
+    if len(tx.events(execution.execution_id)) >= EVENTS_LIMIT:
+        raise LimitExceeded(
+            f"Execution {execution.execution_id} has {EVENTS_LIMIT} events already, and is not tried again. "
+            "Choose another id."
+        )
 
 
 def _check_same_call(existing: Execution, order: StartOrder) -> None:

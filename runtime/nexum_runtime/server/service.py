@@ -22,14 +22,17 @@ from nexum_runtime.server.engine import Engine, Snapshot
 from nexum_runtime.server.lifecycle import Resolution, StartOrder
 from nexum_runtime.server.states import ExecutionStatus
 from nexum_runtime.server.store.base import EventRow, StoreUnavailable
+from nexum_runtime.text import MIB, size_text
 
 Context: TypeAlias = Any  # grpc.aio.ServicerContext: grpcio ships no types
 Answer = TypeVar("Answer")
 
 LIST_LIMIT_DEFAULT, LIST_LIMIT = 20, 10_000
-PEERS_LIMIT = 10_000  # connections whose registrations are remembered, the latest ones
+REGISTRATIONS_LIMIT = 20_000  # which connection has registered what: remembered, the latest ones
+WARNINGS_LIMIT = 10_000  # connections that were warned of an ambiguous hash are remembered
 HELD_LIMIT = 10_000  # tasks of one worker in one heartbeat
-WAITING_LIMIT = 2_000  # calls of one client that are held until there is something to say
+WAITING_LIMIT = 2_000  # calls of one client that are held until there is something to say …
+WAITING_MIB_LIMIT = 256  # … and their requests, which stay in memory as long
 AGE_MS_LIMIT = 10**14  # of what is pruned: 3,000 years
 DETAILS_LIMIT = 500  # characters of an error's text: it travels in a header, percent-encoded, of at most 8 KiB
 
@@ -108,18 +111,27 @@ class Waiting:
 
     def __init__(self) -> None:
         self._calls: Counter[str] = Counter()  # by peer
+        self._bytes: Counter[str] = Counter()
 
     @contextmanager
-    def place(self, peer: str) -> Iterator[None]:
+    def place(self, context: Context, request: Any) -> Iterator[None]:
+        peer, size_bytes = context.peer(), request.ByteSize()
         if self._calls[peer] >= WAITING_LIMIT:
             raise LimitExceeded(f"This client has {WAITING_LIMIT} calls waiting already; let some of them end first.")
+        if self._calls[peer] and self._bytes[peer] + size_bytes > WAITING_MIB_LIMIT * MIB:
+            raise LimitExceeded(
+                f"This client has calls of {size_text(self._bytes[peer])} waiting already, and one more of "
+                f"{size_text(size_bytes)} is over the limit of {WAITING_MIB_LIMIT} MiB; let some of them end first."
+            )
         self._calls[peer] += 1
+        self._bytes[peer] += size_bytes
         try:
             yield
         finally:
             self._calls[peer] -= 1
+            self._bytes[peer] -= size_bytes
             if not self._calls[peer]:
-                del self._calls[peer]
+                del self._calls[peer], self._bytes[peer]
 
 
 class NexumService:
@@ -128,16 +140,16 @@ class NexumService:
     def __init__(self, engine: Engine, waiting: Waiting) -> None:
         self._engine = engine
         self._waiting = waiting
-        self._registered: OrderedDict[str, set[tuple[str, str]]] = OrderedDict()  # peer → (workflow, hash)
+        self._registered: OrderedDict[tuple[str, str, str], None] = OrderedDict()  # (peer, workflow, hash)
         self._warned: set[tuple[str, str]] = set()  # (peer, hash): said once, though it polls ten times a second
 
     @_answering
     async def RegisterWorkflow(self, request: Any, context: Context) -> Any:
         compatibility = await self._engine.register(request.workflow_id, request.version_hash, request.ir_json)
-        peer = context.peer()
-        self._registered.setdefault(peer, set()).add((request.workflow_id, request.version_hash))
-        self._registered.move_to_end(peer)
-        if len(self._registered) > PEERS_LIMIT:
+        registered = (context.peer(), request.workflow_id, request.version_hash)
+        self._registered[registered] = None
+        self._registered.move_to_end(registered)
+        if len(self._registered) > REGISTRATIONS_LIMIT:
             self._registered.popitem(last=False)
         context.set_trailing_metadata(((wire.MAX_MESSAGE_BYTES, str(self._engine.max_message_bytes)),))
         return pb.AckResponse(ok=True, compatibility=compatibility)
@@ -152,7 +164,7 @@ class NexumService:
     @_answering
     async def PollTask(self, request: Any, context: Context) -> Any:
         metadata = _metadata(context)
-        with self._waiting.place(context.peer()):
+        with self._waiting.place(context, request):
             claimed = await self._engine.poll(
                 request.worker_id,
                 request.version_hash,
@@ -180,10 +192,9 @@ class NexumService:
         if workflow_id is not None:
             return [workflow_id]
         candidates = await self._engine.workflow_ids(version_hash)
-        registered = self._registered.get(peer, set())
-        own = [candidate for candidate in candidates if (candidate, version_hash) in registered]
+        own = [candidate for candidate in candidates if (peer, candidate, version_hash) in self._registered]
         if not own and len(candidates) > 1 and (peer, version_hash) not in self._warned:
-            if len(self._warned) >= PEERS_LIMIT:
+            if len(self._warned) >= WARNINGS_LIMIT:
                 self._warned.clear()
             self._warned.add((peer, version_hash))
             log.warning(
@@ -216,7 +227,7 @@ class NexumService:
     @_answering
     async def GetStatus(self, request: Any, context: Context) -> Any:
         wait_ms = _number(_metadata(context), wire.WAIT_MS, 0, 0, wire.WAIT_MS_LIMIT)
-        with self._waiting.place(context.peer()):
+        with self._waiting.place(context, request):
             snapshot = await self._engine.snapshot(request.execution_id, wait_ms)
         context.set_trailing_metadata(_outcome_metadata(snapshot))
         return _status_response(snapshot)
@@ -310,7 +321,7 @@ class NexumExtensions:
     async def Execute(self, request: Any, context: Context) -> Any:
         """Start idempotently and wait for the end, in one round trip."""
         wait_ms = _number(_metadata(context), wire.WAIT_MS, wire.WAIT_MS_LIMIT, 0, wire.WAIT_MS_LIMIT)
-        with self._waiting.place(context.peer()):
+        with self._waiting.place(context, request):
             started = await self._engine.start(_start_order(request, context))
             crash_point("start-committed")
             snapshot = await self._engine.snapshot(started.execution_id, wait_ms)

@@ -96,6 +96,9 @@ class Reader(Protocol):
     def workflow_ids(self, version_hash: str) -> list[str]:
         """The workflows that have a version of this hash."""
 
+    def count_workflows(self) -> int:
+        """How many versions there are of all workflows."""
+
     def execution(self, execution_id: str) -> Execution | None: ...
 
     def executions(self, workflow_id: str, status: str, prefix: str, limit: int) -> list[Execution]:

@@ -334,6 +334,9 @@ class _SqliteReader:
         rows = self._sql("SELECT workflow_id FROM workflows WHERE version_hash = ? ORDER BY seq", (version_hash,))
         return [workflow_id for (workflow_id,) in rows]
 
+    def count_workflows(self) -> int:
+        return int(self._sql("SELECT count(*) FROM workflows").fetchone()[0])
+
     def execution(self, execution_id: str) -> Execution | None:
         row = self._sql(f"SELECT {_EXECUTION} FROM executions WHERE execution_id = ?", (execution_id,)).fetchone()
         return _execution(row) if row else None
