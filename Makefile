@@ -1,4 +1,4 @@
-# make demo, make test, make check, make benchmark: each sets up .venv first when it is missing or out of date.
+# make demo, make test, make fuzz, make check, make benchmark: each sets up .venv first when it is missing or out of date.
 
 NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
@@ -6,13 +6,20 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 BIN = .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
-.PHONY: demo test check benchmark constraints
+.PHONY: demo test fuzz check benchmark constraints
 
 demo: .venv/for-use
 	$(BIN)/python demo.py --offline --dev
 
 test: .venv/for-development
 	$(BIN)/python -m pytest -n auto --maxprocesses 8
+
+# make fuzz TRIES=1000000 SEED=2
+TRIES = 100000
+SEED = 1
+
+fuzz: .venv/for-development
+	$(BIN)/python tests/fuzz.py --tries $(TRIES) --seed $(SEED)
 
 check: .venv/for-development
 	$(BIN)/ruff check .

@@ -2,8 +2,8 @@
 
 import asyncio
 import json
+import logging
 import os
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 
 import grpc
 import pytest
+from fuzz import rss_mib
+from grpc._cython.cygrpc import ExecuteBatchError
 from nexum import workflow
 from nexum.proto import nexum_pb2 as pb
 from processes import Process, environment, eventually
@@ -76,17 +78,12 @@ async def waiting(server: Server, calls: int) -> None:
     await eventually(lambda: server.waiting._calls.total() == calls, f"{calls} calls that wait")
 
 
-def rss_mib() -> float:
-    found = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, text=True, check=True)
-    return int(found.stdout) / 1024
-
-
 async def test_a_client_with_a_thousand_waiting_calls_that_is_killed_leaves_nothing_behind(
     server: Server, wired: Wire, client: Client, address: str, tmp_path: Path
 ) -> None:
     await client.register(workflow("other").effect("other", Text, unused).build())
     await wired.call("StartExecution", start_request(), execution_id="waited-for")
-    files, memory = len(os.listdir("/dev/fd")), rss_mib()
+    files, memory = len(os.listdir("/dev/fd")), rss_mib(os.getpid())
     vanishing = Process(
         [sys.executable, "-c", VANISHING, address, ECHO.version_hash],
         tmp_path / "vanishing.log",
@@ -107,7 +104,22 @@ async def test_a_client_with_a_thousand_waiting_calls_that_is_killed_leaves_noth
     running = await wired.answer("ListExecutions", pb.ListRequest(status="RUNNING"))
     assert not running.executions
     await eventually(lambda: not server.engine._jobs and len(os.listdir("/dev/fd")) <= files, "as many files as before")
-    assert rss_mib() < memory + RSS_MIB_LEFT
+    assert rss_mib(os.getpid()) < memory + RSS_MIB_LEFT
+
+
+async def test_a_client_that_leaves_while_it_is_answered_is_no_error_of_the_server(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    def answer(error: Exception) -> None:
+        try:
+            raise error
+        except Exception:
+            logging.getLogger("grpc._cython.cygrpc").exception("as gRPC does when an answer cannot be sent")
+
+    answer(ExecuteBatchError("Failed to start the batch"))
+    assert caplog.text == ""
+    answer(RuntimeError("what this server did wrong"))
+    assert "what this server did wrong" in caplog.text
 
 
 async def test_a_client_has_2000_calls_waiting_and_no_more_while_others_go_on(

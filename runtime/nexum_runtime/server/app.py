@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import ipaddress
+import logging
 import socket
 import ssl
 from dataclasses import dataclass, field
@@ -84,6 +85,7 @@ class Server:
 
     async def start(self) -> None:
         """Serve. Raises CannotBind."""
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_is_not_of_a_client_that_left)
         self._grpc = grpc.aio.server(
             interceptors=[TokenCheck(self._config.token)] if self._config.token else [],
             options=[
@@ -141,6 +143,12 @@ class Server:
                 return port
         hint = " Is a Nexum server running there already? Choose another port with --port."
         raise CannotBind(f"Cannot listen on {address}: {reason}.{hint if reason == PORT_IN_USE else ''}")
+
+
+def _is_not_of_a_client_that_left(record: logging.LogRecord) -> bool:
+    """gRPC logs with a traceback that an answer could not be sent, which is how it learns that a client has gone."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, grpc.aio.InternalError)
 
 
 def is_loopback(host: str) -> bool:
