@@ -44,6 +44,8 @@ TIMEOUT_SECONDS = 120.0  # for one call, from its submission to its result
 ATTEMPT_SECONDS = 60.0  # for one attempt of a durable tool
 PAUSE_SECONDS = 30.0  # between two attempts, at most
 SESSION_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+NOT_OF_AN_ID = re.compile(r"[^A-Za-z0-9._:@=-]")
+NAME_CHARS = 80  # of a tool's name in an execution id
 WORKFLOW = tool_call_workflow()
 
 Effect = Literal["read", "idempotent", "once"]
@@ -94,7 +96,8 @@ class DurableSession:
     def next_execution_id(self, tool_name: str, tool_args: dict[str, Any]) -> str:
         """The identity of a call: its session, tool, arguments, and which of the identical calls of this run it is."""
         digest = hashlib.sha256(canonical_json([tool_name, tool_args]).encode()).hexdigest()[:16]
-        call = f"{self.session_id}/{tool_name}/{digest}"
+        name = NOT_OF_AN_ID.sub("_", tool_name)[:NAME_CHARS]  # the digest tells apart what looks the same by this
+        call = f"{self.session_id}/{name}/{digest}"
         self.repeats[call] += 1
         return f"{call}/{self.repeats[call] - 1}"
 
