@@ -1,0 +1,523 @@
+"""What holds for whatever comes: of graphs, JSON, ids and texts, and of the engine in any order of events."""
+
+import asyncio
+import json
+import os
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from test_engine import ir
+
+from nexum_runtime import wire
+from nexum_runtime.errors import InvalidRequest, NexumError
+from nexum_runtime.server import graph
+from nexum_runtime.server.engine import EXECUTION_ID, Engine
+from nexum_runtime.server.lifecycle import RETRY_DELAY_MS_MAX, Resolution, StartOrder
+from nexum_runtime.server.states import ErrorCode, Event, ExecutionStatus, TaskStatus
+from nexum_runtime.server.store.base import EventRow, Execution, Reader, Task
+from nexum_runtime.server.store.sqlite import SqliteStore
+from nexum_runtime.text import printable, printable_line, redact
+from submit_task import DurableSession, durable_tool
+
+settings.register_profile("here", deadline=None, database=None, derandomize="CI" in os.environ)
+settings.load_profile("here")
+
+STEPS_MAX = 40  # of one story of the engine
+STORIES = 30
+LEASE_MS = 5_000
+STEP_MS = 2_500  # of a clock that a running server watches
+
+texts = st.text(st.characters(exclude_categories=[]), max_size=8)  # half surrogate pairs, too
+numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+values = st.recursive(
+    st.none() | st.booleans() | numbers | texts,
+    lambda parts: st.lists(parts, max_size=4) | st.dictionaries(texts, parts, max_size=4),
+    max_leaves=20,
+)
+
+
+def as_read(value: Any) -> Any:
+    """The value as any JSON parser reads it: two halves of a surrogate pair that stand together are one character."""
+    return json.loads(json.dumps(value))
+
+
+# JSON
+
+
+@given(values)
+def test_what_is_spelled_canonically_is_read_as_it_was(value: Any) -> None:
+    value = as_read(value)
+    text = wire.canonical_json(value)
+    assert repr(wire.parse_json(text)) == repr(dict_sorted(value))
+    assert wire.canonical_json(wire.parse_json(text)) == text
+    text.encode()
+
+
+def dict_sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: dict_sorted(value[key]) for key in sorted(value)}
+    return [dict_sorted(each) for each in value] if isinstance(value, list) else value
+
+
+@given(values, st.randoms(use_true_random=False), st.sampled_from([None, 0, 3]), st.booleans())
+def test_the_canonical_text_does_not_depend_on_how_a_value_is_written(
+    value: Any, shuffle: random.Random, indent: int | None, ensure_ascii: bool
+) -> None:
+    value = as_read(value)
+
+    def shuffled(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: shuffled(value[key]) for key in shuffle.sample(sorted(value), len(value))}
+        return [shuffled(each) for each in value] if isinstance(value, list) else value
+
+    written = json.dumps(shuffled(value), indent=indent, ensure_ascii=ensure_ascii)
+    assert wire.canonical_json(wire.parse_json(written)) == wire.canonical_json(value)
+
+
+@given(st.text('[]{}"\\,:0123456789.eE+-aNtuldx \n\x00', max_size=30) | texts)
+def test_whatever_is_read_as_json_can_be_spelled_again(text: str) -> None:
+    try:
+        value = wire.parse_json(text)
+    except ValueError:
+        return
+    assert wire.canonical_json(wire.parse_json(wire.canonical_json(value))) == wire.canonical_json(value)
+
+
+# Graphs
+
+node_ids = st.sampled_from(["a", "b", "c", "d", "é", ""])
+definitions = st.fixed_dictionaries(
+    {"type": st.sampled_from(["EFFECT", "COMPUTE", "EFFECT", "TIMER", None])},
+    optional={"dependencies": st.lists(node_ids, max_size=4) | values},
+)
+
+
+@st.composite
+def acyclic(draw: Callable[[Any], Any]) -> str:
+    names = draw(st.permutations(["a", "b", "c", "d", "e", "f", "g"]))[: draw(st.integers(1, 7))]
+    nodes = {
+        name: {"type": "EFFECT", "dependencies": draw(st.lists(st.sampled_from(names[:at]), max_size=4)) if at else []}
+        for at, name in enumerate(names)
+    }
+    return json.dumps({"nodes": {name: nodes[name] for name in draw(st.permutations(names))}})
+
+
+@given(
+    (values | st.dictionaries(node_ids, definitions | values, max_size=6).map(lambda nodes: {"nodes": nodes})).map(
+        json.dumps
+    )
+    | st.text(max_size=20)
+    | acyclic(),
+    st.randoms(use_true_random=False),
+)
+def test_an_ir_is_refused_or_ends_in_whatever_order_its_nodes_are_done(ir_json: str, pick: random.Random) -> None:
+    try:
+        parsed = graph.parse(ir_json)
+    except graph.GraphError:
+        return
+    done: set[str] = set()
+    scheduled: list[str] = []
+    while len(done) < len(parsed.nodes):
+        scheduled += [node.id for node in parsed.ready(done, scheduled)]
+        running = sorted(set(scheduled) - done)
+        assert running, "nothing is ready, and the workflow is not over"
+        node_id = pick.choice(running)
+        assert set(parsed.nodes[node_id].dependencies) <= done
+        done.add(node_id)
+    assert sorted(scheduled) == sorted(parsed.nodes), "each node is scheduled once"
+
+
+@given(acyclic())
+def test_an_acyclic_ir_is_taken_and_is_identical_to_itself(ir_json: str) -> None:
+    parsed = graph.parse(ir_json)
+    assert graph.compatibility(parsed, graph.parse(ir_json)) == "IDENTICAL"
+
+
+# Calls
+
+session_ids = st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True)
+arguments = st.dictionaries(texts, values, max_size=4).map(as_read)
+tool_names = texts | st.text(min_size=60, max_size=300)
+
+
+@given(session_ids, tool_names, arguments)
+def test_a_call_has_the_same_legal_id_in_every_run(session_id: str, tool_name: str, tool_args: dict[str, Any]) -> None:
+    first, again = DurableSession(session_id), DurableSession(session_id)
+    ids = [first.next_execution_id(tool_name, tool_args) for _ in range(2)]
+    rewritten = json.loads(json.dumps(tool_args, indent=1))
+    assert ids == [again.next_execution_id(tool_name, rewritten) for _ in range(2)]
+    assert ids[0] != ids[1]
+    for number, execution_id in enumerate(ids):
+        assert EXECUTION_ID.fullmatch(execution_id)
+        assert execution_id.startswith(f"{session_id}/")
+        assert execution_id.count("/") == 3
+        assert execution_id.endswith(f"/{number}")
+
+
+@given(st.lists(st.tuples(tool_names, arguments), max_size=5), st.randoms(use_true_random=False))
+def test_calls_share_an_id_only_if_they_are_the_same(
+    calls: list[tuple[str, dict[str, Any]]], shuffle: random.Random
+) -> None:
+    session = DurableSession("s")
+    ids = [session.next_execution_id(*call) for call in calls]
+    assert len(set(ids)) == len(ids)
+    shuffle.shuffle(calls)
+    session = DurableSession("s")
+    assert {session.next_execution_id(*call) for call in calls} == set(ids), "the order of parallel calls is no matter"
+
+
+def a_tool(city: str) -> str:
+    """A tool."""
+    return city
+
+
+@given(st.sampled_from(["read", "idempotent", "once"]) | texts, st.integers(-2, 30), st.floats(-1, 100_000))
+def test_a_tool_is_made_within_the_limits_of_its_effect_attempts_and_timeout_and_refused_beyond(
+    effect: Any, max_attempts: int, timeout: float
+) -> None:
+    attempts = max_attempts or 1
+    taken = (
+        effect in wire.EFFECTS
+        and 1 <= attempts <= (1 if effect == "once" else 20)
+        and int(timeout * 1000) >= 1
+        and timeout <= 86_400
+    )
+    with nullcontext() if taken else pytest.raises(ValueError, match="of a_tool is"):
+        durable_tool(a_tool, effect=effect, max_attempts=max_attempts, timeout=timeout)
+
+
+# Texts
+
+
+@given(texts)
+def test_what_is_printed_is_utf_8_without_controls_and_printing_it_again_changes_nothing(text: str) -> None:
+    shown = printable(text)
+    shown.encode()
+    assert not [each for each in shown if each < " " and each not in "\n\t"]
+    assert not set(shown) & set("\x7f\x9b\u202e\u2066")
+    assert printable(shown) == shown
+    assert "\n" not in printable_line(text)
+
+
+@given(texts, texts)
+def test_no_secret_is_left_in_a_text(before: str, after: str) -> None:
+    secret = "sk-0123456789"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("SOME_API_KEY", secret)
+        assert secret not in redact(before + secret + after)
+        assert "pass" not in redact(f"{before} https://me:pass@host/").partition("https")[2]
+
+
+# The engine
+
+WORKFLOWS = {
+    "one": {"run": "EFFECT"},
+    "pure": {"run": "COMPUTE"},
+    "pair": {"a": "EFFECT", "b": "EFFECT"},
+    "chain": {"a": "EFFECT", "b": "EFFECT a", "c": "COMPUTE a b"},
+}
+EXECUTIONS = ["e0", "e1", "e2"]
+workers = st.sampled_from(["w0", "w1"])
+
+
+class Story:
+    """An execution as its events tell it."""
+
+    def __init__(self, execution: Execution, events: list[EventRow]) -> None:
+        self.status = ""
+        self.running: dict[str | None, int | None] = {}  # node → attempt
+        self.done: set[str | None] = set()
+        self.attempts: Counter[str | None] = Counter()
+        self._tries: Counter[str | None] = Counter()  # since it was last started, without those given back
+        self._max_attempts = execution.max_attempts
+        self._unknown = False
+        for event in events:
+            self._tell(event)
+
+    def _tell(self, event: EventRow) -> None:
+        node = event.node_id
+        match event.type:
+            case Event.EXECUTION_STARTED:
+                assert self.status == ""
+                self.status = "RUNNING"
+            case Event.EXECUTION_RESTARTED:
+                assert self.status in ("FAILED", "CANCELLED")
+                self.status = "RUNNING"
+                self._tries = Counter({node: self._tries[node] for node in self.running})
+            case Event.ATTEMPT_STARTED:
+                assert self.status == "RUNNING"
+                assert node not in self.running, "two attempts at once"
+                assert node not in self.done
+                self.attempts[node] += 1
+                self._tries[node] += 1
+                assert event.attempt == self.attempts[node]
+                assert self._tries[node] <= self._max_attempts
+                self.running[node] = event.attempt
+            case Event.ATTEMPT_FAILED | Event.LEASE_EXPIRED | Event.ATTEMPT_RETURNED:
+                assert self.running.pop(node) == event.attempt
+                self._tries[node] -= event.type == Event.ATTEMPT_RETURNED
+            case Event.TASK_COMPLETED:
+                assert node not in self.done
+                assert self.running.pop(node, None) == event.attempt or event.data["late"]
+                self.done.add(node)
+            case Event.OUTCOME_RESOLVED:
+                assert self.status in ("FAILED", "CANCELLED")
+                if event.data["as"] == "result":
+                    self.done.add(node)
+            case Event.EXECUTION_COMPLETED:
+                assert not self.running
+                self._ends("COMPLETED")
+            case Event.EXECUTION_CANCELLED:
+                self.running.clear()
+                self._ends("CANCELLED")
+            case Event.EXECUTION_FAILED:
+                if event.data["error"].startswith("It was cancelled while it ran"):
+                    self.running.clear()
+                self._ends("FAILED")
+
+    def _ends(self, status: str) -> None:
+        assert self.status == "RUNNING"
+        self.status = status
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Whatever clients, workers, time and a person may do, in any order, on a real store."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folder = tempfile.TemporaryDirectory()
+        self._runner = asyncio.Runner()
+        self._now_ms = 1_700_000_000_000
+        self._task_ids: list[str] = []
+        self._recorded: dict[tuple[str, str], str] = {}  # the first result that was seen of a node
+
+    def _do(self, coroutine: Any) -> Any:
+        """Run it; a refusal is as good as an answer, what is kept is what counts."""
+        with suppress(NexumError):
+            return self._runner.run(coroutine)
+
+    def _open(self) -> None:
+        async def opened() -> None:
+            self._store = SqliteStore(Path(self._folder.name) / "nexum.db")
+            self._engine = Engine(self._store, clock=lambda: self._now_ms, jitter=lambda: 0.5)
+            await self._engine.restart_clock()
+
+        self._runner.run(opened())
+
+    def _close(self) -> None:
+        self._runner.run(self._engine.close())
+        self._runner.run(self._store.close())
+
+    @initialize()
+    def first_server(self) -> None:
+        self._open()
+        for workflow_id, nodes in WORKFLOWS.items():
+            self._do(self._engine.register(workflow_id, "h", ir(nodes)))
+
+    @rule(
+        execution_id=st.sampled_from(EXECUTIONS),
+        workflow_id=st.sampled_from(list(WORKFLOWS)),
+        effect=st.sampled_from(wire.EFFECTS),
+        max_attempts=st.integers(1, 3),
+        restart=st.sampled_from(["", "failed", "unknown"]),
+    )
+    def start(self, execution_id: str, workflow_id: str, effect: str, max_attempts: int, restart: str) -> None:
+        attempts = 1 if effect == "once" else max_attempts
+        self._do(
+            self._engine.start(
+                StartOrder(workflow_id, "h", "{}", execution_id, attempts, effect=effect, restart=restart)
+            )
+        )
+
+    @rule(worker_id=workers)
+    def poll(self, worker_id: str) -> None:
+        claimed = self._do(self._engine.poll(worker_id, "h", list(WORKFLOWS), LEASE_MS))
+        if claimed is not None:
+            self._task_ids.append(claimed.task.task_id)
+
+    @rule(worker_id=workers)
+    def poll_and_vanish(self, worker_id: str) -> None:
+        async def vanish() -> None:
+            polling = asyncio.create_task(self._engine.poll(worker_id, "h", list(WORKFLOWS), LEASE_MS))
+            while not self._engine._jobs and not polling.done():
+                await asyncio.sleep(0)
+            polling.cancel()
+            with suppress(asyncio.CancelledError):
+                if (claimed := await polling) is not None:
+                    self._task_ids.append(claimed.task.task_id)
+            while self._engine._jobs:
+                await asyncio.wait(self._engine._jobs)
+
+        self._do(vanish())
+
+    @rule(choose=st.data(), output=st.sampled_from(["1", '"two"', "{}"]))
+    def complete(self, choose: Any, output: str) -> None:
+        self._do(self._engine.complete(self._any_task_id(choose), output))
+
+    @rule(choose=st.data(), retryable=st.booleans(), interrupted=st.booleans(), unknown=st.booleans())
+    def fail(self, choose: Any, retryable: bool, interrupted: bool, unknown: bool) -> None:
+        task_id = self._any_task_id(choose)
+        self._do(self._engine.fail(task_id, "no luck", retryable=retryable, interrupted=interrupted, unknown=unknown))
+
+    @rule(worker_id=workers, choose=st.data())
+    def heartbeat(self, worker_id: str, choose: Any) -> None:
+        held = choose.draw(st.none() | st.just(self._task_ids[-3:]))
+        self._do(self._engine.heartbeat(worker_id, held))
+
+    @rule(steps=st.sampled_from([1, 2, 3, 14]))
+    def time_passes(self, steps: int) -> None:
+        for _ in range(steps):
+            self._now_ms += STEP_MS
+            self._do(self._engine.sweep())
+
+    @rule(execution_id=st.sampled_from(EXECUTIONS))
+    def cancel(self, execution_id: str) -> None:
+        self._do(self._engine.cancel(execution_id))
+
+    @rule(
+        execution_id=st.sampled_from(EXECUTIONS),
+        node_id=st.sampled_from(["", "run", "a", "b"]),
+        kind=st.sampled_from(["result", "failed", "retry"]),
+    )
+    def resolve(self, execution_id: str, node_id: str, kind: str) -> None:
+        self._do(self._engine.resolve(execution_id, node_id, Resolution(kind, '"a person\'s word"')))
+
+    @rule(away_ms=st.sampled_from([0, 1_000, 60_000]))
+    def new_server(self, away_ms: int) -> None:
+        self._close()
+        self._now_ms += away_ms
+        self._open()
+
+    def _any_task_id(self, choose: Any) -> str:
+        if not self._task_ids:
+            return "nothing.1"
+        return str(choose.draw(st.sampled_from(self._task_ids[-6:])))
+
+    def _all(self) -> list[tuple[Execution, list[Task], list[EventRow], dict[str, str]]]:
+        def read(reader: Reader) -> Any:
+            return [
+                (each, reader.tasks(id), reader.events(id), reader.outputs(id))
+                for each in reader.executions("", "", "", len(EXECUTIONS))
+                for id in [each.execution_id]
+            ]
+
+        found: list[tuple[Execution, list[Task], list[EventRow], dict[str, str]]] = self._runner.run(
+            self._store.read(read)
+        )
+        return found
+
+    @invariant()
+    def events_tell_every_state(self) -> None:
+        for execution, tasks, events, _ in self._all():
+            story = Story(execution, events)
+            assert story.status == execution.status
+            assert story.running == {t.node_id: t.attempt for t in tasks if t.status == TaskStatus.RUNNING}
+            assert story.done == {t.node_id for t in tasks if t.status == TaskStatus.DONE}
+            assert story.attempts == Counter({t.node_id: t.attempt for t in tasks if t.attempt})
+            assert all(before.at_ms <= after.at_ms for before, after in pairwise(events))
+
+    @invariant()
+    def a_recorded_result_never_changes(self) -> None:
+        now = {(each.execution_id, node): text for each, _, _, found in self._all() for node, text in found.items()}
+        assert self._recorded.items() <= now.items()
+        self._recorded = now
+
+    @invariant()
+    def attempts_are_within_their_limit(self) -> None:
+        for execution, tasks, events, _ in self._all():
+            assert all(task.attempt <= task.attempt_limit for task in tasks)
+            afresh = sum(event.type == Event.EXECUTION_RESTARTED for event in events)
+            returned = Counter(event.node_id for event in events if event.type == Event.ATTEMPT_RETURNED)
+            if execution.effect == wire.ONCE:
+                assert all(task.attempt - returned[task.node_id] <= 1 + afresh for task in tasks)
+
+    @invariant()
+    def what_has_ended_has_ended_and_what_runs_can_go_on(self) -> None:
+        for execution, tasks, _, _ in self._all():
+            statuses = {task.status for task in tasks}
+            codes = {task.error_code for task in tasks}
+            match execution.status:
+                case ExecutionStatus.COMPLETED:
+                    assert statuses == {TaskStatus.DONE}
+                    assert len(tasks) == len(WORKFLOWS[execution.workflow_id])
+                case ExecutionStatus.CANCELLED:
+                    assert statuses <= {TaskStatus.DONE, TaskStatus.CANCELLED}
+                case ExecutionStatus.FAILED:
+                    assert TaskStatus.FAILED in statuses
+                    assert TaskStatus.READY not in statuses
+                    assert (execution.error_code == ErrorCode.OUTCOME_UNKNOWN) == (ErrorCode.OUTCOME_UNKNOWN in codes)
+                case ExecutionStatus.RUNNING:
+                    assert statuses & {TaskStatus.READY, TaskStatus.RUNNING}
+                    assert TaskStatus.FAILED not in statuses
+
+    def teardown(self) -> None:
+        """From wherever it is, a worker that does its work and time that passes end every execution."""
+        try:
+            if hasattr(self, "_engine"):
+                self._everything_ends()
+        finally:
+            if hasattr(self, "_engine"):
+                self._close()
+            self._runner.close()
+            self._folder.cleanup()
+
+    def _everything_ends(self) -> None:
+        for _ in range(4):  # a chain of three nodes, and what was claimed by others
+            self.time_passes((RETRY_DELAY_MS_MAX + LEASE_MS) // STEP_MS + 1)
+            while (claimed := self._do(self._engine.poll("last", "h", list(WORKFLOWS), LEASE_MS))) is not None:
+                assert self._do(self._engine.complete(claimed.task.task_id, "0")) == ""
+        self.events_tell_every_state()
+        self.a_recorded_result_never_changes()
+        for execution, tasks, _, _ in self._all():
+            assert execution.status != ExecutionStatus.RUNNING
+            assert TaskStatus.RUNNING not in {task.status for task in tasks}
+
+
+AnyOrder.TestCase.settings = settings(max_examples=STORIES, stateful_step_count=STEPS_MAX)
+TestTheEngineInAnyOrder = AnyOrder.TestCase
+
+
+# What is sent with a start
+
+
+@given(
+    st.sampled_from([*wire.EFFECTS, "", "Once", "twice"]) | texts,
+    st.integers(1, 20),
+    st.none() | st.integers(1, wire.TIMEOUT_MS_LIMIT),
+)
+@settings(max_examples=25)
+def test_an_order_is_taken_and_kept_as_it_is_or_refused_in_a_sentence(
+    effect: str, max_attempts: int, timeout_ms: int | None
+) -> None:
+    async def order() -> None:
+        store = SqliteStore(Path(folder) / "nexum.db")
+        engine = Engine(store)
+        try:
+            await engine.register("one", "h", ir(WORKFLOWS["one"]))
+            wish = StartOrder("one", "h", "{}", "e", max_attempts, effect=effect, timeout_ms=timeout_ms)
+            taken = effect in wire.EFFECTS and (effect != "once" or max_attempts == 1)
+            with nullcontext() if taken else pytest.raises(InvalidRequest, match=r"can be read|has one attempt"):
+                await engine.start(wish)
+            if not taken:
+                return
+            kept = (await engine.snapshot("e")).execution
+            assert (kept.effect, kept.max_attempts, kept.timeout_ms) == (effect, max_attempts, timeout_ms)
+            claimed = await engine.poll("worker", "h", ["one"], LEASE_MS)
+            assert claimed is not None
+            assert json.loads(claimed.input_json).get("timeout_ms") == timeout_ms
+        finally:
+            await engine.close()
+            await store.close()
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(order())
