@@ -1,4 +1,4 @@
-# make demo, make test, make fuzz, make check, make benchmark: each sets up .venv first when it is missing or out of date.
+# make demo, test, check, benchmark, chaos, fuzz: each sets up .venv first when it is missing or out of date.
 
 NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 BIN = .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
-.PHONY: demo test fuzz check benchmark constraints
+.PHONY: demo test check benchmark chaos fuzz constraints
 
 demo: .venv/for-use
 	$(BIN)/python demo.py --offline --dev
@@ -28,6 +28,11 @@ check: .venv/for-development
 
 benchmark: .venv/for-use
 	$(BIN)/python benchmark.py
+
+ROUNDS = 20
+
+chaos: .venv/for-development
+	@$(BIN)/python tests/chaos.py --rounds $(ROUNDS)
 
 .venv/for-use: requirements.txt constraints.txt runtime/pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python"; exit 1; }

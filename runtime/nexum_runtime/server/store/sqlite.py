@@ -154,6 +154,8 @@ class SqliteStore(Store):
                     outcome.set_exception(self._told(error))
                 connection.execute("RELEASE work")
                 crash_point("in-commit")
+                if len(results) > 1:
+                    crash_point("in-group-commit")
             connection.execute("COMMIT")
             self._check_in_place()  # what went into a file that is gone is not acknowledged
         except BaseException as error:

@@ -1,0 +1,660 @@
+"""Pull plugs at random and at named points, then compare what really happened with what Nexum has recorded.
+
+    python tests/chaos.py --rounds 20 [--seed 7]        or: make chaos ROUNDS=20
+
+A real server, two real workers and real clients, all processes. In every round two clients make a handful of calls
+while one fault strikes: SIGKILL at a named point, SIGKILL at any time, SIGSTOP for longer than a lease. What died is
+started again, and each client until it has finished. Tools write a line to a ledger outside of Nexum for every real
+effect, clients write down what they are told. In the end ledger, answers and database must tell the same story.
+
+You will see a line for each round, then the figures. Exit code 1 if anything is wrong, with the evidence; the folder
+with the database, the ledger, the answers and every log is kept then.
+"""
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import random
+import re
+import shutil
+import signal
+import sqlite3
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import chaos_client
+from chaos_client import Call, Order
+from processes import NEXUM, STARTED, NexumDev, Process, environment, eventually, run
+
+from nexum_runtime import Client as NexumClient
+from nexum_runtime import NexumError
+from submit_task import Effect
+
+TESTS = Path(__file__).parent
+
+TOOLS: dict[str, Effect] = {
+    "read": "read",
+    "read_in_a_thread": "read",
+    "put": "idempotent",
+    "put_in_a_thread": "idempotent",
+    "stumble": "idempotent",  # its first attempt fails
+    "send": "once",
+    "send_in_a_thread": "once",
+    "decline": "once",  # it fails, in its own words
+}
+PAUSES_MS = (0, 0, 20, 100, 300)  # of a tool, half of it before its effect
+SLOW_MS = 900
+CLIENTS, CALLS, SLOTS = 2, 6, 3  # clients of a round, calls of a client, slots of each of the two workers
+SERVER_PAUSES_SECONDS = (1.4, 3.4)  # beyond the workers' lease; beyond what the server takes for an absence of its own
+LAST_STRIKE_SECONDS = 0.6
+FINISH_SECONDS = 30.0  # for a round's clients, once the faults have stopped
+CLIENTS_AT_ONCE = 4  # in the last run of every session
+EVIDENCE_LIMIT = 5  # problems that are shown
+RESOLVED_EVERY = 3  # of the outcomes that are unknown in the end, a person settles the first, the fourth …
+
+FORK = multiprocessing.get_context("forkserver")  # importing the SDK takes seconds; a client forked from it does not
+FORK.set_forkserver_preload(["submit_task"])
+
+
+Fault = Callable[["Chaos"], Awaitable[None]]
+
+
+class Broken(AssertionError):
+    """The harness could not go on: a point was not reached, a process ended by itself, a client did not finish."""
+
+
+class Client:
+    """A client and its runs: one session, the same calls each time, one file of answers."""
+
+    def __init__(self, name: str, session: str, calls: list[Call], folder: Path, env: dict[str, str]) -> None:
+        self.name, self.session, self.calls = name, session, calls
+        self._order = Order(session, calls, folder / f"told-{name}", folder / f"client-{name}.log", env)
+        self._process: Any = None
+
+    def start(self, dies_when_told: int = 0) -> None:
+        order = Order(**vars(self._order) | {"dies_when_told": dies_when_told})
+        self._process = FORK.Process(target=chaos_client.run, args=(order,), daemon=True)
+        self._process.start()
+
+    @property
+    def alive(self) -> bool:
+        return bool(self._process.is_alive())
+
+    @property
+    def code(self) -> int:
+        return int(self._process.exitcode)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+    async def ended(self) -> int:
+        await eventually(lambda: not self.alive, f"the end of client {self.name}", FINISH_SECONDS)
+        return self.code
+
+    @property
+    def log(self) -> str:
+        return self._order.log.read_text() if self._order.log.exists() else ""
+
+
+class Chaos:
+    """The processes, and the faults that strike them. `seed` decides what is done; when, as far as processes allow."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.rng = folder, random.Random(seed)
+        self.ledger = folder / "ledger"
+        self.ledger.touch()
+        self.database = folder / "nexum.db"
+        self.rounds = 0
+        self.kills: Counter[str] = Counter()  # "{kind of process} {point}"
+        self.pauses: Counter[str] = Counter()
+        self.calls: list[Call] = []
+        self.everyone: list[Client] = []
+        self.clients: list[Client] = []  # of this round
+        self.paused: list[Process] = []
+        self.settled: dict[str, tuple[str, str]] = {}  # label → what a person said of it: kind and text
+
+    async def __aenter__(self) -> "Chaos":
+        self.server = NexumDev(self.folder)
+        await self.start_server()
+        self.workers = [self.start_worker() for _ in range(2)]
+        for worker in self.workers:
+            await worker.says("Connected")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for process in (self.server, *self.workers):
+            process.kill()
+        for client in self.clients:
+            client.kill()
+
+    # Processes
+
+    def environment(self, **changes: str) -> dict[str, str]:
+        return environment(NEXUM_EXIT_WITH_PARENT="1", OPENAI_AGENTS_DISABLE_TRACING="1", **changes)
+
+    async def start_server(self, crash_at: str = "") -> None:
+        """Start the server; one that runs is killed."""
+        self.server.kill()
+        env = self.environment(NEXUM_CRASH_AT=crash_at)
+        self.server = NexumDev(self.folder, port=self.server.port, database=self.database, env=env)
+        self.server.start()
+        await self.server.ready()
+
+    def start_worker(self, crash_at: str = "") -> Process:
+        env = self.environment(NEXUM_ADDRESS=self.server.address, LEDGER=str(self.ledger), NEXUM_CRASH_AT=crash_at)
+        command: list[str | Path] = [sys.executable, TESTS / "chaos_worker.py", "--concurrency", str(SLOTS)]
+        worker = Process(command, self.folder / f"worker-{len(STARTED)}.log", env=env)
+        worker.start()
+        return worker
+
+    def enter_clients(self, pauses_ms: tuple[int, ...] = PAUSES_MS, dies_when_told: int = 0) -> None:
+        """Start this round's clients, in a third of the rounds both for one session and its calls."""
+        env = self.environment(NEXUM_ADDRESS=self.server.address)
+        twins = self.rng.random() < 1 / 3
+        for number in range(CLIENTS):
+            name = f"r{self.rounds}-{number}"
+            if twins and self.clients:
+                session, calls = self.clients[0].session, self.clients[0].calls
+            else:
+                session, calls = name, [self.call(f"{name}-{n}", pauses_ms) for n in range(CALLS)]
+                self.calls += calls
+            self.clients.append(Client(name, session, calls, self.folder, env))
+        self.everyone += self.clients
+        for client in self.clients:
+            client.start(dies_when_told if client is self.clients[0] else 0)
+
+    def call(self, label: str, pauses_ms: tuple[int, ...]) -> Call:
+        tool = self.rng.choice(list(TOOLS))
+        return Call(label, tool, TOOLS[tool], self.rng.choice(pauses_ms))
+
+    def alive(self) -> list[Process | Client]:
+        everyone: list[Process | Client] = [self.server, *self.workers, *self.clients]
+        return [one for one in everyone if one.alive]
+
+    def kill(self, victim: Process | Client, point: str) -> None:
+        victim.kill()
+        self.kills[f"{self.kind(victim)} {point}"] += 1
+
+    def pause(self, victim: Process) -> None:
+        victim.send(signal.SIGSTOP)
+        self.paused.append(victim)
+        self.pauses[self.kind(victim)] += 1
+
+    def kind(self, process: Process | Client) -> str:
+        if isinstance(process, Client):
+            return "client"
+        return "server" if isinstance(process, NexumDev) else "worker"
+
+    async def dies_at(self, point: str, victim: Process | Client) -> None:
+        """Wait for a death that nobody but the point itself can cause."""
+        code = await victim.ended()
+        if code != -signal.SIGKILL:
+            raise Broken(f"The {self.kind(victim)} did not die at {point}: it ended with {code}.\n{victim.log}")
+        self.kills[f"{self.kind(victim)} {point}"] += 1
+
+    # Rounds
+
+    async def round(self, fault: str) -> None:
+        """Let one fault strike, bring everything back, and let every client finish; then each runs once more."""
+        self.rounds += 1
+        self.clients = []
+        await FAULTS[fault](self)
+        await self.heal()
+        await self.finish()
+        for client in self.clients:
+            client.start()
+        await self.finish()
+
+    async def heal(self) -> None:
+        """Bring back what is dead or paused, but for the clients."""
+        for process in self.paused:
+            process.send(signal.SIGCONT)  # which a dead one ignores
+        self.paused = []
+        if not self.server.alive:
+            await self.start_server()
+        for slot, worker in enumerate(self.workers):
+            if not worker.alive:
+                self.workers[slot] = self.start_worker()
+
+    async def finish(self) -> None:
+        """Start each client that was killed again, until every one has finished."""
+
+        def finished() -> bool:
+            for client in self.clients:
+                if not client.alive and client.code == -signal.SIGKILL:
+                    client.start()
+                elif not client.alive and client.code != 0:
+                    raise Broken(f"Client {client.name} ended with {client.code}:\n{client.log}")
+            return not any(client.alive for client in self.clients)
+
+        await eventually(finished, f"the end of the clients of round {self.rounds}", FINISH_SECONDS)
+
+    async def server_dies_at(self, point: str) -> None:
+        await self.start_server(f"{point}:{self.rng.randint(1, 3)}")
+        self.enter_clients()
+        await self.dies_at(point, self.server)
+
+    async def worker_dies_at(self, point: str) -> None:
+        slot = self.rng.randrange(2)
+        self.workers[slot].terminate()
+        await self.workers[slot].ended()
+        victim = self.workers[slot] = self.start_worker(point)
+        await victim.says("Connected")
+        self.enter_clients()
+        await self.dies_at(point, victim)
+
+    async def client_dies_as_its_calls_are_started(self) -> None:
+        """Killed as soon as the server knows one of them."""
+        self.enter_clients(pauses_ms=(300,))
+        victim = self.rng.choice(self.clients)
+        async with NexumClient(self.server.address) as client:
+            await eventually(lambda: client.executions(f"{victim.session}/"))
+        victim.kill()
+        await self.dies_at("calls started", victim)
+
+    async def client_dies_when_told(self) -> None:
+        """Killed by itself between an answer and its writing it down."""
+        self.enter_clients(dies_when_told=self.rng.randint(1, 3))
+        await self.dies_at("answer come", self.clients[0])
+
+    async def worker_is_paused(self) -> None:
+        """Stopped in the middle of a tool until it has lost its lease, then its late word comes."""
+        self.enter_clients(pauses_ms=(SLOW_MS,))
+        victim = self.rng.choice(self.workers)
+        sessions = {client.session for client in self.clients}
+
+        def is_in_the_middle_of_a_tool() -> bool:
+            lines = [json.loads(line) for line in self.ledger.read_text().splitlines()]
+            own = [line for line in lines if line["pid"] == victim.pid]
+            return bool(own) and own[-1]["label"].startswith(f"r{self.rounds}-")
+
+        await eventually(is_in_the_middle_of_a_tool)
+        self.pause(victim)
+
+        async def has_lost_its_lease() -> bool:
+            async with NexumClient(self.server.address) as client:
+                events = [e for s in sessions async for history in client.history(f"{s}/") for e in history["events"]]
+            name = f"worker-{victim.pid}-"
+            return any(e["type"] == "LeaseExpired" and e["worker"].startswith(name) for e in events)
+
+        await eventually(has_lost_its_lease)
+
+    async def server_is_paused(self) -> None:
+        self.enter_clients()
+        await asyncio.sleep(self.rng.uniform(0, LAST_STRIKE_SECONDS))
+        self.pause(self.server)
+        await asyncio.sleep(self.rng.choice(SERVER_PAUSES_SECONDS))
+
+    async def all_die(self) -> None:
+        self.enter_clients()
+        await asyncio.sleep(self.rng.uniform(0.05, LAST_STRIKE_SECONDS))
+        for process in self.alive():
+            self.kill(process, "all at once")
+
+    async def any_die(self) -> None:
+        """Some are killed, some paused, now and then what is down comes back in between."""
+        self.enter_clients()
+        for _ in range(self.rng.randint(2, 5)):
+            await asyncio.sleep(self.rng.uniform(0, LAST_STRIKE_SECONDS))
+            victim = self.rng.choice(self.alive())
+            if isinstance(victim, Process) and self.rng.random() < 1 / 4:
+                self.pause(victim)
+            else:
+                self.kill(victim, "at any time")
+            if self.rng.random() < 1 / 2:
+                await self.heal()
+
+    # The end
+
+    async def settle(self) -> None:
+        """Stop the workers, take a person's word on some unknown outcomes, and run every session once more.
+
+        With no worker there, every answer of that run comes from the store.
+        """
+        for worker in self.workers:
+            worker.terminate()
+        for worker in self.workers:
+            await worker.ended()
+        unknown = [story for story in read_stories(self.folder, self.calls) if story.error_code == "OUTCOME_UNKNOWN"]
+        for number, story in enumerate(unknown[::RESOLVED_EVERY]):
+            kind = "result" if number % 2 == 0 else "failed"
+            word = f"a person looked at {story.execution_id}"
+            command = (NEXUM, "resolve", story.execution_id, f"--{kind}", word, "--address", self.server.address)
+            resolved = await run(*command, env=self.environment())
+            if resolved.code != 0:
+                raise Broken(f"nexum resolve {story.execution_id} failed: {resolved.stderr}")
+            self.settled[story.label] = (kind, word)
+        for first in range(0, len(self.everyone), CLIENTS_AT_ONCE):
+            self.clients = self.everyone[first : first + CLIENTS_AT_ONCE]
+            for client in self.clients:
+                client.start()
+            await self.finish()
+        self.server.terminate()
+        await self.server.ended()
+
+
+def server_dies_at(point: str) -> Fault:
+    return lambda chaos: chaos.server_dies_at(point)
+
+
+def worker_dies_at(point: str) -> Fault:
+    return lambda chaos: chaos.worker_dies_at(point)
+
+
+FAULTS: dict[str, Fault] = {
+    "the server dies after it committed a start": server_dies_at("start-committed"),
+    "the server dies after it committed a claim": server_dies_at("claim-committed"),
+    "the server dies in the middle of a group commit": server_dies_at("in-group-commit"),
+    "the server dies after it committed a completion": server_dies_at("completion-committed"),
+    "a worker dies after its claim": worker_dies_at("task-claimed"),
+    "a worker dies in a tool, before its effect": worker_dies_at("before-effect"),
+    "a worker dies in a tool, after its effect": worker_dies_at("after-effect"),
+    "a worker dies before it sends a completion": worker_dies_at("effect-done"),
+    "a client dies as its calls are started": Chaos.client_dies_as_its_calls_are_started,
+    "a client dies as it is told": Chaos.client_dies_when_told,
+    "a worker is paused beyond its lease": Chaos.worker_is_paused,
+    "the server is paused": Chaos.server_is_paused,
+    "all die at once": Chaos.all_die,
+    "any die at any time": Chaos.any_die,
+}
+
+
+# What must be true in the end
+
+
+@dataclass
+class Story:
+    """All that is known of one call: what the database says, what really happened, what clients were told."""
+
+    label: str
+    tool: str
+    execution_id: str
+    status: str
+    error: str | None
+    error_code: str | None
+    tasks: list[tuple[str, str | None]] = field(default_factory=list)  # status, output's JSON text
+    events: list[dict[str, Any]] = field(default_factory=list)
+    effects: list[dict[str, Any]] = field(default_factory=list)  # lines of the ledger
+    told: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))  # by client, in order
+
+    @property
+    def once(self) -> bool:
+        return TOOLS[self.tool] == "once"
+
+    @property
+    def attempts(self) -> int:
+        types = Counter(event["type"] for event in self.events)
+        return types["AttemptStarted"] - types["AttemptReturned"]
+
+    @property
+    def nonces(self) -> set[str]:
+        return {line["nonce"] for line in self.effects}
+
+    @property
+    def recorded(self) -> str | None:
+        """The recorded result, as a client is told it."""
+        output = json.loads(self.tasks[0][1] or "null") if self.tasks else None
+        return output["result"] if isinstance(output, dict) else output
+
+    @property
+    def happenings(self) -> str:
+        return "".join(LETTERS[event["type"], event.get("late", event.get("as"))] for event in self.events)
+
+    def __str__(self) -> str:
+        told = [f"{client} was told {answer}" for client, answers in self.told.items() for answer in answers]
+        events = [f"event {event}" for event in self.events]
+        effects = [f"effect {effect}" for effect in self.effects]
+        lines = [f"{self.execution_id} {self.status} {self.error_code} {self.tasks}", *events, *effects, *told]
+        return "\n    ".join(lines)
+
+
+@dataclass(frozen=True)
+class Problem:
+    kind: str  # "duplicate", "loss", "stuck" or "untrue"
+    text: str
+    story: Story | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.text}" + (f"\n  {self.story}" if self.story else "")
+
+
+# One letter for each event, and what a whole story may look like.
+LETTERS = {
+    ("ExecutionStarted", None): "S",
+    ("AttemptStarted", None): "a",
+    ("AttemptReturned", None): "r",
+    ("AttemptFailed", None): "f",
+    ("LeaseExpired", None): "x",
+    ("TaskCompleted", None): "d",
+    ("TaskCompleted", True): "l",  # late
+    ("OutcomeResolved", "result"): "o",
+    ("OutcomeResolved", "failed"): "p",
+    ("ExecutionCompleted", None): "C",
+    ("ExecutionFailed", None): "F",
+    ("ExecutionRestarted", None): "R",
+}
+LEGAL_ONCE = re.compile("S(ar)*(adC|afF|axF(p|lRC|oRC)?)")
+LEGAL = re.compile("S(a[rfx])*(Fp?R(a[rfx])*)*(adC|a?lC|F(p|lRC|oRC)?)")
+
+
+def read_stories(folder: Path, calls: list[Call]) -> list[Story]:
+    """The story of every execution in the database, and of every call that is missing there but had an effect."""
+    tools = {call.label: call.tool for call in calls}
+    with closing(sqlite3.connect(f"file:{folder / 'nexum.db'}?mode=ro", uri=True)) as database:
+        stories = {}
+        query = "SELECT execution_id, status, error, error_code, input_json FROM executions ORDER BY seq"
+        for execution_id, status, error, error_code, input_json in database.execute(query):
+            label = json.loads(input_json)["tool_args"]["label"]
+            stories[execution_id] = Story(label, tools[label], execution_id, status, error, error_code)
+        for story in stories.values():
+            key = (story.execution_id,)
+            query = "SELECT status, output_json FROM tasks WHERE execution_id = ?"
+            story.tasks = database.execute(query, key).fetchall()
+            query = "SELECT type, attempt, data_json FROM events WHERE execution_id = ? ORDER BY seq"
+            for type, attempt, data in database.execute(query, key):
+                story.events.append({"type": type, "attempt": attempt} | json.loads(data))
+    by_label = {story.label: story for story in stories.values()}
+
+    def story_of(label: str) -> Story:
+        missing = Story(label, tools[label], "no execution", "MISSING", None, None)
+        return by_label.setdefault(label, missing)
+
+    for line in (folder / "ledger").read_text().splitlines():
+        effect = json.loads(line)
+        story_of(effect["label"]).effects.append(effect)
+    for path in sorted(folder.glob("told-*")):
+        for line in path.read_text().splitlines():
+            answer = json.loads(line)
+            story_of(answer["label"]).told[path.name.removeprefix("told-")].append(answer)
+    return [*stories.values(), *(story for story in by_label.values() if story.status == "MISSING")]
+
+
+def check(folder: Path, calls: list[Call], settled: dict[str, tuple[str, str]]) -> list[Problem]:
+    """Everything that is wrong, after `Chaos.settle`."""
+    stories = read_stories(folder, calls)
+    problems = [Problem("untrue", text) for text in check_database(folder / "nexum.db")]
+    known = Counter(story.label for story in stories)
+    for call in calls:
+        if known[call.label] != 1:
+            kind = "duplicate" if known[call.label] else "loss"
+            problems.append(Problem(kind, f"call {call.label} has {known[call.label]} executions"))
+    keys = Counter(key for story in stories for key in {effect["key"] for effect in story.effects})
+    for story in stories:
+        checks = (check_ending, check_result, check_effects, check_answers, check_events)
+        found = [problem for each in checks for problem in each(story, settled.get(story.label))]
+        if any(keys[effect["key"]] > 1 for effect in story.effects):
+            found.append(("untrue", "its idempotency key is that of another call too"))
+        problems += [Problem(kind, text, story) for kind, text in found]
+    return problems
+
+
+def check_database(path: Path) -> Iterator[str]:
+    with closing(sqlite3.connect(path)) as database:
+        for pragma, clean in (("integrity_check", [("ok",)]), ("foreign_key_check", [])):
+            found = database.execute(f"PRAGMA {pragma}").fetchall()
+            if found != clean:
+                yield f"{pragma} says {found[:5]}"
+
+
+Found = Iterator[tuple[str, str]]
+Word = tuple[str, str] | None
+
+
+def check_ending(story: Story, word: Word) -> Found:
+    """Nothing is stuck or lost."""
+    if story.status not in ("COMPLETED", "FAILED"):
+        yield ("loss" if story.status == "MISSING" else "stuck"), f"it is {story.status}"
+    if any(status in ("READY", "RUNNING") for status, _ in story.tasks):
+        yield "stuck", "a task is READY or RUNNING"
+    if not story.told:
+        yield "stuck", "no client was told anything"
+
+
+def check_result(story: Story, word: Word) -> Found:
+    """Exactly one result, and it is what one execution of the tool returned; or a failure that happened."""
+    done = [output for status, output in story.tasks if status == "DONE"]
+    recordings = sum(letter in "dlo" for letter in story.happenings)
+    if story.status == "COMPLETED":
+        if len(done) != 1 or len(story.tasks) != 1 or recordings != 1:
+            yield "duplicate", f"it has {len(done)} results, recorded {recordings} times"
+        if story.recorded not in ({word[1]} if word else story.nonces):
+            yield "untrue", "its result is not one that the tool returned"
+    elif done or recordings:
+        yield "untrue", f"it is {story.status} and has a result"
+    elif (
+        story.error_code == "TOOL_ERROR"
+        and not word
+        and (story.tool != "decline" or story.error not in {f"Declined, {nonce}." for nonce in story.nonces})
+    ):
+        yield "untrue", "it failed, though its tool did not say so"
+
+
+def check_effects(story: Story, word: Word) -> Found:
+    """No effect without an attempt, none twice that may happen once, and one key for all attempts."""
+    if len(story.effects) > story.attempts:
+        yield "duplicate", f"{len(story.effects)} effects in {story.attempts} attempts"
+    if story.once and len(story.effects) > 1:
+        yield "duplicate", f"it had {len(story.effects)} effects, and may have one"
+    if len({effect["key"] for effect in story.effects}) > 1:
+        yield "untrue", "its attempts saw several idempotency keys"
+
+
+def check_answers(story: Story, word: Word) -> Found:
+    """Every client was told the same, which is what is recorded; what was unknown is told as unknown until settled."""
+    ending = {"OUTCOME_UNKNOWN": "unknown", "TOOL_ERROR": "failed"}.get(story.error_code or "", "result")
+    if word and ending != word[0]:
+        yield "untrue", f"a person said {word[0]}, and it is {ending}"
+    for client, answers in story.told.items():
+        kinds = [answer["kind"] for answer in answers]
+        told = {answer["value"] for answer in answers if answer["kind"] == "result"}
+        if told - {story.recorded}:
+            yield "loss", f"{client} was told {told}, and {story.recorded} is recorded"
+        if "result" in kinds[: kinds.count("result") * -1 or None]:
+            yield "loss", f"{client} was told a result, and later something else"
+        if kinds[-1] != ending:
+            yield "untrue", f"{client} was last told {kinds[-1]}, and it is {ending}"
+        if ending == "failed" and str(story.error) not in answers[-1]["value"]:
+            yield "untrue", f"{client} was last told another error"
+        if story.once and "failed" in kinds and ending != "failed":
+            yield "untrue", f"{client} was told that it failed"
+        if "unknown" in kinds and "F" not in story.happenings:
+            yield "untrue", f"{client} was told that it is unknown, which it never was"
+        if "unknown" in kinds and story.once and ending == "result" and not re.search("[lo]RC$", story.happenings):
+            yield "untrue", f"{client} was told that it is unknown, and nobody's late word settled it"
+
+
+def check_events(story: Story, word: Word) -> Found:
+    """The events tell a legal story, and the one that the tables tell."""
+    if not (LEGAL_ONCE if story.once else LEGAL).fullmatch(story.happenings):
+        yield "untrue", f"its events are no legal story: {story.happenings}"
+    elif story.happenings[-1] != {"COMPLETED": "C"}.get(story.status, "p" if word else "F"):
+        yield "untrue", f"its events end with {story.happenings[-1]}"
+    latest = 0
+    for event in story.events:
+        if event["type"] == "AttemptStarted":
+            latest += 1
+        if event["attempt"] not in (None, latest) and not (event.get("late") and 0 < event["attempt"] < latest):
+            yield "untrue", f"{event['type']} names attempt {event['attempt']} while {latest} is the latest"
+
+
+def figures(chaos: Chaos, problems: list[Problem], seconds: float) -> str:
+    stories = read_stories(chaos.folder, chaos.calls)
+    unknown = [story for story in stories if any(e.get("error_code") == "OUTCOME_UNKNOWN" for e in story.events)]
+    late = sum("l" in story.happenings for story in unknown)
+    wrong = Counter(problem.kind for problem in problems)
+    kinds = Counter(name.split()[0] for name in chaos.kills.elements())
+    return "\n".join(
+        [
+            f"{chaos.rounds} rounds in {seconds:.0f} s",
+            f"kills survived: {chaos.kills.total()} ({shown(kinds)})",
+            *(f"  {count:4} {name}" for name, count in sorted(chaos.kills.items())),
+            f"pauses: {chaos.pauses.total()} ({shown(chaos.pauses)})",
+            f"calls: {len(chaos.calls)}, attempts: {sum(story.attempts for story in stories)}, "
+            f"effects: {sum(len(story.effects) for story in stories)}",
+            f"unknown outcomes: {len(unknown)}, settled by a late word: {late}, by a person: {len(chaos.settled)}",
+            f"duplicates: {wrong['duplicate']}, losses: {wrong['loss']}, stuck: {wrong['stuck']}, "
+            f"otherwise untrue: {wrong['untrue']}",
+        ]
+    )
+
+
+def shown(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
+
+
+def schedule(rounds: int, rng: random.Random) -> Iterator[str]:
+    """Every fault in a new order, again and again."""
+    deck: list[str] = []
+    for _ in range(rounds):
+        deck = deck or rng.sample(list(FAULTS), len(FAULTS))
+        yield deck.pop()
+
+
+async def survive(folder: Path, rounds: int, seed: int) -> bool:
+    """Whether nothing is wrong; prints what it does, and the evidence."""
+    began = time.monotonic()
+    async with Chaos(folder, seed) as chaos:
+        try:
+            for number, fault in enumerate(schedule(rounds, chaos.rng), start=1):
+                round_began = time.monotonic()
+                await chaos.round(fault)
+                print(f"round {number}/{rounds}  {fault:50} {time.monotonic() - round_began:4.1f} s", flush=True)
+            await chaos.settle()
+            problems = check(folder, chaos.calls, chaos.settled)
+        except (AssertionError, NexumError) as error:
+            running = [story for story in read_stories(folder, chaos.calls) if story.status == "RUNNING"]
+            problems = [Problem("stuck", str(error)), *(Problem("stuck", "it is RUNNING", story) for story in running)]
+    for problem in problems[:EVIDENCE_LIMIT]:
+        print(problem)
+    print(figures(chaos, problems, time.monotonic() - began))
+    return not problems
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Pull plugs, and check that nothing is lost or done twice.")
+    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="how many (default 20)")
+    parser.add_argument("--seed", type=int, default=None, metavar="S", help="repeat the faults of an earlier run")
+    arguments = parser.parse_args()
+    seed = arguments.seed if arguments.seed is not None else random.randrange(10**6)
+    folder = Path(tempfile.mkdtemp(prefix="nexum-chaos-"))
+    print(f"seed {seed}")
+    if not asyncio.run(survive(folder, arguments.rounds, seed)):
+        print(f"Something is wrong. Database, ledger, answers and logs are in {folder}")
+        raise SystemExit(1)
+    shutil.rmtree(folder)
+    print("Nothing is wrong.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""A client of tests/chaos.py: makes the calls of its session all at once and notes what it is told, as it is told."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from submit_task import CallEvent, Effect, OutcomeUnknown, ToolFailed, durable_session, submit_tool_call
+
+CALL_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Call:
+    label: str  # no other call has it
+    tool: str
+    effect: Effect
+    pause_ms: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one run of a client is to do."""
+
+    session: str
+    calls: list[Call]
+    told: Path  # a line for every answer; all runs of one client share the file
+    log: Path
+    environment: dict[str, str]
+    dies_when_told: int = 0  # the how manieth answer is the last one, and is not written down; 0: none
+
+
+def run(order: Order) -> None:
+    """In a process of its own."""
+    os.environ.clear()
+    os.environ.update(order.environment)
+    output = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    asyncio.run(_make_calls(order))
+
+
+async def _make_calls(order: Order) -> None:
+    ids: dict[asyncio.Task[Any] | None, str] = {}
+    answers = 0
+
+    def note_id(event: CallEvent) -> None:
+        ids[asyncio.current_task()] = event.execution_id
+
+    async def make(call: Call) -> None:
+        nonlocal answers
+        try:
+            arguments = {"label": call.label, "pause_ms": call.pause_ms}
+            value = await submit_tool_call(
+                call.tool, arguments, order.session, timeout=CALL_SECONDS, effect=call.effect
+            )
+            kind = "result"
+        except OutcomeUnknown as error:
+            kind, value = "unknown", str(error)
+        except ToolFailed as error:
+            kind, value = "failed", str(error)
+        answers += 1
+        if answers == order.dies_when_told:
+            os.kill(os.getpid(), signal.SIGKILL)
+        answer = {"label": call.label, "execution_id": ids[asyncio.current_task()], "kind": kind, "value": value}
+        with order.told.open("ab", buffering=0) as told:
+            told.write(json.dumps(answer).encode() + b"\n")
+            os.fsync(told)
+
+    with durable_session(order.session, note_id):
+        async with asyncio.TaskGroup() as calls:
+            for call in order.calls:
+                calls.create_task(make(call))

@@ -1,0 +1,215 @@
+"""Each fault of tests/chaos.py by itself, some at random, and whether its checks would see what is wrong.
+
+A test's own assertion is that the fault did strike; that all went well nevertheless is what `check` finds nothing in.
+"""
+
+import json
+import random
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+from chaos import FAULTS, Chaos, Story, check, read_stories
+
+ROUNDS_AT_RANDOM = 3
+
+
+async def survived(chaos: Chaos, *faults: str) -> list[Story]:
+    async with chaos:
+        for fault in faults:
+            await chaos.round(fault)
+        await chaos.settle()
+    problems = check(chaos.folder, chaos.calls, chaos.settled)
+    assert not problems, "\n".join(map(str, problems))
+    return read_stories(chaos.folder, chaos.calls)
+
+
+def given_up(stories: list[Story]) -> list[Story]:
+    """The calls that lost an attempt without a word."""
+    return [story for story in stories if "x" in story.happenings]
+
+
+async def test_the_server_is_killed_after_it_committed_a_start_and_before_its_answer(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=1)
+    await survived(chaos, "the server dies after it committed a start")
+    assert chaos.kills == {"server start-committed": 1}
+
+
+async def test_the_server_is_killed_after_it_committed_a_claim_and_before_the_worker_hears_of_it(
+    tmp_path: Path,
+) -> None:
+    chaos = Chaos(tmp_path, seed=2)
+    stories = await survived(chaos, "the server dies after it committed a claim")
+    assert chaos.kills == {"server claim-committed": 1}
+    assert given_up(stories), "nobody ever worked on what was claimed"
+
+
+async def test_the_server_is_killed_in_the_middle_of_a_commit_that_many_calls_share(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=3)
+    await survived(chaos, "the server dies in the middle of a group commit")
+    assert chaos.kills == {"server in-group-commit": 1}
+
+
+async def test_the_server_is_killed_after_it_committed_a_result_and_before_its_acknowledgement(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=4)
+    await survived(chaos, "the server dies after it committed a completion")
+    assert chaos.kills == {"server completion-committed": 1}
+    assert any("was completed already" in log.read_text() for log in tmp_path.glob("worker-*")), "it was sent again"
+
+
+async def test_a_worker_is_killed_after_its_claim_and_before_the_tool_begins(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=5)
+    stories = await survived(chaos, "a worker dies after its claim")
+    assert chaos.kills == {"worker task-claimed": 1}
+    assert any(len(story.effects) < story.attempts for story in given_up(stories))
+
+
+async def test_a_worker_is_killed_in_the_middle_of_a_tool_before_its_effect(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=6)
+    stories = await survived(chaos, "a worker dies in a tool, before its effect")
+    assert chaos.kills == {"worker before-effect": 1}
+    assert any(len(story.effects) < story.attempts for story in given_up(stories))
+
+
+async def test_a_worker_is_killed_in_the_middle_of_a_tool_after_its_effect(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=7)
+    stories = await survived(chaos, "a worker dies in a tool, after its effect")
+    assert chaos.kills == {"worker after-effect": 1}
+    assert any(len(story.effects) == story.attempts for story in given_up(stories))
+
+
+async def test_a_worker_is_killed_after_the_tool_is_done_and_before_it_can_say_so(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=8)
+    stories = await survived(chaos, "a worker dies before it sends a completion")
+    assert chaos.kills == {"worker effect-done": 1}
+    assert any(len(story.effects) == story.attempts for story in given_up(stories))
+
+
+async def test_a_client_is_killed_right_after_its_calls_are_started(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=9)
+    await survived(chaos, "a client dies as its calls are started")
+    assert chaos.kills == {"client calls started": 1}
+
+
+async def test_a_client_is_killed_when_it_is_told_a_result_and_before_it_can_keep_it(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=10)
+    await survived(chaos, "a client dies as it is told")
+    assert chaos.kills == {"client answer come": 1}
+
+
+async def test_a_worker_is_paused_for_longer_than_its_lease_and_then_goes_on(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=11)
+    stories = await survived(chaos, "a worker is paused beyond its lease")
+    assert chaos.pauses == {"worker": 1}
+    assert any("l" in story.happenings for story in given_up(stories)), "its late word is taken"
+
+
+async def test_the_server_is_paused_and_then_goes_on(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=12)
+    await survived(chaos, "the server is paused")
+    assert chaos.pauses == {"server": 1}
+
+
+async def test_the_server_and_all_workers_and_clients_are_killed_at_once(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=13)
+    await survived(chaos, "all die at once")
+    assert {"server all at once", "worker all at once"} <= set(chaos.kills)
+
+
+async def test_any_process_is_killed_or_paused_at_any_time(tmp_path: Path) -> None:
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")  # pytest shows it if the test fails
+    chaos = Chaos(tmp_path, seed)
+    await survived(chaos, *["any die at any time"] * ROUNDS_AT_RANDOM)
+    assert chaos.kills.total() + chaos.pauses.total() >= 2 * ROUNDS_AT_RANDOM
+
+
+def test_every_fault_has_a_test_of_its_own() -> None:
+    source = Path(__file__).read_text()
+    assert [fault for fault in FAULTS if f'"{fault}"' not in source] == []
+
+
+# Would the checks see it?
+
+Tampering = Callable[[Path, sqlite3.Connection], object]
+
+
+def sql(statement: str) -> Tampering:
+    return lambda folder, database: database.executescript(statement)
+
+
+def one_more_effect(tool: str, **changes: str) -> Tampering:
+    """The ledger's line of a call of this tool, a second time."""
+
+    def tamper(folder: Path, database: sqlite3.Connection) -> None:
+        query = (
+            "SELECT json_extract(input_json, '$.tool_args.label') FROM executions WHERE input_json ->> 'tool_name' = ?"
+        )
+        label = database.execute(query, (tool,)).fetchone()[0]
+        line = next(line for line in (folder / "ledger").read_text().splitlines() if json.dumps(label) in line)
+        with (folder / "ledger").open("a") as ledger:
+            ledger.write(json.dumps(json.loads(line) | changes) + "\n")
+
+    return tamper
+
+
+def other_answer(before: str, after: str) -> Tampering:
+    """The last answer in which `before` stands, with `after` in its place."""
+
+    def tamper(folder: Path, database: sqlite3.Connection) -> None:
+        told = next(path for path in folder.glob("told-*") if before in path.read_text())
+        head, _, tail = told.read_text().rpartition(before)
+        told.write_text(head + after + tail)
+
+    return tamper
+
+
+ONE = "execution_id = (SELECT min(execution_id) FROM executions WHERE status = 'COMPLETED')"
+TAMPERINGS: dict[str, tuple[str, Tampering]] = {
+    "a recorded result is overwritten": (
+        "loss",
+        sql(f"UPDATE tasks SET output_json = json_set(output_json, '$.result', 'other') WHERE {ONE}"),
+    ),
+    "a client is told another result": ("loss", other_answer('"result", "value": "', '"result", "value": "0')),
+    "a result is followed by something else": ("loss", other_answer('"kind": "result"', '"kind": "unknown"')),
+    "an execution is gone": (
+        "loss",
+        sql(f"DELETE FROM events WHERE {ONE}; DELETE FROM tasks WHERE {ONE}; DELETE FROM executions WHERE {ONE}"),
+    ),
+    "an effect that may happen once happens twice": ("duplicate", one_more_effect("send")),
+    "an effect happens without an attempt": ("duplicate", one_more_effect("read")),
+    "two attempts see two keys": ("untrue", one_more_effect("stumble", key="another")),
+    "an execution is stuck": ("stuck", sql(f"UPDATE executions SET status = 'RUNNING' WHERE {ONE}")),
+    "a task is stuck": ("stuck", sql(f"UPDATE tasks SET status = 'READY', output_json = NULL WHERE {ONE}")),
+    "a result is recorded twice": (
+        "duplicate",
+        sql(
+            "INSERT INTO events (execution_id, at_ms, type, attempt, data_json) SELECT execution_id, at_ms, type, "
+            f"attempt, data_json FROM events WHERE type = 'TaskCompleted' AND {ONE}"
+        ),
+    ),
+    "the beginning is missing": ("untrue", sql(f"DELETE FROM events WHERE type = 'ExecutionStarted' AND {ONE}")),
+    "an attempt's number is wrong": (
+        "untrue",
+        sql(f"UPDATE events SET attempt = 7 WHERE type = 'TaskCompleted' AND {ONE}"),
+    ),
+    "a row refers to nothing": (
+        "untrue",
+        sql(f"PRAGMA foreign_keys = OFF; UPDATE tasks SET execution_id = 'r0-0/nothing' WHERE {ONE}"),
+    ),
+}
+
+
+async def test_the_checks_see_whatever_was_tampered_with(tmp_path: Path) -> None:
+    (tmp_path / "sound").mkdir()
+    chaos = Chaos(tmp_path / "sound", seed=14)
+    await survived(chaos, "the server dies after it committed a start")
+    for what, (kind, tamper) in TAMPERINGS.items():
+        folder = tmp_path / what
+        shutil.copytree(chaos.folder, folder)
+        with closing(sqlite3.connect(folder / "nexum.db")) as database:
+            tamper(folder, database)
+            database.commit()
+        assert kind in [problem.kind for problem in check(folder, chaos.calls, chaos.settled)], what
