@@ -52,13 +52,15 @@ TOOLS: dict[str, Effect] = {
     "send_in_a_thread": "once",
     "decline": "once",  # it fails, in its own words
 }
+RUN_AGAIN = ("read", "read_in_a_thread", "put", "put_in_a_thread")
 PAUSES_MS = (0, 0, 20, 100, 300)  # of a tool, half of it before its effect
 SLOW_MS = 900
 CLIENTS, CALLS, SLOTS = 2, 6, 3  # clients of a round, calls of a client, slots of each of the two workers
 SERVER_PAUSES_SECONDS = (1.4, 3.4)  # beyond the workers' lease; beyond what the server takes for an absence of its own
 LAST_STRIKE_SECONDS = 0.6
-FINISH_SECONDS = 30.0  # for a round's clients, once the faults have stopped
+FINISH_SECONDS = 60.0  # for a round's clients, once the faults have stopped
 CLIENTS_AT_ONCE = 4  # in the last run of every session
+FAULT_WIDTH = 52  # characters of a line
 EVIDENCE_LIMIT = 5  # problems that are shown
 RESOLVED_EVERY = 3  # of the outcomes that are unknown in the end, a person settles the first, the fourth …
 
@@ -167,16 +169,18 @@ class Chaos:
             if twins and self.clients:
                 session, calls = self.clients[0].session, self.clients[0].calls
             else:
-                session, calls = name, [self.call(f"{name}-{n}", pauses_ms) for n in range(CALLS)]
+                tools = self.rng.sample(list(TOOLS), CALLS)
+                pauses = self.rng.choices(pauses_ms, k=CALLS)
+                session = name
+                calls = [
+                    Call(f"{name}-{number}", tool, TOOLS[tool], pause_ms)
+                    for number, (tool, pause_ms) in enumerate(zip(tools, pauses, strict=True))
+                ]
                 self.calls += calls
             self.clients.append(Client(name, session, calls, self.folder, env))
         self.everyone += self.clients
         for client in self.clients:
             client.start(dies_when_told if client is self.clients[0] else 0)
-
-    def call(self, label: str, pauses_ms: tuple[int, ...]) -> Call:
-        tool = self.rng.choice(list(TOOLS))
-        return Call(label, tool, TOOLS[tool], self.rng.choice(pauses_ms))
 
     def alive(self) -> list[Process | Client]:
         everyone: list[Process | Client] = [self.server, *self.workers, *self.clients]
@@ -269,26 +273,38 @@ class Chaos:
         await self.dies_at("answer come", self.clients[0])
 
     async def worker_is_paused(self) -> None:
-        """Stopped in the middle of a tool until it has lost its lease, then its late word comes."""
+        """Until its leases have expired: its word comes late, and is taken."""
+        await self.pause_a_worker()
+
+    async def worker_is_paused_for_long(self) -> None:
+        """Until others have done what it had begun: its word comes second, and is not taken."""
+        victim = await self.pause_a_worker()
+        await self.finish()
+        await self.heal()
+        await victim.says("was completed already; this result was not recorded")
+
+    async def pause_a_worker(self) -> Process:
+        """Pause one that is in the middle of a tool that others may run again, until its lease has expired."""
         self.enter_clients(pauses_ms=(SLOW_MS,))
-        victim = self.rng.choice(self.workers)
-        sessions = {client.session for client in self.clients}
+        again = {call.label for call in self.calls[-CLIENTS * CALLS :] if call.tool in RUN_AGAIN}
 
-        def is_in_the_middle_of_a_tool() -> bool:
-            lines = [json.loads(line) for line in self.ledger.read_text().splitlines()]
-            own = [line for line in lines if line["pid"] == victim.pid]
-            return bool(own) and own[-1]["label"].startswith(f"r{self.rounds}-")
+        def in_the_middle() -> Process | None:
+            effects = [json.loads(line) for line in self.ledger.read_text().splitlines()]
+            begun = {effect["pid"] for effect in effects if effect["label"] in again}
+            return next((worker for worker in self.workers if worker.pid in begun), None)
 
-        await eventually(is_in_the_middle_of_a_tool)
+        victim: Process = await eventually(in_the_middle, "the middle of a tool")
         self.pause(victim)
+        name = f"worker-{victim.pid}-"
 
-        async def has_lost_its_lease() -> bool:
+        async def silent() -> bool:
             async with NexumClient(self.server.address) as client:
-                events = [e for s in sessions async for history in client.history(f"{s}/") for e in history["events"]]
-            name = f"worker-{victim.pid}-"
-            return any(e["type"] == "LeaseExpired" and e["worker"].startswith(name) for e in events)
+                histories = [h for one in self.clients async for h in client.history(f"{one.session}/")]
+            events = [event for history in histories for event in history["events"]]
+            return any(event["type"] == "LeaseExpired" and event["worker"].startswith(name) for event in events)
 
-        await eventually(has_lost_its_lease)
+        await eventually(silent, f"the end of the leases of {name}")
+        return victim
 
     async def server_is_paused(self) -> None:
         self.enter_clients()
@@ -364,6 +380,7 @@ FAULTS: dict[str, Fault] = {
     "a client dies as its calls are started": Chaos.client_dies_as_its_calls_are_started,
     "a client dies as it is told": Chaos.client_dies_when_told,
     "a worker is paused beyond its lease": Chaos.worker_is_paused,
+    "a worker is paused until others have done its work": Chaos.worker_is_paused_for_long,
     "the server is paused": Chaos.server_is_paused,
     "all die at once": Chaos.all_die,
     "any die at any time": Chaos.any_die,
@@ -625,16 +642,17 @@ async def survive(folder: Path, rounds: int, seed: int) -> bool:
     """Whether nothing is wrong; prints what it does, and the evidence."""
     began = time.monotonic()
     async with Chaos(folder, seed) as chaos:
+        problems = []
         try:
             for number, fault in enumerate(schedule(rounds, chaos.rng), start=1):
                 round_began = time.monotonic()
                 await chaos.round(fault)
-                print(f"round {number}/{rounds}  {fault:50} {time.monotonic() - round_began:4.1f} s", flush=True)
+                seconds = time.monotonic() - round_began
+                print(f"round {number:{len(str(rounds))}}/{rounds}  {fault:{FAULT_WIDTH}} {seconds:4.1f} s", flush=True)
             await chaos.settle()
-            problems = check(folder, chaos.calls, chaos.settled)
         except (AssertionError, NexumError) as error:
-            running = [story for story in read_stories(folder, chaos.calls) if story.status == "RUNNING"]
-            problems = [Problem("stuck", str(error)), *(Problem("stuck", "it is RUNNING", story) for story in running)]
+            problems = [Problem("stuck", str(error))]
+        problems += check(folder, chaos.calls, chaos.settled)
     for problem in problems[:EVIDENCE_LIMIT]:
         print(problem)
     print(figures(chaos, problems, time.monotonic() - began))
@@ -648,7 +666,7 @@ def main() -> None:
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.randrange(10**6)
     folder = Path(tempfile.mkdtemp(prefix="nexum-chaos-"))
-    print(f"seed {seed}")
+    print(f"The same faults again: python tests/chaos.py --rounds {arguments.rounds} --seed {seed}", flush=True)
     if not asyncio.run(survive(folder, arguments.rounds, seed)):
         print(f"Something is wrong. Database, ledger, answers and logs are in {folder}")
         raise SystemExit(1)
@@ -657,4 +675,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

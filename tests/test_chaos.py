@@ -106,6 +106,13 @@ async def test_a_worker_is_paused_for_longer_than_its_lease_and_then_goes_on(tmp
     assert any("l" in story.happenings for story in given_up(stories)), "its late word is taken"
 
 
+async def test_a_worker_is_paused_until_others_have_done_its_work_and_then_goes_on(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=15)
+    stories = await survived(chaos, "a worker is paused until others have done its work")
+    assert chaos.pauses == {"worker": 1}
+    assert any(len(story.effects) == 2 for story in given_up(stories)), "both have done it"
+
+
 async def test_the_server_is_paused_and_then_goes_on(tmp_path: Path) -> None:
     chaos = Chaos(tmp_path, seed=12)
     await survived(chaos, "the server is paused")
