@@ -33,7 +33,7 @@ settings.register_profile("here", deadline=None, database=None, derandomize="CI"
 settings.load_profile("here")
 
 STEPS_MAX = 40  # of one story of the engine
-STORIES = 30
+STORIES = 60
 LEASE_MS = 5_000
 STEP_MS = 2_500  # of a clock that a running server watches
 
@@ -318,11 +318,19 @@ class AnyOrder(RuleBasedStateMachine):
         self._runner.run(self._engine.close())
         self._runner.run(self._store.close())
 
-    @initialize()
-    def first_server(self) -> None:
+    @initialize(
+        orders=st.tuples(
+            *[st.tuples(st.sampled_from(list(WORKFLOWS)), st.sampled_from(wire.EFFECTS), st.integers(1, 3))]
+            * len(EXECUTIONS)
+        )
+    )
+    def first_server(self, orders: tuple[tuple[str, str, int], ...]) -> None:
         self._open()
         for workflow_id, nodes in WORKFLOWS.items():
             self._do(self._engine.register(workflow_id, "h", ir(nodes)))
+        for execution_id, (workflow_id, effect, max_attempts) in zip(EXECUTIONS, orders, strict=True):
+            self.start(execution_id, workflow_id, effect, max_attempts, "")
+        self.poll("w0")
 
     @rule(
         execution_id=st.sampled_from(EXECUTIONS),
@@ -344,6 +352,24 @@ class AnyOrder(RuleBasedStateMachine):
         claimed = self._do(self._engine.poll(worker_id, "h", list(WORKFLOWS), LEASE_MS))
         if claimed is not None:
             self._task_ids.append(claimed.task.task_id)
+
+    @rule(choose=st.data())
+    def poll_and_complete(self, choose: Any) -> None:
+        self.poll("w0")
+        self.complete(choose, "3")
+
+    @rule(choose=st.data())
+    def complete_twice(self, choose: Any) -> None:
+        task_id = self._any_task_id(choose)
+        for output in ("4", "5"):
+            self._do(self._engine.complete(task_id, output))
+
+    @rule(choose=st.data())
+    def fail_and_wait(self, choose: Any) -> None:
+        self.poll("w0")
+        self.fail(choose, True, False, False)
+        self.time_passes(2)
+        self.poll("w0")
 
     @rule(worker_id=workers)
     def poll_and_vanish(self, worker_id: str) -> None:
@@ -401,7 +427,7 @@ class AnyOrder(RuleBasedStateMachine):
     def _any_task_id(self, choose: Any) -> str:
         if not self._task_ids:
             return "nothing.1"
-        return str(choose.draw(st.sampled_from(self._task_ids[-6:])))
+        return str(choose.draw(st.sampled_from(self._task_ids[-4:])))
 
     def _all(self) -> list[tuple[Execution, list[Task], list[EventRow], dict[str, str]]]:
         def read(reader: Reader) -> Any:
