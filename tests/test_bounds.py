@@ -159,7 +159,7 @@ async def test_the_requests_of_a_client_s_waiting_calls_are_so_large_and_no_larg
         greedy = Wire(channel)
         small = asyncio.create_task(greedy.answer("GetStatus", status_request("small"), wait_ms=FOREVER_MS))
         held = asyncio.create_task(greedy.answer("Execute", large, execution_id="e/0", wait_ms=FOREVER_MS))
-        await waiting(server, 2)
+        await eventually(lambda: {"small", "e/0"} <= server.engine._ended.keys(), "two executions that are waited for")
         assert await greedy.refusal("Execute", large, execution_id="e/1", wait_ms=FOREVER_MS) == (
             "RESOURCE_EXHAUSTED",
             "This client has calls of 683.7 KiB waiting already, and one more of 683.7 KiB is over the limit of 1 MiB; "
