@@ -53,8 +53,8 @@ TOOLS: dict[str, Effect] = {
     "decline": "once",  # it fails, in its own words
 }
 RUN_AGAIN = ("read", "read_in_a_thread", "put", "put_in_a_thread")
-PAUSES_MS = (0, 0, 20, 100, 300)  # of a tool, half of it before its effect
-SLOW_MS = 900
+PAUSES_MS = (0, 0, 20, 100, 400)  # of a tool, a quarter of it before its effect
+SLOW_MS = 1_000
 CLIENTS, CALLS, SLOTS = 2, 6, 3  # clients of a round, calls of a client, slots of each of the two workers
 SERVER_PAUSES_SECONDS = (1.4, 3.4)  # beyond the workers' lease; beyond what the server takes for an absence of its own
 LAST_STRIKE_SECONDS = 0.6
@@ -105,7 +105,7 @@ class Client:
         return self.code
 
     @property
-    def log(self) -> str:
+    def output(self) -> str:
         return self._order.log.read_text() if self._order.log.exists() else ""
 
 
@@ -204,7 +204,7 @@ class Chaos:
         """Wait for a death that nobody but the point itself can cause."""
         code = await victim.ended()
         if code != -signal.SIGKILL:
-            raise Broken(f"The {self.kind(victim)} did not die at {point}: it ended with {code}.\n{victim.log}")
+            raise Broken(f"The {self.kind(victim)} did not die at {point}: it ended with {code}.\n{victim.output}")
         self.kills[f"{self.kind(victim)} {point}"] += 1
 
     # Rounds
@@ -239,7 +239,7 @@ class Chaos:
                 if not client.alive and client.code == -signal.SIGKILL:
                     client.start()
                 elif not client.alive and client.code != 0:
-                    raise Broken(f"Client {client.name} ended with {client.code}:\n{client.log}")
+                    raise Broken(f"Client {client.name} ended with {client.code}:\n{client.output}")
             return not any(client.alive for client in self.clients)
 
         await eventually(finished, f"the end of the clients of round {self.rounds}", FINISH_SECONDS)
@@ -281,7 +281,7 @@ class Chaos:
         victim = await self.pause_a_worker()
         await self.finish()
         await self.heal()
-        await victim.says("was completed already; this result was not recorded")
+        await victim.says("was completed already; this result was not recorded|was stopped by the server")
 
     async def pause_a_worker(self) -> Process:
         """Pause one that is in the middle of a tool that others may run again, until its lease has expired."""
@@ -300,7 +300,8 @@ class Chaos:
         async def silent() -> bool:
             async with NexumClient(self.server.address) as client:
                 histories = [h for one in self.clients async for h in client.history(f"{one.session}/")]
-            events = [event for history in histories for event in history["events"]]
+            of_tool = [h for h in histories if h["input"]["tool_name"] in RUN_AGAIN]
+            events = [event for history in of_tool for event in history["events"]]
             return any(event["type"] == "LeaseExpired" and event["worker"].startswith(name) for event in events)
 
         await eventually(silent, f"the end of the leases of {name}")
@@ -323,7 +324,9 @@ class Chaos:
         self.enter_clients()
         for _ in range(self.rng.randint(2, 5)):
             await asyncio.sleep(self.rng.uniform(0, LAST_STRIKE_SECONDS))
-            victim = self.rng.choice(self.alive())
+            if not (alive := self.alive()):
+                break
+            victim = self.rng.choice(alive)
             if isinstance(victim, Process) and self.rng.random() < 1 / 4:
                 self.pause(victim)
             else:
@@ -575,6 +578,8 @@ def check_answers(story: Story, word: Word) -> Found:
     for client, answers in story.told.items():
         kinds = [answer["kind"] for answer in answers]
         told = {answer["value"] for answer in answers if answer["kind"] == "result"}
+        if {answer["execution_id"] for answer in answers} != {story.execution_id}:
+            yield "loss", f"{client} was told of another execution"
         if told - {story.recorded}:
             yield "loss", f"{client} was told {told}, and {story.recorded} is recorded"
         if "result" in kinds[: kinds.count("result") * -1 or None]:
@@ -642,7 +647,6 @@ async def survive(folder: Path, rounds: int, seed: int) -> bool:
     """Whether nothing is wrong; prints what it does, and the evidence."""
     began = time.monotonic()
     async with Chaos(folder, seed) as chaos:
-        problems = []
         try:
             for number, fault in enumerate(schedule(rounds, chaos.rng), start=1):
                 round_began = time.monotonic()
@@ -650,9 +654,10 @@ async def survive(folder: Path, rounds: int, seed: int) -> bool:
                 seconds = time.monotonic() - round_began
                 print(f"round {number:{len(str(rounds))}}/{rounds}  {fault:{FAULT_WIDTH}} {seconds:4.1f} s", flush=True)
             await chaos.settle()
+            problems = check(folder, chaos.calls, chaos.settled)
         except (AssertionError, NexumError) as error:
-            problems = [Problem("stuck", str(error))]
-        problems += check(folder, chaos.calls, chaos.settled)
+            unfinished = check(folder, chaos.calls, chaos.settled)
+            problems = [Problem("stuck", str(error)), *(one for one in unfinished if one.kind != "untrue")]
     for problem in problems[:EVIDENCE_LIMIT]:
         print(problem)
     print(figures(chaos, problems, time.monotonic() - began))
@@ -667,7 +672,12 @@ def main() -> None:
     seed = arguments.seed if arguments.seed is not None else random.randrange(10**6)
     folder = Path(tempfile.mkdtemp(prefix="nexum-chaos-"))
     print(f"The same faults again: python tests/chaos.py --rounds {arguments.rounds} --seed {seed}", flush=True)
-    if not asyncio.run(survive(folder, arguments.rounds, seed)):
+    try:
+        sound = asyncio.run(survive(folder, arguments.rounds, seed))
+    except KeyboardInterrupt:
+        shutil.rmtree(folder)
+        raise SystemExit(130) from None
+    if not sound:
         print(f"Something is wrong. Database, ledger, answers and logs are in {folder}")
         raise SystemExit(1)
     shutil.rmtree(folder)
@@ -675,7 +685,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    main()

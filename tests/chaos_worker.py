@@ -35,16 +35,16 @@ def have_an_effect(label: str) -> str:
 
 
 async def on_the_loop(label: str, pause_ms: int) -> str:
-    await asyncio.sleep(pause_ms / 2000)
+    await asyncio.sleep(pause_ms / 1000 / 4)
     nonce = have_an_effect(label)
-    await asyncio.sleep(pause_ms / 2000)
+    await asyncio.sleep(pause_ms / 1000 * 3 / 4)
     return nonce
 
 
 def in_a_thread(label: str, pause_ms: int) -> str:
-    time.sleep(pause_ms / 2000)
+    time.sleep(pause_ms / 1000 / 4)
     nonce = have_an_effect(label)
-    time.sleep(pause_ms / 2000)
+    time.sleep(pause_ms / 1000 * 3 / 4)
     return nonce
 
 

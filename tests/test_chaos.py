@@ -147,14 +147,12 @@ def sql(statement: str) -> Tampering:
     return lambda folder, database: database.executescript(statement)
 
 
-def one_more_effect(tool: str, **changes: str) -> Tampering:
-    """The ledger's line of a call of this tool, a second time."""
+def one_more_effect(of_tool: str, **changes: str) -> Tampering:
+    """A line of the ledger a second time, of a call whose tool's name begins like that."""
 
     def tamper(folder: Path, database: sqlite3.Connection) -> None:
-        query = (
-            "SELECT json_extract(input_json, '$.tool_args.label') FROM executions WHERE input_json ->> 'tool_name' = ?"
-        )
-        label = database.execute(query, (tool,)).fetchone()[0]
+        inputs = [json.loads(text) for (text,) in database.execute("SELECT input_json FROM executions ORDER BY seq")]
+        label = next(call["tool_args"]["label"] for call in inputs if call["tool_name"].startswith(of_tool))
         line = next(line for line in (folder / "ledger").read_text().splitlines() if json.dumps(label) in line)
         with (folder / "ledger").open("a") as ledger:
             ledger.write(json.dumps(json.loads(line) | changes) + "\n")
