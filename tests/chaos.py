@@ -27,6 +27,7 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,9 @@ class Client:
         return int(self._process.exitcode)
 
     def kill(self) -> None:
-        self._process.kill()
-        self._process.join()
+        if self._process.pid is not None:  # it was started
+            self._process.kill()
+            self._process.join()
 
     async def ended(self) -> int:
         await eventually(lambda: not self.alive, f"the end of client {self.name}", FINISH_SECONDS)
@@ -672,6 +674,9 @@ def main() -> None:
     seed = arguments.seed if arguments.seed is not None else random.randrange(10**6)
     folder = Path(tempfile.mkdtemp(prefix="nexum-chaos-"))
     print(f"The same faults again: python tests/chaos.py --rounds {arguments.rounds} --seed {seed}", flush=True)
+    ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    forkserver.ensure_running()  # for good without Ctrl-C, which is for us
+    signal.signal(signal.SIGINT, ctrl_c)
     try:
         sound = asyncio.run(survive(folder, arguments.rounds, seed))
     except KeyboardInterrupt:
