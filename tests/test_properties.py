@@ -186,9 +186,7 @@ def test_a_tool_is_made_within_the_limits_of_its_effect_attempts_and_timeout_and
     effect: Any, max_attempts: int, timeout: float
 ) -> None:
     taken = (
-        effect in wire.EFFECTS
-        and 1 <= max_attempts <= (1 if effect == "once" else 20)
-        and 0.001 <= timeout <= 86_400
+        effect in wire.EFFECTS and 1 <= max_attempts <= (1 if effect == "once" else 20) and 0.001 <= timeout <= 86_400
     )
     with nullcontext() if taken else pytest.raises(ValueError, match="of a_tool is"):
         durable_tool(a_tool, effect=effect, max_attempts=max_attempts, timeout=timeout)

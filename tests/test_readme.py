@@ -8,6 +8,7 @@ from pathlib import Path
 
 from processes import Process, run
 from test_demo import Stage, stage
+from test_once import cut_short
 
 __all__ = ["stage"]
 
@@ -22,8 +23,8 @@ def transcript(name: str) -> list[str]:
 
 
 def comparable(lines: list[str]) -> Counter[str]:
-    """Without what differs from run to run: times, the order of parallel calls, and where the interpreter is."""
-    return Counter(re.sub(r"\b\d+(\.\d+)? m?s\b", "N ms", line) for line in lines)
+    """Without what differs from run to run: times, workers' ids, the order of parallel calls."""
+    return Counter(re.sub(r"\b\d+(\.\d+)? m?s\b", "N ms", re.sub(r"worker-\d+-\w+", "it", line)) for line in lines)
 
 
 async def test_the_readmes_crash_and_second_run_are_what_one_sees(stage: Stage) -> None:
@@ -35,6 +36,22 @@ async def test_the_readmes_crash_and_second_run_are_what_one_sees(stage: Stage) 
         )
         missing = comparable(transcript(name)) - comparable(printed.splitlines())
         assert not missing, printed
+
+
+async def test_the_readmes_unsettled_call_is_what_one_sees(stage: Stage) -> None:
+    finished = await cut_short(stage)
+    printed = re.sub(r"NEXUM_ADDRESS=\S+ ", "", finished.stdout).replace("s1/", "s5/")
+    printed = re.sub(r"SESSION_ID=s1 \S+ \S+once_demo\.py", "SESSION_ID=s5 python demo.py", printed)
+    missing = comparable(transcript("unknown")) - comparable(printed.splitlines())
+    assert not missing, printed
+
+
+def test_whatever_can_go_wrong_has_a_test_of_the_name_it_is_shown_with() -> None:
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    table = README.partition("## What can go wrong")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| .+ \| .+ \| `(test_\w+)` \|$", table, re.MULTILINE)
+    assert len(rows) == table.count("\n| ") - 1 >= 30  # all but the head
+    assert [name for name in rows if f"def {name}(" not in tests] == []
 
 
 def test_every_file_and_setting_that_the_readme_names_exists() -> None:
