@@ -94,6 +94,7 @@ async def test_a_signal_stops_dev_although_calls_wait(tmp_path: Path, number: si
                 client.poll("worker-2", ECHO, lease_ms=1_000, wait_ms=FOREVER_MS, stop=asyncio.Event())
             ),
         ]
+        await asyncio.sleep(0)  # they are on their way
         assert await client.executions()  # it went the same way as those that wait, after them
         nexum.send(number)
         assert await nexum.ended(SECONDS_TO_STOP) == 0
