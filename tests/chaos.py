@@ -288,7 +288,7 @@ class Chaos:
     async def pause_a_worker(self) -> Process:
         """Pause one that is in the middle of a tool that others may run again, until its lease has expired."""
         self.enter_clients(pauses_ms=(SLOW_MS,))
-        again = {call.label for call in self.calls[-CLIENTS * CALLS :] if call.tool in RUN_AGAIN}
+        again = {call.label for client in self.clients for call in client.calls if call.tool in RUN_AGAIN}
 
         def in_the_middle() -> Process | None:
             effects = [json.loads(line) for line in self.ledger.read_text().splitlines()]
