@@ -291,7 +291,8 @@ class Chaos:
         again = {call.label for client in self.clients for call in client.calls if call.tool in RUN_AGAIN}
 
         def in_the_middle() -> Process | None:
-            effects = [json.loads(line) for line in self.ledger.read_text().splitlines()]
+            written, _, _ = self.ledger.read_text().rpartition("\n")  # the last line may be just on its way
+            effects = [json.loads(line) for line in written.splitlines()]
             begun = {effect["pid"] for effect in effects if effect["label"] in again}
             return next((worker for worker in self.workers if worker.pid in begun), None)
 
