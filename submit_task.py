@@ -43,7 +43,8 @@ from workflow import NODE, ToolCall, ToolResult, tool_call_workflow
 TIMEOUT_SECONDS = 120.0  # for one call, from its submission to its result
 ATTEMPT_SECONDS = 60.0  # for one attempt of a durable tool
 PAUSE_SECONDS = 30.0  # between two attempts, at most
-SESSION_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+SESSION_ID_CHARS = 64
+SESSION_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{SESSION_ID_CHARS}}}")
 NOT_OF_AN_ID = re.compile(r"[^A-Za-z0-9._:@=-]")
 NAME_CHARS = 80  # of a tool's name in an execution id
 WORKFLOW = tool_call_workflow()
@@ -79,7 +80,7 @@ class CallEvent:
 def check_session_id(session_id: str) -> None:
     """Raise DurableCallError unless it is 1 to 64 of `A-Za-z0-9._-`."""
     if not SESSION_ID.fullmatch(session_id):
-        raise DurableCallError(f"SESSION_ID is {session_id!r}; it must be 1 to 64 of A-Z a-z 0-9 . _ -")
+        raise DurableCallError(f"SESSION_ID is {session_id!r}; it must be 1 to {SESSION_ID_CHARS} of A-Z a-z 0-9 . _ -")
 
 
 @dataclass

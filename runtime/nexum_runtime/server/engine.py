@@ -55,7 +55,8 @@ STOPS_LIMIT = 10_000  # attempts that workers are still to be told to stop, the 
 ERROR_LIMIT = 64 * 1024  # characters kept of an error's text
 NAME_LIMIT = 200  # characters of a workflow id, a version hash or a worker id
 PRUNE_BATCH = 200  # executions deleted in one transaction, so that pruning holds up nobody
-EXECUTION_ID = re.compile(r"[A-Za-z0-9._:/@=-]{1,200}")
+EXECUTION_ID_LIMIT = 200  # characters
+EXECUTION_ID = re.compile(rf"[A-Za-z0-9._:/@=-]{{1,{EXECUTION_ID_LIMIT}}}")
 
 log = logging.getLogger("nexum.engine")
 
@@ -437,7 +438,7 @@ def _check_json(what: str, text: str) -> None:
 def _check_execution_id(execution_id: str) -> None:
     if not EXECUTION_ID.fullmatch(execution_id):
         raise InvalidRequest(
-            f"The execution id {execution_id[:80]!r} is not 1 to 200 of the characters A-Z a-z 0-9 . _ : / @ = -"
+            f"The execution id {execution_id[:80]!r} is not 1 to {EXECUTION_ID_LIMIT} of A-Z a-z 0-9 . _ : / @ = -"
         )
 
 
