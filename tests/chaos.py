@@ -458,6 +458,7 @@ LETTERS = {
     ("AttemptStarted", None): "a",
     ("AttemptReturned", None): "r",
     ("AttemptFailed", None): "f",
+    ("AttemptFailed", True): "g",  # late
     ("LeaseExpired", None): "x",
     ("TaskCompleted", None): "d",
     ("TaskCompleted", True): "l",  # late
@@ -467,8 +468,8 @@ LETTERS = {
     ("ExecutionFailed", None): "F",
     ("ExecutionRestarted", None): "R",
 }
-LEGAL_ONCE = re.compile("S(ar)*(adC|afF|axF(p|lRC|oRC)?)")
-LEGAL = re.compile("S(a[rfx])*(Fp?R(a[rfx])*)*(adC|a?lC|F(p|lRC|oRC)?)")
+LEGAL_ONCE = re.compile("S(ar)*(adC|afF|axF(g|p|lRC|oRC)?)")
+LEGAL = re.compile("S(a[rfx])*(F[gp]?R(a[rfx])*)*(adC|a?lC|F(g|p|lRC|oRC)?)")
 
 
 def read_stories(folder: Path, calls: list[Call]) -> list[Story]:
@@ -603,7 +604,7 @@ def check_events(story: Story, word: Word) -> Found:
     """The events tell a legal story, and the one that the tables tell."""
     if not (LEGAL_ONCE if story.once else LEGAL).fullmatch(story.happenings):
         yield "untrue", f"its events are no legal story: {story.happenings}"
-    elif story.happenings[-1] != {"COMPLETED": "C"}.get(story.status, "p" if word else "F"):
+    elif story.happenings[-1] not in {"COMPLETED": "C"}.get(story.status, "p" if word else "Fg"):
         yield "untrue", f"its events end with {story.happenings[-1]}"
     latest = 0
     for event in story.events:
@@ -616,7 +617,7 @@ def check_events(story: Story, word: Word) -> Found:
 def figures(chaos: Chaos, problems: list[Problem], seconds: float) -> str:
     stories = read_stories(chaos.folder, chaos.calls)
     unknown = [story for story in stories if any(e.get("error_code") == "OUTCOME_UNKNOWN" for e in story.events)]
-    late = sum("l" in story.happenings for story in unknown)
+    late = sum(bool(set("lg") & set(story.happenings)) for story in unknown)
     wrong = Counter(problem.kind for problem in problems)
     kinds = Counter(name.split()[0] for name in chaos.kills.elements())
     return "\n".join(
