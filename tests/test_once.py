@@ -434,9 +434,58 @@ async def test_what_is_unknown_may_be_begun_again_once_it_is_declared_to_do_no_h
     await lost(bench)
     assert (await bench.start(effect="idempotent", restart="failed")).before == "FAILED"
     assert await bench.poll() is None
-    await bench.start(effect="idempotent", restart="unknown")
+    await bench.start(effect="idempotent", restart="unknown", max_attempts=2)
+    await bench.lose(2)
+    assert (await outcome(bench))[1] == "OUTCOME_UNKNOWN"
+    assert (await bench.snapshot()).attempts == 2, "as many as it is declared to have by now"
+
+
+async def test_what_was_cancelled_before_it_began_is_begun_once_if_it_is_declared_so_by_now(bench: Bench) -> None:
+    await bench.register(ONE)
+    await bench.start(effect="idempotent")
+    await bench.engine.cancel("e")
+    await start_once(bench, restart="failed")
     await bench.lose(1)
-    assert (await outcome(bench))[1] == "OUTCOME_UNKNOWN", "it keeps the one attempt that it was started with"
+    assert (await outcome(bench))[1] == "OUTCOME_UNKNOWN"
+    assert await nothing_is_left_to_do(bench)
+
+
+async def test_what_waits_to_be_begun_happens_once_if_it_is_declared_so_by_now(bench: Bench) -> None:
+    await bench.register(ONE)
+    await bench.start(effect="idempotent", max_attempts=3)
+    await start_once(bench, restart="failed")
+    await bench.lose(1)
+    assert (await outcome(bench))[1] == "OUTCOME_UNKNOWN"
+    assert await nothing_is_left_to_do(bench)
+
+
+async def test_what_has_begun_goes_on_as_it_was_declared_when_it_began(bench: Bench) -> None:
+    await bench.register(ONE)
+    await bench.start(effect="idempotent", max_attempts=2)
+    await bench.claim()
+    await start_once(bench, restart="failed")
+    await bench.pass_time(LEASE_MS)
+    await bench.engine.complete(await bench.claim(), "1")
+    assert await bench.status() == "COMPLETED"
+
+
+async def test_what_is_under_way_and_happens_once_does_so_whatever_another_run_declares(bench: Bench) -> None:
+    await bench.register(ONE)
+    await start_once(bench)
+    await bench.claim()
+    await bench.start(effect="read", restart="unknown")
+    await bench.pass_time(LEASE_MS)
+    assert (await outcome(bench))[1] == "OUTCOME_UNKNOWN"
+
+
+async def test_what_took_too_long_has_the_time_that_the_next_run_declares(bench: Bench) -> None:
+    await bench.register(ONE)
+    await bench.start(timeout_ms=5_000, max_attempts=1)
+    await bench.engine.fail(await bench.claim(), "It took longer than its 5.0 s.", unknown=True)
+    await bench.start(timeout_ms=60_000, restart="unknown")
+    claimed = await bench.poll()
+    assert claimed is not None
+    assert json.loads(claimed.input_json)["timeout_ms"] == 60_000
 
 
 # As a person sees it

@@ -291,6 +291,16 @@ async def test_only_a_failed_execution_can_be_told_anew_why_it_failed(store: Sto
     assert runs == an_execution("runs")
 
 
+async def test_what_is_declared_anew_holds_for_one_execution_and_what_is_left_of_its_tasks(store: Store) -> None:
+    await add(store, an_execution("e"), a_task("begun"), a_task("ready"), an_execution("f"), a_task("other", "f"))
+    await claim(store)
+    await store.write(lambda tx: tx.declare("e", 1, "once", 5_000))
+    declared = await store.read(lambda reader: reader.execution("e"))
+    assert declared == replace(an_execution("e"), max_attempts=1, effect="once", timeout_ms=5_000)
+    assert [(await task(store, key)).attempt_limit for key in ("begun", "ready", "other")] == [1, 1, 4]
+    assert await store.read(lambda reader: reader.execution("f")) == an_execution("f")
+
+
 # Claims
 
 

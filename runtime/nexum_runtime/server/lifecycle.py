@@ -7,7 +7,7 @@ transaction it is given, adds the event, and notes in `Notices` whom the engine 
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nexum_runtime import wire
@@ -107,7 +107,9 @@ class Lifecycle:
         _check_same_call(existing, order)
         if _may_restart(existing, order) and not (_for_once(existing, order) and _has_begun(tx, existing)):
             _check_story(tx, existing)
-            self._run_again(tx, notices, existing)
+            self._run_again(tx, notices, _declared_anew(tx, existing, order))
+        elif _becomes_once(existing, order) and not _has_begun(tx, existing):
+            _declared_anew(tx, existing, order)
         return Started(order.execution_id, existing.status)
 
     def _start_new(self, tx: Transaction, notices: Notices, order: StartOrder) -> None:
@@ -465,6 +467,17 @@ def _may_restart(execution: Execution, order: StartOrder) -> bool:
         return False
     unknown = execution.error_code == ErrorCode.OUTCOME_UNKNOWN
     return order.restart == "unknown" or (order.restart == "failed" and not unknown)
+
+
+def _declared_anew(tx: Transaction, execution: Execution, order: StartOrder) -> Execution:
+    """The execution as this order declares it: the code may have changed since it was first started."""
+    execution = replace(execution, max_attempts=order.max_attempts, effect=order.effect, timeout_ms=order.timeout_ms)
+    tx.declare(execution.execution_id, execution.max_attempts, execution.effect, execution.timeout_ms)
+    return execution
+
+
+def _becomes_once(execution: Execution, order: StartOrder) -> bool:
+    return execution.status == ExecutionStatus.RUNNING and order.effect == wire.ONCE and execution.effect != wire.ONCE
 
 
 def _for_once(execution: Execution, order: StartOrder) -> bool:

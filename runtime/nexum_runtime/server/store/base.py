@@ -151,6 +151,9 @@ class Transaction(Reader, Protocol):
     def set_execution_error(self, execution_id: str, error: str, error_code: ErrorCode) -> None:
         """Say anew why a FAILED execution failed."""
 
+    def declare(self, execution_id: str, max_attempts: int, effect: str, timeout_ms: int | None) -> None:
+        """Change what attempts there may be from now on: each task gets as many more or fewer as the execution."""
+
     def delete_execution(self, execution_id: str) -> None:
         """Forget an execution, its tasks and its events."""
 

@@ -452,6 +452,17 @@ class _SqliteTransaction(_SqliteReader):
             (error, error_code, execution_id),
         )
 
+    def declare(self, execution_id: str, max_attempts: int, effect: str, timeout_ms: int | None) -> None:
+        self._sql(
+            "UPDATE tasks SET attempt_limit = max(attempt, attempt_limit + ?1 - "
+            "(SELECT max_attempts FROM executions WHERE execution_id = ?2)) WHERE execution_id = ?2",
+            (max_attempts, execution_id),
+        )
+        self._sql(
+            "UPDATE executions SET max_attempts = ?, effect = ?, timeout_ms = ? WHERE execution_id = ?",
+            (max_attempts, effect, timeout_ms, execution_id),
+        )
+
     def delete_execution(self, execution_id: str) -> None:
         for table in ("events", "tasks", "executions"):
             self._sql(f"DELETE FROM {table} WHERE execution_id = ?", (execution_id,))
