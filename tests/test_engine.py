@@ -15,6 +15,7 @@ from processes import PATIENCE_SECONDS, eventually
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
 from nexum_runtime.server.engine import ABSENCE_MS, Engine, Snapshot
 from nexum_runtime.server.lifecycle import Claimed, Started, StartOrder
+from nexum_runtime.server.store.base import StoreUnavailable
 from nexum_runtime.server.store.sqlite import SqliteStore
 from nexum_runtime.wire import NESTING_LIMIT
 
@@ -572,6 +573,52 @@ async def test_a_pause_that_is_no_absence_renews_nothing(bench: Bench) -> None:
     await bench.claim(lease_ms=ABSENCE_MS)
     bench.now_ms += ABSENCE_MS
     await bench.engine.sweep()
+    assert (await bench.story())[-1] == "LeaseExpired run 1"
+
+
+async def test_a_result_that_cannot_be_written_keeps_no_task_of_a_dead_worker(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.register(PAIR)
+    await bench.start()
+    await bench.claim("dead")
+    large = await bench.claim("alive")
+    write = bench.store.write
+
+    async def no_room(work: Any) -> Any:
+        raise StoreUnavailable("Cannot use the database: no room for this one.")
+
+    for _ in range(LEASE_MS // STEP_MS):
+        monkeypatch.setattr(bench.store, "write", no_room)
+        with pytest.raises(StoreUnavailable):
+            await bench.engine.complete(large, "1")
+        monkeypatch.setattr(bench.store, "write", write)
+        await bench.engine.heartbeat("alive", [large])
+        await bench.pass_time(STEP_MS)
+    assert [story for story in await bench.story() if "Lease" in story] == ["LeaseExpired a 1"]
+
+
+async def test_no_lease_expires_because_its_renewal_could_not_be_written(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.register(ONE)
+    await bench.start()
+    task_id = await bench.claim()
+    await bench.pass_time(LEASE_MS - STEP_MS)
+
+    async def no_room(work: Any) -> Any:
+        raise StoreUnavailable("Cannot use the database: no room.")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(bench.store, "write", no_room)
+        with pytest.raises(StoreUnavailable):
+            await bench.engine.heartbeat("worker", [task_id])
+        bench.now_ms += STEP_MS
+        with pytest.raises(StoreUnavailable):
+            await bench.engine.sweep()
+    await bench.pass_time(LEASE_MS)
+    assert (await bench.story())[-1] == "AttemptStarted run 1"
+    await bench.pass_time(STEP_MS)
     assert (await bench.story())[-1] == "LeaseExpired run 1"
 
 

@@ -102,7 +102,7 @@ class Engine:
         self._stops: OrderedDict[str, tuple[str, int]] = OrderedDict()  # task id → worker id, since when
         self._jobs: set[asyncio.Task[Any]] = set()
         self._last_sweep_ms = clock()
-        self._deaf = False  # something that workers said could not be written, maybe a heartbeat
+        self._deaf = False  # leases could not be renewed since
         self._outage_ms: int | None = None  # when the store last failed; None once that is over
         self._closing = False
 
@@ -276,7 +276,7 @@ class Engine:
         _check_name("worker id", worker_id)
 
         if held is None:
-            await self._commit(lambda tx, _: tx.renew_leases(worker_id, self._clock()))
+            await self._commit(lambda tx, _: tx.renew_leases(worker_id, self._clock()), renews=True)
             return [task_id for task_id, (told, _) in self._stops.items() if told == worker_id]
 
         def work(tx: Transaction, _: Notices) -> list[str]:
@@ -285,13 +285,13 @@ class Engine:
             tx.renew_leases(worker_id, self._clock(), [task_key(task_id) for task_id in own])
             return [task_id for task_id, task, attempt in attempts if not is_wanted(task, attempt)]
 
-        return await self._commit(work)
+        return await self._commit(work, renews=True)
 
     # Time
 
     async def restart_clock(self) -> None:
         """While this server was away it could hear no worker, so each gets its whole lease from now."""
-        await self._commit(lambda tx, _: tx.restart_clock(self._clock(), RETRY_DELAY_MS_MAX))
+        await self._commit(lambda tx, _: tx.restart_clock(self._clock(), RETRY_DELAY_MS_MAX), renews=True)
 
     async def run_sweeper(self) -> None:
         """Sweep until cancelled. A store that is unavailable is tried again: its disk may have space by then."""
@@ -310,7 +310,7 @@ class Engine:
         self._deaf = self._deaf or abs(now_ms - self._last_sweep_ms) > ABSENCE_MS
         self._last_sweep_ms = now_ms
         if self._deaf:
-            self._deaf = False  # until something fails again, be it this
+            self._deaf = False  # until it fails again, be it here
             await self.restart_clock()
         elif await self._store.read(lambda reader: reader.expired(now_ms)):
             await self._commit(self._lifecycle.expire)
@@ -321,7 +321,6 @@ class Engine:
 
     def _note_outage(self, error: StoreUnavailable) -> None:
         """Say it once, however often it is met."""
-        self._deaf = True
         if self._outage_ms is None:
             log.warning("%s", error)
         self._outage_ms = self._clock()
@@ -333,8 +332,12 @@ class Engine:
 
     # Commits and waits
 
-    async def _commit(self, work: Callable[[Transaction, Notices], T]) -> T:
-        """Run one transaction and wake whoever waits for what it did, even if the caller has gone meanwhile."""
+    async def _commit(self, work: Callable[[Transaction, Notices], T], *, renews: bool = False) -> T:
+        """Run one transaction and wake whoever waits for what it did, even if the caller has gone meanwhile.
+
+        When one that `renews` leases fails, none expires until all could be renewed. Any other is no such reason: a
+        result that the disk has no room for is sent again and again, and would keep the tasks of dead workers.
+        """
 
         async def run() -> T:
             notices = Notices()
@@ -342,6 +345,7 @@ class Engine:
                 result = await self._store.write(lambda tx: work(tx, notices))
             except StoreUnavailable as error:
                 self._note_outage(error)
+                self._deaf = self._deaf or renews
                 raise
             for execution_id in notices.ended:
                 self._wake(self._ended, execution_id)
