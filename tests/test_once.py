@@ -366,9 +366,35 @@ async def test_cancelling_stops_the_pure_node_beside_an_effect_that_happens_once
     pay, sum_ = await bench.claim(), await bench.claim()
     await bench.engine.cancel("e")
     assert await bench.engine.heartbeat("worker", [pay, sum_]) == [sum_]
-    assert await resolve(bench, happened("paid")) == "Execution e is RUNNING."
+    assert await resolve(bench, happened("paid")) == "Execution e is CANCELLED."
+    assert await bench.poll() is None
+    await resolve(bench, RETRY)
     await bench.engine.complete(await bench.claim(), "1")
     assert (await bench.snapshot()).outputs == {"pay": '"paid"', "sum": "1"}
+
+
+async def test_the_late_result_of_what_was_cancelled_begins_none_of_the_nodes_after_it(bench: Bench) -> None:
+    await bench.register({"pay": "EFFECT", "mail": "EFFECT pay"})
+    await start_once(bench)
+    task_id = await bench.claim()
+    await bench.engine.cancel("e")
+    assert await bench.engine.complete(task_id, '"paid"') == ""
+    assert await bench.poll() is None
+    assert await outcome(bench) == ("CANCELLED", "CANCELLED", "The execution was cancelled.")
+    assert (await bench.snapshot()).outputs == {"pay": '"paid"'}, "it is not forgotten"
+    await start_once(bench, restart="failed")
+    await bench.engine.complete(await bench.claim(), '"sent"')
+    assert await bench.status() == "COMPLETED"
+
+
+async def test_a_retry_after_a_cancellation_goes_on_to_the_end(bench: Bench) -> None:
+    await bench.register({"pay": "EFFECT", "mail": "EFFECT pay"})
+    await start_once(bench)
+    await bench.claim()
+    await bench.engine.cancel("e")
+    await resolve(bench, RETRY)
+    await bench.lose(1)
+    assert await resolve(bench, happened("paid")) == "Execution e is RUNNING."
 
 
 # What never began

@@ -236,6 +236,7 @@ class Story:
         self.done: set[str | None] = set()
         self.attempts: Counter[str | None] = Counter()
         self._tries: Counter[str | None] = Counter()  # since it was last started, without those given back
+        self._cancel_requested = False
         for event in events:
             self._tell(event)
 
@@ -247,7 +248,7 @@ class Story:
                 self.status = "RUNNING"
             case Event.EXECUTION_RESTARTED:
                 assert self.status in ("FAILED", "CANCELLED")
-                self.status = "RUNNING"
+                self.status, self._cancel_requested = "RUNNING", False
                 self._tries = Counter({node: self._tries[node] for node in self.running})
             case Event.ATTEMPT_STARTED:
                 assert self.status == "RUNNING"
@@ -272,12 +273,16 @@ class Story:
             case Event.EXECUTION_COMPLETED:
                 assert not self.running
                 self._ends("COMPLETED")
+            case Event.CANCEL_REQUESTED:
+                self.running.clear()
+                self._cancel_requested = True
+            case Event.EXECUTION_CANCELLED if self._cancel_requested:
+                assert self.status == "FAILED"
+                self.status = "CANCELLED"
             case Event.EXECUTION_CANCELLED:
                 self.running.clear()
                 self._ends("CANCELLED")
             case Event.EXECUTION_FAILED:
-                if event.data["error"].startswith("It was cancelled while it ran"):
-                    self.running.clear()
                 self._ends("FAILED")
 
     def _ends(self, status: str) -> None:

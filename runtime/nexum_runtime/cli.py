@@ -321,7 +321,8 @@ def _event_text(event: dict[str, Any], took_ms: int) -> str:
         case "ExecutionFailed":
             return f"failed ({event['error_code']}): {error}"
         case other:
-            return {"ExecutionCompleted": "completed", "ExecutionCancelled": "cancelled"}.get(other, str(other))
+            ended = {"ExecutionCompleted": "completed", "ExecutionCancelled": "cancelled"}
+            return (ended | {"CancelRequested": "to be cancelled"}).get(other, str(other))
 
 
 def _run(job: Coroutine[Any, Any, Any]) -> Any:

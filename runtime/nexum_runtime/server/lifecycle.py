@@ -163,13 +163,17 @@ class Lifecycle:
                 notices.stop.append(task)
             tx.move_task(task.task_key, TaskStatus.CANCELLED)
         if begun:  # their workers are let finish: their word settles it
+            tx.add_event(execution_id, self._clock(), Event.CANCEL_REQUESTED)
             error = _or_not("It was cancelled while it ran.")
             for task in begun:
                 self._fail_task(tx, notices, task, error, ErrorCode.OUTCOME_UNKNOWN)
             return error
+        self._end_cancelled(tx, notices, execution)
+        return "Execution cancelled"
+
+    def _end_cancelled(self, tx: Transaction, notices: Notices, execution: Execution) -> None:
         error = "The execution was cancelled."
         self._end(tx, notices, execution, ExecutionStatus.CANCELLED, error, ErrorCode.CANCELLED)
-        return "Execution cancelled"
 
     # Tasks
 
@@ -254,8 +258,13 @@ class Lifecycle:
 
     def _settled(self, tx: Transaction, notices: Notices, execution: Execution) -> None:
         """One of the unknown outcomes of a FAILED execution is known now."""
-        if any(task.status == TaskStatus.FAILED for task in tx.tasks(execution.execution_id)):
+        tasks = tx.tasks(execution.execution_id)
+        done = [task for task in tasks if task.status == TaskStatus.DONE]
+        if any(task.status == TaskStatus.FAILED for task in tasks):
             self._say_why(tx, execution)
+        elif _was_cancelled(tx, execution) and len(done) < len(self._graph(tx, execution).nodes):
+            tx.move_execution(execution.execution_id, ExecutionStatus.RUNNING)
+            self._end_cancelled(tx, notices, execution)
         else:
             self._run_again(tx, notices, execution)
 
@@ -492,6 +501,14 @@ def _has_begun(tx: Transaction, execution: Execution) -> bool:
     for event in tx.events(execution.execution_id):
         begun[event.node_id] += balance[event.type]
     return any(begun[task.node_id] for task in tx.tasks(execution.execution_id) if _would_run_again(task))
+
+
+def _was_cancelled(tx: Transaction, execution: Execution) -> bool:
+    """Whether it was to be cancelled while an effect that happens once ran, and has not been started again since."""
+    for event in reversed(tx.events(execution.execution_id)):
+        if event.type in (Event.CANCEL_REQUESTED, Event.EXECUTION_RESTARTED):
+            return event.type == Event.CANCEL_REQUESTED
+    return False
 
 
 def _would_run_again(task: Task) -> bool:

@@ -49,6 +49,7 @@ class Event(StrEnum):
     EXECUTION_COMPLETED = "ExecutionCompleted"
     EXECUTION_FAILED = "ExecutionFailed"
     EXECUTION_CANCELLED = "ExecutionCancelled"
+    CANCEL_REQUESTED = "CancelRequested"  # but an effect that happens once was under way, and is let finish
 
 
 EXECUTION_SOURCES: dict[ExecutionStatus, frozenset[ExecutionStatus]] = {
