@@ -56,7 +56,7 @@ async def local_nexum(address: str, folder: Path, worker_flags: tuple[str, ...] 
                         "brought here speaks none. Unset it, or start one yourself with `nexum dev --tls-cert`."
                     )
                 database = folder / "local.db"
-                listen = ("--host", host, "--port", str(port), "--db", str(database))
+                listen = ("--host", host.strip("[]"), "--port", str(port), "--db", str(database))
                 server = start("server", "-m", "nexum_runtime.cli", "dev", *listen)
                 await _until_ready(client, server, folder / "server.log")
             start("worker", str(Path(__file__).with_name("worker.py")), *worker_flags)

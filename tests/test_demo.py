@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 from processes import Finished, NexumDev, Process, environment, eventually, run
+from test_wire import has_ipv6
+
+from dev import local_nexum
 
 ROOT = Path(__file__).parents[1]
 KEYS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "GEMINI_API_KEY", "GOOGLE_API_KEY", "MODEL", "SESSION_ID")
@@ -228,6 +231,14 @@ async def test_dev_brings_its_own_server_and_worker_and_leaves_none_behind_even_
     assert ended_calls(whole.stdout, "cached") + ended_calls(whole.stdout, "stored") == 5
     assert not children_of(folder)
     assert (folder / ".nexum").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.skipif(not has_ipv6(), reason="no ::1")
+async def test_dev_brings_a_server_to_an_ipv6_address_as_well(tmp_path: Path) -> None:
+    async with NexumDev(tmp_path) as taken:  # learn a port that is free
+        address = f"[::1]:{taken.port}"
+    async with local_nexum(address, tmp_path / "dev") as own_server:
+        assert own_server
 
 
 async def test_dev_uses_a_server_that_is_running(stage: Stage) -> None:
