@@ -225,6 +225,12 @@ async def test_a_bad_database_url_is_told_in_a_sentence(tmp_path: Path, url: str
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_a_database_url_in_a_home_that_nobody_has_is_told_in_a_sentence(tmp_path: Path) -> None:
+    url = "sqlite:///~nobody-of-this-name/nexum.db"
+    finished = await run(NEXUM, "dev", "--port", "0", env=environment(NEXUM_DATABASE_URL=url), cwd=tmp_path)
+    assert_refused(finished, f"NEXUM_DATABASE_URL is {url!r}, and there is no such home directory.")
+
+
 # nexum dev: where and with what
 
 

@@ -122,7 +122,10 @@ def _database_from_environment() -> Path:
     scheme, _, path = url.partition(":///")
     if scheme != "sqlite" or not path or path == ":memory:" or "?" in path:
         _fail(f"NEXUM_DATABASE_URL is {url!r}; it must be sqlite:///path, or sqlite:////path from the root.")
-    return Path(path).expanduser()
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # ~somebody whom this machine does not know
+        _fail(f"NEXUM_DATABASE_URL is {url!r}, and there is no such home directory.")
 
 
 @app.command()
