@@ -202,32 +202,24 @@ async def test_a_bad_start_is_refused_with_the_right_code(wired: Wire, method: s
     [
         ("StartExecution", "execution_id", "a b"),
         ("StartExecution", "execution_id", "x" * 201),
-        ("StartExecution", "max_attempts", "0"),
-        ("StartExecution", "max_attempts", "21"),
         ("StartExecution", "max_attempts", "-1"),
         ("StartExecution", "max_attempts", "4.0"),
         ("StartExecution", "max_attempts", ""),
         ("StartExecution", "max_attempts", "9" * 5_000),
         ("StartExecution", "restart", "always"),
-        ("Execute", "wait_ms", "60001"),
         ("Execute", "wait_ms", "soon"),
         ("Execute", "max_attempts", "1e1"),
-        ("PollTask", "wait_ms", "60001"),
         ("PollTask", "wait_ms", "-1"),
-        ("PollTask", "lease_ms", "999"),
-        ("PollTask", "lease_ms", "3600001"),
-        ("GetStatus", "wait_ms", "60001"),
         ("ListExecutions", "prefix", "a b"),
     ],
 )
-async def test_metadata_out_of_range_is_an_invalid_argument_that_names_it(
+async def test_metadata_that_makes_no_sense_is_an_invalid_argument_that_names_it(
     wired: Wire, method: str, key: str, value: str
 ) -> None:
     requests = {
         "StartExecution": start_request(),
         "Execute": start_request(),
         "PollTask": poll_request(),
-        "GetStatus": status_request(),
         "ListExecutions": pb.ListRequest(),
     }
     code, details = await wired.refusal(method, requests[method], **{key: value})
@@ -235,16 +227,6 @@ async def test_metadata_out_of_range_is_an_invalid_argument_that_names_it(
     assert value[:40] in details
     listed = await wired.answer("ListExecutions", pb.ListRequest())
     assert not listed.executions, "what was refused was started"
-
-
-@pytest.mark.parametrize(("lease_ms", "wait_ms", "attempts"), [("1000", "0", "1"), ("3600000", "60000", "20")])
-async def test_metadata_at_both_ends_of_its_range_is_taken(
-    wired: Wire, client: Client, lease_ms: str, wait_ms: str, attempts: str
-) -> None:
-    await wired.start("e", max_attempts=attempts)
-    await wired.claim(lease_ms=lease_ms, wait_ms=wait_ms)
-    (history,) = [each async for each in client.history("e")]
-    assert history["events"][-1]["lease_ms"] == int(lease_ms)
 
 
 @pytest.mark.parametrize(
