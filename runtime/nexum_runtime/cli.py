@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 DATABASE_DEFAULT = ".nexum/local.db"
 SHOWN_CHARS = 200  # of an input or an error
 
-app = typer.Typer(help="Nexum: durable executions, recorded in SQLite.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="Nexum: durable executions, recorded in SQLite.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_show_locals=False,  # a token may be among them, and older versions of typer show them
+)
 
 Address = Annotated[str, typer.Option(envvar="NEXUM_ADDRESS", help="Where the server is.", metavar="HOST:PORT")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
