@@ -15,6 +15,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
@@ -187,16 +188,12 @@ async def test_results_in_the_log_of_a_database_that_is_gone_are_not_thrown_away
     assert await results(database) == CALLS
 
 
-@pytest.mark.parametrize("what", ["garbage", "a few words", "a flipped bit"])
+@pytest.mark.parametrize("what", ["garbage", "a few words"])
 async def test_results_in_a_damaged_log_are_not_thrown_away(tmp_path: Path, what: str) -> None:
     database = await a_database(tmp_path, killed=True)
     log = log_of(database)
     whole = log.read_bytes()
-    damaged = {
-        "garbage": os.urandom(len(whole)),
-        "a few words": b"Dear diary",
-        "a flipped bit": whole[:20] + bytes([whole[20] ^ 1]) + whole[21:],
-    }
+    damaged = {"garbage": os.urandom(len(whole)), "a few words": b"Dear diary"}
     log.write_bytes(damaged[what])
     assert refused(database) == (
         f"Cannot use the database {database}: {log} is damaged, or no log of SQLite. "
@@ -469,15 +466,20 @@ async def test_a_worker_whose_claims_fail_says_so_once_and_has_its_task_when_the
             assert (await call).status == "COMPLETED"
 
 
+def lease_ended(nexum: NexumDev) -> bool:
+    with closing(sqlite3.connect(f"file:{nexum.database}?mode=ro", uri=True)) as database:
+        ((expires_at_ms,),) = database.execute("SELECT lease_expires_at_ms FROM tasks WHERE status = 'RUNNING'")
+    return bool(time.time() * 1000 > expires_at_ms)
+
+
 async def test_a_full_disk_costs_no_attempt_of_a_tool_whose_worker_could_not_be_heard(tmp_path: Path) -> None:
     handler = Handler(lease_ms=1_000)
     handler.may_go_on.clear()
     async with NexumDev(tmp_path) as nexum, Client(nexum.address) as client, handler.working(nexum.port):
         call = asyncio.create_task(handler.call(client, "e", 1, effect="once"))
         await eventually(lambda: handler.ran)
-        started = asyncio.get_running_loop().time()
         limit(nexum, 8 * KIB)
-        await eventually(lambda: asyncio.get_running_loop().time() - started > 1.5, "the end of the lease")
+        await eventually(lambda: lease_ended(nexum), "the end of the lease")
         assert len(warnings(nexum)) == 1
         limit(nexum, None)
         await nexum.says("The database can be used again.")

@@ -300,6 +300,8 @@ class Engine:
                 await self.sweep()
             except StoreUnavailable as error:
                 self._note_outage(error)
+            except Exception:  # without a sweeper no lease would ever end
+                log.exception("A sweep failed, and the next one is made all the same.")
             else:
                 self._note_end_of_outage()
             await asyncio.sleep(SWEEP_INTERVAL_MS / 1000)

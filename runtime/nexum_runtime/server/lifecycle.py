@@ -198,7 +198,7 @@ class Lifecycle:
         """Undo a claim whose worker never learned of it: the attempt did not happen and is not counted."""
         if not is_current(tx.task(claimed.task_key), claimed.attempt):  # cancelled meanwhile
             return
-        if len(tx.events(claimed.execution_id)) >= EVENTS_LIMIT:  # whoever does this without end comes to one
+        if tx.count_events(claimed.execution_id) >= EVENTS_LIMIT:  # whoever does this without end comes to one
             self._lose(tx, notices, claimed, f"Worker {claimed.worker_id} was gone before it learned of its task.")
             return
         tx.move_task(claimed.task_key, TaskStatus.READY, attempt_limit=claimed.attempt_limit + 1)
@@ -528,7 +528,7 @@ def _check_room(tx: Transaction, execution_id: str) -> None:
 
 def _check_story(tx: Transaction, execution: Execution) -> None:
     """Refuse to start an execution afresh for ever: every time adds to its events."""
-    if len(tx.events(execution.execution_id)) >= EVENTS_LIMIT:
+    if tx.count_events(execution.execution_id) >= EVENTS_LIMIT:
         raise LimitExceeded(
             f"Execution {execution.execution_id} has {EVENTS_LIMIT} events already, and is not tried again. "
             "Choose another id."

@@ -124,6 +124,8 @@ class Reader(Protocol):
     def events(self, execution_id: str) -> list[EventRow]:
         """In the order they happened."""
 
+    def count_events(self, execution_id: str) -> int: ...
+
     def expired(self, now_ms: int) -> list[Task]:
         """RUNNING tasks whose lease ended at or before `now_ms`."""
 

@@ -397,6 +397,10 @@ class _SqliteReader:
             for at_ms, type, node_id, attempt, data in rows
         ]
 
+    def count_events(self, execution_id: str) -> int:
+        row = self._sql("SELECT count(*) FROM events WHERE execution_id = ?", (execution_id,)).fetchone()
+        return int(row[0])
+
     def expired(self, now_ms: int) -> list[Task]:
         rows = self._sql(
             f"SELECT {_TASK} FROM tasks WHERE status = 'RUNNING' AND lease_expires_at_ms <= ? ORDER BY seq",
