@@ -25,6 +25,7 @@ STILL_RUNNING_MS = 5_000  # a call that takes longer is said, now and then, to b
 
 WAITING = {
     "worker": "no worker has taken this call yet: is `python worker.py` running?",
+    "database": "the Nexum server cannot write to its database (is its disk full?); waiting until it can",
     "server": "the Nexum server does not answer; waiting for it to come back",
 }
 

@@ -38,7 +38,8 @@ async def run_tool(context: ContextView) -> ToolResult:
     if tool is None:
         known = ", ".join(tools.TOOLS)
         error = f"This worker knows no tool {call.tool_name!r}; it knows {known}. If it is new, restart worker.py."
-        raise ToolError(error, retryable=False)
+        log.warning("%s", error)
+        raise ToolError(error, retryable=False, begun=False)
     checked = validate_call(tool)  # the arguments come back from JSON as what the tool's signature says
     log.info("%s %s", call.tool_name, shorten(redact(wire.canonical_json(call.tool_args)), LOGGED_CHARS))
     started = time.monotonic()
@@ -51,7 +52,8 @@ async def run_tool(context: ContextView) -> ToolResult:
     except Exception as error:
         log.warning("%s failed: %s", call.tool_name, error)
         if isinstance(error, ValidationError) and error.title == tool.__name__:
-            raise ToolError(f"The arguments of {call.tool_name} do not fit: {error}", retryable=False) from error
+            reason = f"The arguments of {call.tool_name} do not fit: {error}"
+            raise ToolError(reason, retryable=False, begun=False) from error
         if isinstance(error, PydanticSerializationError):  # it has run; running it again would end the same
             reason = f"{call.tool_name} returned what JSON cannot carry: {error}"
             raise ToolError(reason, retryable=False, unknown=True) from error
@@ -72,8 +74,10 @@ async def main() -> None:
     for name in ("worker", "nexum.worker"):
         logging.getLogger(name).setLevel(logging.INFO)
     if arguments.offline:
-        import webpage
-
+        try:
+            import webpage
+        except ModuleNotFoundError:
+            parser.error("--offline is for the tools of the example, which reach the web through webpage.py")
         webpage.go_offline()
     try:
         host, port = wire.split_address(os.environ.get("NEXUM_ADDRESS", wire.DEFAULT_ADDRESS))

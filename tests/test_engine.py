@@ -1097,6 +1097,31 @@ async def poll_that_vanishes(bench: Bench) -> None:
     await eventually(lambda: not bench.engine._jobs)
 
 
+async def test_a_poll_that_is_cancelled_as_it_is_woken_takes_nothing_more(bench: Bench) -> None:
+    await bench.register(ONE)
+    poll = asyncio.create_task(bench.engine.poll("gone", "h", ["w"], LEASE_MS, wait_ms=60_000))
+    await eventually(lambda: any(waiting._waiters for waiting in bench.engine._ready["h"]))
+    for waiting in bench.engine._ready["h"]:
+        waiting.set()
+    await asyncio.sleep(0)  # the wait is over, and whoever waits has not heard of it yet
+    poll.cancel()
+    done, _ = await asyncio.wait({poll}, timeout=5)
+    assert done, "it polls on, for a worker that is gone"
+    assert poll.cancelled()
+
+
+async def test_whoever_waits_is_told_whether_it_is_for_a_worker(bench: Bench) -> None:
+    await bench.register(ONE)
+    await bench.start()
+    assert (await bench.snapshot()).waits_for_worker
+    claimed = await bench.claim()
+    assert not (await bench.snapshot()).waits_for_worker
+    await bench.engine.fail(claimed, "no")
+    assert not (await bench.snapshot()).waits_for_worker, "the next attempt's time has not come"
+    bench.now_ms += 60_000
+    assert (await bench.snapshot()).waits_for_worker
+
+
 async def test_a_poll_that_vanishes_after_its_claim_gives_the_task_back(bench: Bench) -> None:
     await bench.register(ONE)
     await bench.start(max_attempts=1)

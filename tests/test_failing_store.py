@@ -161,7 +161,9 @@ async def test_a_database_with_an_overwritten_page_is_named_and_left_as_it_is(tm
         file.write(os.urandom(PAGE_BYTES))
     said = refused(database)
     assert said.startswith(f"Cannot use the database {database}: ")
-    assert said.endswith(f'Put a backup in its place, or save what can be read: sqlite3 {database} ".recover"')
+    assert said.endswith(
+        f"Put a backup in its place, or save what can be read: sqlite3 {database} .recover | sqlite3 saved.db"
+    )
     assert await refused_by_dev(database) == said
 
 
@@ -171,7 +173,9 @@ async def test_a_database_that_was_cut_short_is_named_and_left_as_it_is(tmp_path
     os.truncate(database, database.stat().st_size // 2)
     said = refused(database)
     assert said.startswith(f"Cannot use the database {database}: ")
-    assert said.endswith(f'Put a backup in its place, or save what can be read: sqlite3 {database} ".recover"')
+    assert said.endswith(
+        f"Put a backup in its place, or save what can be read: sqlite3 {database} .recover | sqlite3 saved.db"
+    )
 
 
 @pytest.mark.parametrize("how", ["empty", "gone"])
@@ -648,7 +652,7 @@ async def test_damage_to_a_running_server_s_database_is_told_by_the_calls_that_c
             await client.status("s/1")
         assert str(told.value) == (
             f"Cannot use the database {database}: database disk image is malformed. "
-            f'Put a backup in its place, or save what can be read: sqlite3 {database} ".recover"'
+            f"Put a backup in its place, or save what can be read: sqlite3 {database} .recover | sqlite3 saved.db"
         )
         assert "Traceback" not in nexum.output
 

@@ -412,6 +412,20 @@ async def test_what_was_cancelled_before_it_began_may_be_begun(bench: Bench) -> 
     assert await bench.status() == "COMPLETED"
 
 
+async def test_what_failed_before_it_could_begin_is_begun_by_the_next_run(bench: Bench) -> None:
+    await bench.register(ONE)
+    await start_once(bench)
+    claimed = await bench.claim()
+    await bench.engine.fail(claimed, "This worker knows no such tool.", retryable=False, begun=False)
+    assert (await outcome(bench))[:2] == ("FAILED", "TOOL_ERROR")
+    await start_once(bench, restart="failed")
+    assert (await outcome(bench))[0] == "RUNNING"
+    claimed = await bench.claim()
+    await bench.engine.fail(claimed, "no", retryable=False)
+    await start_once(bench, restart="failed")
+    assert (await outcome(bench))[0] == "FAILED", "this time it had begun"
+
+
 async def test_an_attempt_that_was_given_back_unused_has_not_begun(bench: Bench) -> None:
     await bench.register(ONE)
     await start_once(bench)
@@ -605,7 +619,7 @@ async def test_after_a_person_said_to_try_again_one_attempt_more_is_made(stage: 
     assert ended_calls(again.stdout, "stored") + ended_calls(again.stdout, "cached") == 5
     assert len(stage.executions) == 5 + 3
     shown = await run(NEXUM, "show", "s1", env=stage.environment())
-    assert shown.stdout.count("all: a person said: try again") == 3
+    assert shown.stdout.count("a person said: try again") == 3
 
 
 async def test_a_worker_that_was_only_stopped_for_a_while_settles_its_calls_itself(stage: Stage) -> None:

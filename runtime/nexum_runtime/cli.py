@@ -295,6 +295,9 @@ def _print_history(console: "Console", history: dict[str, Any]) -> None:
         console.print(
             f"  {_offset(event['at_ms'] - started_ms)}  {_shown(_event_text(event, took_ms))}", soft_wrap=True
         )
+    if history["error_code"] == "OUTCOME_UNKNOWN":
+        settle = f"nexum resolve {history['execution_id']} --result TEXT | --failed REASON | --retry"
+        console.print(f"  settle it with: {_shown(settle)}", soft_wrap=True)
     console.print()
 
 
@@ -321,7 +324,7 @@ def _event_text(event: dict[str, Any], took_ms: int) -> str:
             return f"{node}: attempt {attempt} given up after {duration_text(took_ms)}: {error}"
         case "OutcomeResolved":
             said = {"result": "it happened, and this is its result", "failed": f"it failed: {error}"}
-            return f"{node or 'all'}: a person said: {said.get(event['as'], 'try again')}"
+            return f"{node}: a person said: {said[event['as']]}" if node else "a person said: try again"
         case "TaskCompleted":
             late = ", after it had been given up" if event.get("late") else ""
             size = size_text(event["output_bytes"])

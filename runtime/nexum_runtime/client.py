@@ -46,8 +46,8 @@ ERRORS: dict[grpc.StatusCode, type[NexumError]] = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
 }
 
-Waiting = Literal["server", "worker", "result"]
-"""What a call waits for: a server that answers, a worker that takes its task, or the end of it."""
+Waiting = Literal["server", "database", "worker", "result"]
+"""What a call waits for: a server that answers, or can write again, a worker that takes its task, or the end of it."""
 
 
 class Definition(Protocol):
@@ -195,7 +195,7 @@ class Client:
                 before = before or ""  # the server may have begun it before it went away
                 unavailable_since, unavailable = unavailable_since or clock(), error
                 if on_wait is not None and clock() - unavailable_since >= FIRST_WAIT_MS / 1000:
-                    on_wait("server")
+                    on_wait("database" if isinstance(error, DatabaseUnavailable) else "server")
                 await asyncio.sleep(min(pause, max(remaining, 0)))
                 pause = min(pause * 2, RECONNECT_SECONDS_MAX)
                 continue
@@ -208,7 +208,7 @@ class Client:
             wait_ms = WAIT_MS
             metadata.pop(wire.RESTART, None)  # what fails from here on failed in this call
             if on_wait is not None:
-                on_wait("result" if outcome.attempts else "worker")
+                on_wait("worker" if trailing.get(wire.WAITS_FOR) == "worker" else "result")
         if unavailable is not None:
             raise unavailable
         raise ExecutionTimeout(
@@ -311,13 +311,26 @@ class Client:
         return str((await self._call(self._stub.CompleteTask, request)).message)
 
     async def fail(
-        self, task_id: str, error: str, *, retryable: bool = True, interrupted: bool = False, unknown: bool = False
+        self,
+        task_id: str,
+        error: str,
+        *,
+        retryable: bool = True,
+        interrupted: bool = False,
+        unknown: bool = False,
+        begun: bool = True,
     ) -> str:
         """End an attempt that failed, or was `interrupted` by the end of its worker.
 
-        `unknown`: its effect may have happened all the same. Returns "", or in words why nothing changed.
+        `unknown`: its effect may have happened all the same; `begun=False`: it cannot have. Returns "", or in words why
+        nothing changed.
         """
-        flags = {wire.RETRYABLE: retryable, wire.INTERRUPTED: interrupted, wire.UNKNOWN: unknown}
+        flags = {
+            wire.RETRYABLE: retryable,
+            wire.INTERRUPTED: interrupted,
+            wire.UNKNOWN: unknown,
+            wire.BEGUN: begun,
+        }
         metadata = {key: str(value).lower() for key, value in flags.items()}
         request = pb.FailRequest(task_id=task_id, error_message=error)
         return str((await self._call(self._stub.FailTask, request, metadata)).message)
@@ -329,6 +342,9 @@ class Client:
         return [str(task_id) for task_id in json.loads(answer.message)]
 
     def _metadata(self, metadata: dict[str, str]) -> tuple[tuple[str, str], ...]:
+        for key, value in metadata.items():
+            if not wire.fits_header(value):  # gRPC would say so in no words of ours
+                raise InvalidRequest(f"{key} is {value[:80]!r}; it must be printable ASCII.")
         token = {wire.AUTHORIZATION: f"Bearer {self._token}"} if self._token else {}
         return tuple((metadata | token).items())
 

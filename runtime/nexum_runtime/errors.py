@@ -42,10 +42,11 @@ class TaskError(NexumError):
 
     `retryable=False` says that trying again cannot help: the task fails now instead of after its last attempt.
     `unknown=True` says that its effect may have happened all the same: if it is one that is attempted only once, its
-    outcome is told as unknown.
+    outcome is told as unknown. `begun=False` says that none of it can have happened: it may begin anew.
     """
 
-    def __init__(self, message: str, *, retryable: bool = True, unknown: bool = False) -> None:
+    def __init__(self, message: str, *, retryable: bool = True, unknown: bool = False, begun: bool = True) -> None:
         super().__init__(message)
         self.retryable = retryable
         self.unknown = unknown
+        self.begun = begun

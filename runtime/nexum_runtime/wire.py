@@ -31,6 +31,7 @@ WORKFLOW_ID = "nexum-workflow-id"  # PollTask: only tasks of this workflow
 RETRYABLE = "nexum-retryable"  # FailTask: "false" fails the task now
 INTERRUPTED = "nexum-interrupted"  # FailTask: "true" hands an attempt back that was cut short
 UNKNOWN = "nexum-unknown"  # FailTask: "true" when the effect may have happened: it timed out, or could not be recorded
+BEGUN = "nexum-begun"  # FailTask: "false" when it failed before any effect: one that happens once may begin anew
 RESOLUTION = "nexum-resolution"  # Resolve: "result", "failed" or "retry"
 OLDER_THAN_MS = "nexum-older-than-ms"  # Prune
 DRY_RUN = "nexum-dry-run"  # Prune: "true" only counts
@@ -41,6 +42,7 @@ PREFIX = "nexum-prefix"  # ListExecutions: only ids that begin with this
 STATUS = "nexum-status"  # what the id was before the call: NEW, or the execution's status
 ERROR = "nexum-error-bin"  # why the execution failed, UTF-8
 ERROR_CODE = "nexum-error-code"
+WAITS_FOR = "nexum-waits-for"  # "worker" when none of its tasks runs and one could
 ATTEMPTS = "nexum-attempts"  # tries since the execution was last started
 MAX_MESSAGE_BYTES = "nexum-max-message-bytes"  # RegisterWorkflow: the largest input or result that is accepted
 
@@ -67,7 +69,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def split_address(address: str) -> tuple[str, int]:
     """ "host:port" as its two parts. Raises InvalidRequest."""
     host, _, port = address.rpartition(":")
-    if not re.fullmatch(r"[^\s/]+", host) or not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
+    is_host = re.fullmatch(r"[^\s/:]+|\[[^\s/]+\]", host)
+    if not is_host or not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
         raise InvalidRequest(f"The Nexum address is {address!r}; it must be host:port, such as {DEFAULT_ADDRESS}.")
     return host, int(port)
 

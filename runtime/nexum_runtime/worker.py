@@ -230,8 +230,15 @@ class Worker:
             else:
                 await self._report(client.fail, task_id, "CancelledError: the handler cancelled itself.")
         except TaskError as error:
+            if error.unknown:
+                log.warning("%s %s: %s", claimed.execution_id, claimed.node_id, error)
             await self._report(
-                client.fail, task_id, _wording(str(error)), retryable=error.retryable, unknown=error.unknown
+                client.fail,
+                task_id,
+                _wording(str(error)),
+                retryable=error.retryable,
+                unknown=error.unknown,
+                begun=error.begun,
             )
         except (KeyboardInterrupt, GeneratorExit):
             raise
@@ -243,6 +250,7 @@ class Worker:
             try:
                 await self._report(client.complete, task_id, output_json)
             except (LimitExceeded, InvalidRequest) as error:
+                log.warning("%s %s: %s", claimed.execution_id, claimed.node_id, error)
                 await self._report(client.fail, task_id, str(error), retryable=False, unknown=True)
 
     async def _report(self, send: Callable[..., Awaitable[str]], task_id: str, *args: Any, **kwargs: Any) -> None:
@@ -266,7 +274,8 @@ class Worker:
         """The output's JSON text. Raises what the handler raised."""
         node = workflow.get_node(claimed.node_id)
         if node is None or node.handler is None:
-            raise TaskError(f"This worker has no handler for node {claimed.node_id!r}.", retryable=False)
+            error = f"This worker has no handler for node {claimed.node_id!r}."
+            raise TaskError(error, retryable=False, begun=False)
         task_input = json.loads(claimed.input_json)
         outputs = {
             node_id: _as_model(workflow.get_node(node_id), output) for node_id, output in task_input["deps"].items()

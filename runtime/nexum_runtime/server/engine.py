@@ -33,7 +33,7 @@ from nexum_runtime.server.lifecycle import (
     task_key,
     tries,
 )
-from nexum_runtime.server.states import ExecutionStatus
+from nexum_runtime.server.states import ExecutionStatus, TaskStatus
 from nexum_runtime.server.store.base import (
     EventRow,
     Execution,
@@ -72,6 +72,7 @@ class Snapshot:
     execution: Execution
     outputs: dict[str, str]
     attempts: int  # the most that any of its tasks has had
+    waits_for_worker: bool  # none of its tasks runs, and one could
 
     @property
     def outputs_json(self) -> str:
@@ -146,7 +147,7 @@ class Engine:
         _check_execution_id(execution_id)
 
         async def now() -> Snapshot:
-            return await self._store.read(lambda reader: _snapshot(reader, execution_id))
+            return await self._store.read(lambda reader: _snapshot(reader, execution_id, self._clock()))
 
         async def ended() -> Snapshot | None:
             found = await now()
@@ -163,7 +164,9 @@ class Engine:
     async def history(self, execution_id: str) -> tuple[Snapshot, list[EventRow]]:
         """An execution and its events, in the order they happened."""
         _check_execution_id(execution_id)
-        return await self._store.read(lambda reader: (_snapshot(reader, execution_id), reader.events(execution_id)))
+        return await self._store.read(
+            lambda reader: (_snapshot(reader, execution_id, self._clock()), reader.events(execution_id))
+        )
 
     async def cancel(self, execution_id: str) -> str:
         """Cancel a RUNNING execution and all its open tasks. Returns what came of it, in words."""
@@ -252,16 +255,24 @@ class Engine:
         return message
 
     async def fail(
-        self, task_id: str, error: str, *, retryable: bool = True, interrupted: bool = False, unknown: bool = False
+        self,
+        task_id: str,
+        error: str,
+        *,
+        retryable: bool = True,
+        interrupted: bool = False,
+        unknown: bool = False,
+        begun: bool = True,
     ) -> str:
         """End an attempt without a result: it failed, or it was `interrupted` by the end of its worker.
 
-        With `unknown` it failed in a way that leaves open whether its effect has happened.
+        With `unknown` it failed in a way that leaves open whether its effect has happened, without `begun` before any
+        of it could happen.
         """
         error = error[:ERROR_LIMIT]
         message = await self._commit(
             lambda tx, notices: self._lifecycle.fail(
-                tx, notices, task_id, error, retryable=retryable, interrupted=interrupted, unknown=unknown
+                tx, notices, task_id, error, retryable=retryable, interrupted=interrupted, unknown=unknown, begun=begun
             )
         )
         self._stops.pop(task_id, None)
@@ -392,7 +403,8 @@ class Engine:
                 if found is not None or remaining <= 0 or self._closing:
                     return found
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(woken.wait(), remaining)
+                    async with asyncio.timeout(remaining):  # wait_for may lose a cancellation that comes with the wake
+                        await woken.wait()
         finally:
             waiters[key].discard(woken)
             if not waiters[key]:
@@ -423,12 +435,15 @@ def _for_nobody(job: "asyncio.Future[Any]") -> None:
         log.error("%s: %s", type(error).__name__, error)
 
 
-def _snapshot(reader: Reader, execution_id: str) -> Snapshot:
+def _snapshot(reader: Reader, execution_id: str, now_ms: int) -> Snapshot:
     execution = reader.execution(execution_id)
     if execution is None:
         raise NotFound(f"No execution {execution_id!r} is known.")
-    attempts = max((tries(task, execution) for task in reader.tasks(execution_id)), default=0)
-    return Snapshot(execution, reader.outputs(execution_id), attempts)
+    tasks = reader.tasks(execution_id)
+    attempts = max((tries(task, execution) for task in tasks), default=0)
+    ready = any(task.status == TaskStatus.READY and task.available_at_ms <= now_ms for task in tasks)
+    running = any(task.status == TaskStatus.RUNNING for task in tasks)
+    return Snapshot(execution, reader.outputs(execution_id), attempts, ready and not running)
 
 
 def _check_json(what: str, text: str) -> None:

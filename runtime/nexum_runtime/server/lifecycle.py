@@ -278,11 +278,12 @@ class Lifecycle:
         retryable: bool,
         interrupted: bool,
         unknown: bool,
+        begun: bool,
     ) -> str:
         """End an attempt without a result. Returns "", or why nothing changed."""
         task, attempt, execution = _find_attempt(tx, task_id)
         now_ms = self._clock()
-        data: dict[str, Any] = {"worker": task.worker_id, "error": error}
+        data: dict[str, Any] = {"worker": task.worker_id, "error": error} | ({} if begun else {"begun": False})
         if not is_current(task, attempt):
             if interrupted or unknown or not is_wanted(task, attempt):
                 return f"Attempt {attempt} of node {task.node_id} is over; nothing was changed."
@@ -495,11 +496,14 @@ def _for_once(execution: Execution, order: StartOrder) -> bool:
 
 
 def _has_begun(tx: Transaction, execution: Execution) -> bool:
-    """Whether an effect that would be run again has ever been begun; a claim that was given back does not count."""
+    """Whether an effect that would be run again has ever been begun.
+
+    A claim that was given back does not count, nor an attempt that failed before it could begin.
+    """
     balance = Counter({Event.ATTEMPT_STARTED: 1, Event.ATTEMPT_RETURNED: -1})
     begun: Counter[str | None] = Counter()
     for event in tx.events(execution.execution_id):
-        begun[event.node_id] += balance[event.type]
+        begun[event.node_id] += balance[event.type] - (event.data.get("begun") is False)
     return any(begun[task.node_id] for task in tx.tasks(execution.execution_id) if _would_run_again(task))
 
 

@@ -221,6 +221,7 @@ class NexumService:
             retryable=metadata.get(wire.RETRYABLE) != "false",
             interrupted=metadata.get(wire.INTERRUPTED) == "true",
             unknown=metadata.get(wire.UNKNOWN) == "true",
+            begun=metadata.get(wire.BEGUN) != "false",
         )
         return pb.AckResponse(ok=True, message=message)
 
@@ -451,6 +452,8 @@ def _status_response(snapshot: Snapshot) -> Any:
 
 
 def _outcome_metadata(snapshot: Snapshot) -> tuple[tuple[str, str | bytes], ...]:
+    if snapshot.waits_for_worker:
+        return ((wire.ATTEMPTS, str(snapshot.attempts)), (wire.WAITS_FOR, "worker"))
     attempts = (wire.ATTEMPTS, str(snapshot.attempts))
     execution = snapshot.execution
     if execution.error is None or execution.error_code is None:

@@ -307,7 +307,9 @@ class SqliteStore(Store):
 
     def _damaged(self, found: str) -> StoreUnavailable:
         return files.unusable(
-            self.path, found, f'Put a backup in its place, or save what can be read: sqlite3 {self.path} ".recover"'
+            self.path,
+            found,
+            f"Put a backup in its place, or save what can be read: sqlite3 {self.path} .recover | sqlite3 saved.db",
         )
 
 
