@@ -417,9 +417,10 @@ async def test_cancelling_stops_the_handler_and_frees_its_slot(server: Server, c
 
 
 async def test_stop_lets_what_runs_finish(server: Server, client: Client) -> None:
-    release = asyncio.Event()
+    begun, release = asyncio.Event(), asyncio.Event()
 
     async def hold(_: ContextView) -> Text:
+        begun.set()
         await release.wait()
         return Text(text="done")
 
@@ -427,7 +428,7 @@ async def test_stop_lets_what_runs_finish(server: Server, client: Client) -> Non
     worker = Worker([built], port=server.port, drain_seconds=PATIENCE_SECONDS)
     running = asyncio.create_task(worker.run())
     executing = asyncio.create_task(client.execute(built, {}, execution_id="e", timeout=PATIENCE_SECONDS))
-    await eventually(lambda: has_begun(client, "e"))
+    await eventually(begun.is_set)
     worker.stop()
     started_late = asyncio.create_task(client.execute(built, {}, execution_id="late", timeout=PATIENCE_SECONDS))
     await eventually(lambda: client_knows(client, "late"))
@@ -449,13 +450,15 @@ async def client_knows(client: Client, execution_id: str) -> bool:
 async def test_stop_hands_back_at_once_what_is_too_slow(
     server: Server, client: Client, kind: str, concurrency: int
 ) -> None:
-    released = threading.Event()
+    begun, released = threading.Event(), threading.Event()
 
     async def hold_async(_: ContextView) -> Text:
+        begun.set()
         await asyncio.Event().wait()
         raise AssertionError("unreachable")
 
     def hold_sync(_: ContextView) -> Text:
+        begun.set()
         released.wait(PATIENCE_SECONDS)
         return Text(text="too late")
 
@@ -464,7 +467,7 @@ async def test_stop_hands_back_at_once_what_is_too_slow(
     running = asyncio.create_task(worker.run())
     executing = asyncio.create_task(client.execute(slow, {}, execution_id="e", timeout=PATIENCE_SECONDS))
     try:
-        await eventually(lambda: has_begun(client, "e"))
+        await eventually(begun.is_set)
         worker.stop()
         await asyncio.wait({running}, timeout=PATIENCE_SECONDS / 4)
         assert running.done(), "stop() did not end the worker"
@@ -816,7 +819,7 @@ async def test_a_result_is_recorded_although_the_server_died_in_mid_task(tmp_pat
     async with NexumDev(tmp_path) as nexum, Client(nexum.address) as client:
         async with working(nexum.port, built, lease_ms=2_000, drain_seconds=PATIENCE_SECONDS):
             executing = asyncio.create_task(client.execute(built, {}, execution_id="e", timeout=PATIENCE_SECONDS))
-            await eventually(lambda: has_begun(client, "e"))
+            await eventually(lambda: calls)
             nexum.kill()
             release.set()  # the handler ends while nobody is there to be told
             await nexum.restart()
