@@ -452,9 +452,9 @@ def _status_response(snapshot: Snapshot) -> Any:
 
 
 def _outcome_metadata(snapshot: Snapshot) -> tuple[tuple[str, str | bytes], ...]:
-    if snapshot.waits_for_worker:
-        return ((wire.ATTEMPTS, str(snapshot.attempts)), (wire.WAITS_FOR, "worker"))
     attempts = (wire.ATTEMPTS, str(snapshot.attempts))
+    if snapshot.waits_for_worker:
+        return (attempts, (wire.WAITS_FOR, "worker"))
     execution = snapshot.execution
     if execution.error is None or execution.error_code is None:
         return (attempts,)
