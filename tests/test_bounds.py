@@ -90,11 +90,11 @@ async def test_a_client_with_a_thousand_waiting_calls_that_is_killed_leaves_noth
         env=environment(PYTHONPATH=os.environ.get("PYTHONPATH", "")),
     )
     vanishing.start()
-    await eventually(lambda: len(server.engine._ended) == CALLS_OF_A_KIND + 1, "an execution of every call")
+    await eventually(lambda: len(server.engine._watched) == CALLS_OF_A_KIND + 1, "an execution of every call")
     await waiting(server, 3 * CALLS_OF_A_KIND)
     vanishing.kill()
 
-    await eventually(lambda: not server.engine._ended and not server.engine._ready, "no call waits")
+    await eventually(lambda: not server.engine._watched and not server.engine._ready, "no call waits")
     await waiting(server, 0)
     completed: set[str] = set()
     while len(completed) <= CALLS_OF_A_KIND:  # the tasks that it held come back as soon as its leases are over
@@ -159,7 +159,9 @@ async def test_the_requests_of_a_client_s_waiting_calls_are_so_large_and_no_larg
         greedy = Wire(channel)
         small = asyncio.create_task(greedy.answer("GetStatus", status_request("small"), wait_ms=FOREVER_MS))
         held = asyncio.create_task(greedy.answer("Execute", large, execution_id="e/0", wait_ms=FOREVER_MS))
-        await eventually(lambda: {"small", "e/0"} <= server.engine._ended.keys(), "two executions that are waited for")
+        await eventually(
+            lambda: {"small", "e/0"} <= server.engine._watched.keys(), "two executions that are waited for"
+        )
         assert await greedy.refusal("Execute", large, execution_id="e/1", wait_ms=FOREVER_MS) == (
             "RESOURCE_EXHAUSTED",
             "This client has calls of 683.7 KiB waiting already, and one more of 683.7 KiB is over the limit of 1 MiB; "

@@ -1018,7 +1018,7 @@ async def test_whoever_waits_for_the_end_is_woken_by_it(bench: Bench, how: str) 
     await bench.start(max_attempts=1)
     task_id = await bench.claim()
     waiting = [asyncio.create_task(bench.engine.snapshot("e", FOREVER_MS)) for _ in range(3)]
-    await eventually(lambda: len(bench.engine._ended.get("e", ())) == 3)
+    await eventually(lambda: len(bench.engine._watched.get("e", ())) == 3)
     match how:
         case "complete":
             await bench.engine.complete(task_id, "1")
@@ -1032,7 +1032,7 @@ async def test_whoever_waits_for_the_end_is_woken_by_it(bench: Bench, how: str) 
         ends = {str((await each).execution.status) for each in waiting}
     expected = {"complete": "COMPLETED", "fail": "FAILED", "cancel": "CANCELLED", "expire": "FAILED"}
     assert ends == {expected[how]}
-    assert not bench.engine._ended
+    assert not bench.engine._watched
 
 
 async def test_a_wait_whose_time_is_up_answers_with_what_there_is(bench: Bench) -> None:
@@ -1041,7 +1041,7 @@ async def test_a_wait_whose_time_is_up_answers_with_what_there_is(bench: Bench) 
     assert (await bench.engine.snapshot("e", 30)).execution.status == "RUNNING"
     await bench.claim()
     assert await bench.poll(wait_ms=30) is None
-    assert not bench.engine._ended
+    assert not bench.engine._watched
     assert not bench.engine._ready
 
 
@@ -1052,12 +1052,12 @@ async def test_waiting_calls_that_vanish_leave_nothing_behind(bench: Bench) -> N
     calls: list[asyncio.Task[Any]] = [asyncio.create_task(bench.engine.snapshot("e", FOREVER_MS)) for _ in range(5)] + [
         asyncio.create_task(bench.poll(f"worker-{i}", wait_ms=FOREVER_MS)) for i in range(5)
     ]
-    await eventually(lambda: len(bench.engine._ended["e"]) == 5 and len(bench.engine._ready["h"]) == 5)
+    await eventually(lambda: len(bench.engine._watched["e"]) == 5 and len(bench.engine._ready["h"]) == 5)
     for call in calls:
         call.cancel()
     await asyncio.gather(*calls, return_exceptions=True)
     assert all(call.cancelled() for call in calls)
-    assert not bench.engine._ended
+    assert not bench.engine._watched
     assert not bench.engine._ready
     await eventually(lambda: not bench.engine._jobs)
 
@@ -1065,7 +1065,7 @@ async def test_waiting_calls_that_vanish_leave_nothing_behind(bench: Bench) -> N
 async def test_waiting_for_an_execution_that_is_unknown_is_not_found_and_leaves_nothing_behind(bench: Bench) -> None:
     with pytest.raises(NotFound):
         await bench.engine.snapshot("ghost", FOREVER_MS)
-    assert not bench.engine._ended
+    assert not bench.engine._watched
 
 
 async def test_closing_answers_the_calls_that_wait(bench: Bench) -> None:
@@ -1074,7 +1074,7 @@ async def test_closing_answers_the_calls_that_wait(bench: Bench) -> None:
     await bench.claim()
     ending = asyncio.create_task(bench.engine.snapshot("e", FOREVER_MS))
     polling = asyncio.create_task(bench.poll(wait_ms=FOREVER_MS))
-    await eventually(lambda: bench.engine._ended and bench.engine._ready)
+    await eventually(lambda: bench.engine._watched and bench.engine._ready)
     await bench.engine.close()
     async with asyncio.timeout(PATIENCE_SECONDS):
         assert (await ending).execution.status == "RUNNING"

@@ -17,8 +17,7 @@ from processes import PATIENCE_SECONDS, eventually
 from pydantic import BaseModel
 
 import tools
-from nexum_runtime import Client, Worker, wire
-from nexum_runtime.worker import idempotency_key
+from nexum_runtime import Client, Worker, idempotency_key, wire
 from submit_task import (
     CallEvent,
     DurableCallError,

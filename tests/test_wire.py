@@ -435,7 +435,7 @@ async def test_a_heartbeat_that_holds_what_is_no_list_of_task_ids_is_an_invalid_
 async def test_execute_waits_for_the_end_and_tells_it(server: Server, wired: Wire) -> None:
     executing = asyncio.create_task(wired.call("Execute", start_request(), execution_id="e", wait_ms=FOREVER_MS))
     claimed = await wired.claim(wait_ms=FOREVER_MS)
-    await eventually(lambda: server.engine._ended)
+    await eventually(lambda: server.engine._watched)
     await wired.answer("CompleteTask", pb.CompleteRequest(task_id=claimed.task_id, output_json='{"text": "é"}'))
     async with asyncio.timeout(PATIENCE_SECONDS):
         answer, trailing = await executing
@@ -455,7 +455,7 @@ async def test_execute_twice_at_once_is_one_execution(server: Server, wired: Wir
         asyncio.create_task(wired.call("Execute", start_request(), execution_id="e", wait_ms=FOREVER_MS))
         for _ in range(5)
     ]
-    await eventually(lambda: len(server.engine._ended.get("e", ())) == 5)
+    await eventually(lambda: len(server.engine._watched.get("e", ())) == 5)
     claimed = await wired.claim()
     assert not (await wired.answer("PollTask", poll_request())).has_task
     await wired.answer("CompleteTask", pb.CompleteRequest(task_id=claimed.task_id, output_json="1"))
@@ -469,7 +469,7 @@ async def test_execute_twice_at_once_is_one_execution(server: Server, wired: Wir
 async def test_get_status_waits_for_the_end(server: Server, wired: Wire) -> None:
     await wired.start()
     waiting = asyncio.create_task(wired.answer("GetStatus", status_request(), wait_ms=FOREVER_MS))
-    await eventually(lambda: server.engine._ended)
+    await eventually(lambda: server.engine._watched)
     await wired.answer("CancelExecution", pb.CancelRequest(execution_id="e"))
     async with asyncio.timeout(PATIENCE_SECONDS):
         assert (await waiting).status == "CANCELLED"
@@ -486,10 +486,10 @@ async def test_callers_that_vanish_leave_nothing_behind(server: Server, wired: W
         asyncio.create_task(vanishing.answer("PollTask", poll_request(), wait_ms=FOREVER_MS)),
     ]
     engine = server.engine
-    await eventually(lambda: len(engine._ended.get("e", ())) == 2 and engine._ready)
+    await eventually(lambda: len(engine._watched.get("e", ())) == 2 and engine._ready)
     await channel.close()
     await asyncio.gather(*calls, return_exceptions=True)
-    await eventually(lambda: not engine._ended and not engine._ready)
+    await eventually(lambda: not engine._watched and not engine._ready)
     assert (await wired.answer("GetStatus", status_request())).status == "RUNNING"
 
 

@@ -16,13 +16,16 @@ from nexum_runtime.errors import (
     TaskError,
     Unauthenticated,
 )
-from nexum_runtime.worker import Worker, idempotency_key
+from nexum_runtime.idempotency import idempotency_key
+from nexum_runtime.local import LocalEffect
+from nexum_runtime.worker import Worker
 
 __all__ = [
     "Client",
     "ExecutionTimeout",
     "InvalidRequest",
     "LimitExceeded",
+    "LocalEffect",
     "NexumError",
     "NotFound",
     "Outcome",

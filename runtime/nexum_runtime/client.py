@@ -7,7 +7,8 @@ import re
 import ssl
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -16,7 +17,8 @@ import grpc
 from nexum.proto import nexum_pb2 as pb
 from nexum.proto import nexum_pb2_grpc as pb_grpc
 
-from nexum_runtime import wire
+from nexum_runtime import local, wire
+from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import (
     DatabaseUnavailable,
     ExecutionTimeout,
@@ -25,8 +27,11 @@ from nexum_runtime.errors import (
     NexumError,
     NotFound,
     ServerUnavailable,
+    TaskError,
     Unauthenticated,
 )
+from nexum_runtime.idempotency import idempotent_by, key_of
+from nexum_runtime.local import LocalEffect, LocalTasks, Patience
 
 RPC_SECONDS = 10.0  # for an answer that does not wait for anything
 FIRST_WAIT_MS, WAIT_MS = 1_500, 8_000  # of one Execute: short at first, so that `on_wait` can speak up early
@@ -56,6 +61,7 @@ class Definition(Protocol):
     workflow_id: str
     version_hash: str
     ir_json: str
+    nodes: Sequence[Any]  # each with its `id`
 
 
 @dataclass(frozen=True)
@@ -92,13 +98,13 @@ class Client:
         self._tls_ca = tls_ca or _path_from_environment("NEXUM_TLS_CA")
         self._channel = _channel(address, self._tls_ca)
         self._stub = pb_grpc.NexumServiceStub(self._channel)
+        self._local = LocalTasks(self)
         self._execute = self._extension("Execute", pb.StartRequest, pb.StatusResponse)
         self._resolve = self._extension("Resolve", pb.RejectRequest, pb.AckResponse)
         self._prune = self._extension("Prune", pb.StatusRequest, pb.AckResponse)
         self._heartbeat = self._extension("Heartbeat", pb.PollRequest, pb.AckResponse)
-        self._history = self._channel.unary_stream(
-            f"/{wire.EXTENSIONS}/History", pb.StatusRequest.SerializeToString, pb.StatusResponse.FromString
-        )
+        self._history = self._streaming_extension("History", pb.StatusRequest, pb.StatusResponse)
+        self._attend = self._streaming_extension("Attend", pb.PollRequest, pb.AckResponse)
 
     async def __aenter__(self) -> "Client":
         return self
@@ -156,21 +162,101 @@ class Client:
         `timeout` is how many seconds to wait here, `attempt_timeout` how many one attempt at a task may take.
         Raises ExecutionTimeout when the time is up (the execution goes on), besides the errors of the class.
         """
-        execution_id = execution_id or f"exec-{uuid.uuid4()}"
+        wishes = {
+            wire.EXECUTION_ID: execution_id or f"exec-{uuid.uuid4()}",
+            wire.MAX_ATTEMPTS: max_attempts,
+            wire.RESTART: restart,
+            wire.EFFECT: effect,
+            wire.TIMEOUT_MS: None if attempt_timeout is None else round(attempt_timeout * 1000),
+        }
+        outcome, _ = await self._until_over(workflow, input, wishes, timeout, on_wait)
+        return outcome
+
+    @asynccontextmanager
+    async def local_effect(
+        self,
+        workflow: Definition,
+        input: Any,
+        *,
+        execution_id: str,
+        effect: str | None = None,
+        restart: Literal["failed", "unknown"] | None = None,
+        timeout: float = 120.0,
+        on_wait: Callable[[Waiting], None] | None = None,
+    ) -> AsyncIterator["LocalEffect"]:
+        """An execution of a one-node workflow whose effect happens here, in this process, and not in a worker.
+
+            async with client.local_effect(definition, input, execution_id="s1/ask/1") as effect:
+                if effect.outcome is None:                 # it is ours to execute
+                    await effect.record(await ask(input))
+            answer = effect.outcome.outputs["ask"]
+
+        `effect.outcome` is there from the start when the execution has ended before; one that another process executes
+        at the moment is waited for, and one whose process has died is taken over at once. Whoever leaves the block
+        without a record has failed: with the error that it left by, or, cancelled, as if its process had died. The
+        arguments are those of `execute`, `timeout` without the time that the effect itself takes.
+        Raises ExecutionTimeout, besides the errors of the class.
+        """
+        async with self._local.asking_for(execution_id) as presence:
+            wishes = {
+                wire.EXECUTION_ID: execution_id,
+                wire.RESTART: restart,
+                wire.EFFECT: effect,
+                wire.CLAIM: presence.owner,
+                wire.LEASE_MS: local.LEASE_MS,
+            }
+            found, task_id = await self._until_over(workflow, input, wishes, timeout, on_wait)
+            local_effect = LocalEffect(self, found, task_id, workflow.nodes[0].id, Patience(timeout, on_wait))
+            if not task_id:
+                yield local_effect
+                return
+            await presence.hold(task_id)
+            crash_point("task-claimed")
+            try:
+                yield local_effect
+            except TaskError as error:
+                how = {"retryable": False, "unknown": error.unknown, "begun": error.begun}
+                await local_effect.give_up(str(error), **how)
+                raise
+            except Exception as error:
+                await local_effect.give_up(f"{type(error).__name__}: {error}", retryable=False)
+                raise
+            finally:
+                await local_effect.give_up("Its process went on without it.", interrupted=True)  # it was cancelled
+                presence.let_go(task_id)
+
+    async def run_local(
+        self, workflow: Definition, input: Any, function: Callable[[], Awaitable[Any]], **options: Any
+    ) -> Outcome:
+        """`await function()` in this process, recorded: a `local_effect` whose output is what it returns.
+
+        When its result is recorded already, `function` is not called. Raises what `function` raises.
+        """
+        async with self.local_effect(workflow, input, **options) as effect:
+            if effect.outcome is None:
+                with idempotent_by(key_of(options["execution_id"], effect.node_id, workflow.version_hash)):
+                    output = await function()
+                crash_point("effect-done")
+                await effect.record(output)
+        assert effect.outcome is not None, "it was recorded, or the block was left by an error"
+        return effect.outcome
+
+    async def _until_over(
+        self,
+        workflow: Definition,
+        input: Any,
+        wishes: dict[str, Any],
+        timeout: float,
+        on_wait: Callable[[Waiting], None] | None,
+    ) -> tuple[Outcome, str]:
+        """Start or find an execution, and wait for its end, or for its task when `wishes` claim that: its id, or ""."""
+        execution_id = wishes[wire.EXECUTION_ID]
         request = pb.StartRequest(
             workflow_id=workflow.workflow_id,
             version_hash=workflow.version_hash,
             input_json=wire.canonical_json(input),
         )
-        metadata = {wire.EXECUTION_ID: execution_id}
-        if max_attempts is not None:
-            metadata[wire.MAX_ATTEMPTS] = str(max_attempts)
-        if restart is not None:
-            metadata[wire.RESTART] = restart
-        if effect is not None:
-            metadata[wire.EFFECT] = effect
-        if attempt_timeout is not None:
-            metadata[wire.TIMEOUT_MS] = str(round(attempt_timeout * 1000))
+        metadata = {key: str(value) for key, value in wishes.items() if value is not None}
         clock = asyncio.get_running_loop().time
         deadline = clock() + timeout
         wait_ms, pause = FIRST_WAIT_MS, RECONNECT_SECONDS_MIN
@@ -203,8 +289,9 @@ class Client:
             if before is None:
                 before = trailing.get(wire.STATUS, "")
             outcome = _outcome(execution_id, answer, trailing, before)
-            if outcome.status != "RUNNING":
-                return outcome
+            task_id = trailing.get(wire.TASK_ID, "")
+            if outcome.status != "RUNNING" or task_id:
+                return outcome, task_id
             wait_ms = WAIT_MS
             metadata.pop(wire.RESTART, None)  # what fails from here on failed in this call
             if on_wait is not None:
@@ -242,6 +329,17 @@ class Client:
                 yield json.loads(answer.completed_nodes_json)
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from None
+
+    async def attend(self, worker_id: str) -> AsyncIterator[None]:
+        """Be seen by the server as this worker: yields when it does. Its tasks are given up when this ends."""
+        call = self._attend(pb.PollRequest(worker_id=worker_id), metadata=self._metadata({}))
+        try:
+            async for _ in call:
+                yield
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error) from None
+        finally:
+            call.cancel()
 
     async def cancel(self, execution_id: str) -> str:
         """Cancel an execution. Returns what came of it, in words."""
@@ -347,6 +445,10 @@ class Client:
                 raise InvalidRequest(f"{key} is {value[:80]!r}; it must be printable ASCII.")
         token = {wire.AUTHORIZATION: f"Bearer {self._token}"} if self._token else {}
         return tuple((metadata | token).items())
+
+    def _streaming_extension(self, name: str, request: Any, response: Any) -> Any:
+        path = f"/{wire.EXTENSIONS}/{name}"
+        return self._channel.unary_stream(path, request.SerializeToString, response.FromString)
 
     def _extension(self, name: str, request: Any, response: Any) -> Any:
         path = f"/{wire.EXTENSIONS}/{name}"

@@ -27,6 +27,7 @@ TIMEOUT_MS = "nexum-timeout-ms"  # how long one attempt may take
 RESTART = "nexum-restart"  # "failed" or "unknown": start an ended execution of this id afresh
 WAIT_MS = "nexum-wait-ms"  # hold the answer until there is something to say
 LEASE_MS = "nexum-lease-ms"  # how long the attempt claimed by this call may stay silent
+CLAIM = "nexum-claim"  # StartExecution, Execute: a worker id: the caller itself takes the first ready task
 WORKFLOW_ID = "nexum-workflow-id"  # PollTask: only tasks of this workflow
 RETRYABLE = "nexum-retryable"  # FailTask: "false" fails the task now
 INTERRUPTED = "nexum-interrupted"  # FailTask: "true" hands an attempt back that was cut short
@@ -42,6 +43,7 @@ PREFIX = "nexum-prefix"  # ListExecutions: only ids that begin with this
 STATUS = "nexum-status"  # what the id was before the call: NEW, or the execution's status
 ERROR = "nexum-error-bin"  # why the execution failed, UTF-8
 ERROR_CODE = "nexum-error-code"
+TASK_ID = "nexum-task-id"  # the attempt that `nexum-claim` got, if it got one
 WAITS_FOR = "nexum-waits-for"  # "worker" when none of its tasks runs and one could
 ATTEMPTS = "nexum-attempts"  # tries since the execution was last started
 MAX_MESSAGE_BYTES = "nexum-max-message-bytes"  # RegisterWorkflow: the largest input or result that is accepted
@@ -112,11 +114,16 @@ def is_nested_too_deeply(value: Any) -> bool:
 
 
 def canonical_json(value: Any) -> str:
-    """The one JSON text of `value`: sorted keys, no spaces, characters as they are.
+    """The one JSON text of `value`: sorted keys, and else as `json_text` has it."""
+    return json_text(value, sort_keys=True)
+
+
+def json_text(value: Any, *, sort_keys: bool = False) -> str:
+    """`value` as JSON: no spaces, characters as they are.
 
     Only half a surrogate pair is escaped: JSON can spell it, and models do, but it is no text that could be sent.
     """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(value, sort_keys=sort_keys, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text if is_text(text) else _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
 

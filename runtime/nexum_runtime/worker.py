@@ -13,7 +13,7 @@ import threading
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ from nexum_runtime.errors import (
     ServerUnavailable,
     TaskError,
 )
+from nexum_runtime.idempotency import idempotent_by
 from nexum_runtime.text import duration_text, redact
 
 T = TypeVar("T")
@@ -44,17 +45,7 @@ HAND_BACK_SECONDS = 2.0
 CANCEL_SECONDS = 1.0  # what a cancelled handler gets to clean up; less than HAND_BACK_SECONDS
 ERROR_LIMIT = 16 * 1024  # characters sent of an error's text
 
-_idempotency_key: ContextVar[str] = ContextVar("nexum_idempotency_key")
-
 log = logging.getLogger("nexum.worker")
-
-
-def idempotency_key() -> str:
-    """Inside a handler: a text that is the same for every attempt of this task, in every process.
-
-    Ready for an `Idempotency-Key` header. Raises LookupError outside of a handler that a Worker runs.
-    """
-    return _idempotency_key.get()
 
 
 class Worker:
@@ -281,8 +272,8 @@ class Worker:
             node_id: _as_model(workflow.get_node(node_id), output) for node_id, output in task_input["deps"].items()
         }
         context = ContextView(input_data=task_input["input"], outputs=outputs)
-        _idempotency_key.set(claimed.idempotency_key)
-        result = await self._within(task_input.get("timeout_ms"), node.handler, context)
+        with idempotent_by(claimed.idempotency_key):
+            result = await self._within(task_input.get("timeout_ms"), node.handler, context)
         try:
             if node.output_model is not None:
                 result = node.output_model.model_validate(result)

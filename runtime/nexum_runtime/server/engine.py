@@ -11,7 +11,7 @@ import re
 import time
 import uuid
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -40,6 +40,7 @@ from nexum_runtime.server.store.base import (
     Reader,
     Store,
     StoreUnavailable,
+    Task,
     Transaction,
     Workflow,
 )
@@ -98,14 +99,15 @@ class Engine:
         self._store = store
         self._clock = clock
         self._lifecycle = Lifecycle(clock, jitter)
-        self._ended: defaultdict[str, set[asyncio.Event]] = defaultdict(set)  # execution id → who waits for its end
+        # execution id → who waits for its end, or for a task of it that can be taken
+        self._watched: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._ready: defaultdict[str, set[asyncio.Event]] = defaultdict(set)  # version hash → polls that wait
         self._stops: OrderedDict[str, tuple[str, int]] = OrderedDict()  # task id → worker id, since when
         self._jobs: set[asyncio.Task[Any]] = set()
         self._last_sweep_ms = clock()
         self._deaf = False  # leases could not be renewed since
         self._outage_ms: int | None = None  # when the store last failed; None once that is over
-        self._closing = False
+        self._closing = asyncio.Event()
 
     # Workflows
 
@@ -139,11 +141,18 @@ class Engine:
             raise InvalidRequest(f"{wire.EFFECT} is {order.effect[:40]!r}; it can be {', '.join(wire.EFFECTS)}.")
         if order.effect == wire.ONCE and order.max_attempts != 1:
             raise InvalidRequest(f"An effect that happens once has one attempt, not {order.max_attempts}.")
+        if order.claim:
+            _check_name("worker id", order.claim)
         _check_json(f"The input of {order.execution_id}", order.input_json)
-        return await self._commit(lambda tx, notices: self._lifecycle.start(tx, notices, order))
+        return await self._claiming(
+            self._commit(lambda tx, notices: self._lifecycle.start(tx, notices, order)), lambda started: started.claimed
+        )
 
-    async def snapshot(self, execution_id: str, wait_ms: int = 0) -> Snapshot:
-        """The execution as it is; with `wait_ms`, as soon as it has ended or when that time is up."""
+    async def snapshot(self, execution_id: str, wait_ms: int = 0, *, or_ready: bool = False) -> Snapshot:
+        """The execution as it is; with `wait_ms`, as soon as it has ended or when that time is up.
+
+        With `or_ready` also as soon as no task of it runs, and one could.
+        """
         _check_execution_id(execution_id)
 
         async def now() -> Snapshot:
@@ -151,9 +160,10 @@ class Engine:
 
         async def ended() -> Snapshot | None:
             found = await now()
-            return found if found.execution.status != ExecutionStatus.RUNNING else None
+            over = found.execution.status != ExecutionStatus.RUNNING or (or_ready and found.waits_for_worker)
+            return found if over else None
 
-        return await self._wait(self._ended, execution_id, ended, wait_ms) or await now()
+        return await self._wait(self._watched, execution_id, ended, wait_ms) or await now()
 
     async def executions(self, workflow_id: str, status: str, prefix: str, limit: int) -> list[Execution]:
         """The newest first; an empty filter lets all pass."""
@@ -216,26 +226,31 @@ class Engine:
         """Claim the READY task that was scheduled first, waiting up to `wait_ms` for one."""
         _check_name("worker id", worker_id)
         _check_name("version hash", version_hash)
-        if self._closing:
+        if self._closing.is_set():
             return None
 
         async def look() -> Claimed | None:
-            claim = asyncio.ensure_future(
-                self._commit(lambda tx, _: self._lifecycle.claim(tx, version_hash, workflow_ids, worker_id, lease_ms))
+            return await self._claiming(
+                self._commit(lambda tx, _: self._lifecycle.claim(tx, version_hash, workflow_ids, worker_id, lease_ms)),
+                lambda claimed: claimed.task if claimed else None,
             )
-            try:
-                return await asyncio.shield(claim)
-            except asyncio.CancelledError:  # the worker left before it could be told what it had claimed
-                self._spawn(self._give_back(claim)).add_done_callback(_for_nobody)
-                raise
 
         return await self._wait(self._ready, version_hash, look, wait_ms)
 
-    async def _give_back(self, claim: "asyncio.Future[Claimed | None]") -> None:
+    async def _claiming(self, commit: Coroutine[Any, Any, T], claimed: Callable[[T], Task | None]) -> T:
+        """What `commit` returns. If its caller leaves before it could be told what it has claimed, that is undone."""
+        job = self._spawn(commit)
+        try:
+            return await asyncio.shield(job)
+        except asyncio.CancelledError:
+            self._spawn(self._give_back(job, claimed)).add_done_callback(_for_nobody)
+            raise
+
+    async def _give_back(self, job: "asyncio.Task[T]", claimed: Callable[[T], Task | None]) -> None:
         with suppress(StoreUnavailable):  # nothing was claimed, or its lease will end
-            claimed = await claim
-            if claimed is not None:
-                await self._commit(lambda tx, notices: self._lifecycle.give_back(tx, notices, claimed.task))
+            task = claimed(await job)
+            if task is not None:
+                await self._commit(lambda tx, notices: self._lifecycle.give_back(tx, notices, task))
 
     async def complete(self, task_id: str, output_json: str) -> str:
         """Record a task's result. The first word wins; returns "" if it was this one, else why nothing changed.
@@ -297,6 +312,24 @@ class Engine:
             return [task_id for task_id, task, attempt in attempts if not is_wanted(task, attempt)]
 
         return await self._commit(work, renews=True)
+
+    async def attend(self, worker_id: str) -> AsyncGenerator[None, None]:
+        """Yields once, when whoever is this worker counts as here, and ends with this server.
+
+        When it is closed before that, the worker has gone, and what it held is given up at once.
+        """
+        _check_name("worker id", worker_id)
+        try:
+            yield
+            await self._closing.wait()
+        finally:
+            if not self._closing.is_set():
+                self._spawn(self._give_up(worker_id)).add_done_callback(_for_nobody)
+
+    async def _give_up(self, worker_id: str) -> None:
+        with suppress(StoreUnavailable):  # its leases will end
+            if await self._store.read(lambda reader: reader.held(worker_id)):
+                await self._commit(lambda tx, notices: self._lifecycle.lose_all(tx, notices, worker_id))
 
     # Time
 
@@ -361,9 +394,10 @@ class Engine:
                 self._deaf = self._deaf or renews
                 raise
             for execution_id in notices.ended:
-                self._wake(self._ended, execution_id)
-            for version_hash in notices.ready:
+                self._wake(self._watched, execution_id)
+            for version_hash, execution_id in notices.ready:
                 self._wake(self._ready, version_hash)
+                self._wake(self._watched, execution_id)
             for task in notices.stop:
                 if task.worker_id is not None:
                     self._stops[task.task_id] = (task.worker_id, self._clock())
@@ -400,7 +434,7 @@ class Engine:
                 woken.clear()  # before looking, so that nothing that happens from here on is missed
                 found = await look()
                 remaining = deadline - asyncio.get_running_loop().time()
-                if found is not None or remaining <= 0 or self._closing:
+                if found is not None or remaining <= 0 or self._closing.is_set():
                     return found
                 with suppress(TimeoutError):
                     async with asyncio.timeout(remaining):  # wait_for may lose a cancellation that comes with the wake
@@ -416,8 +450,8 @@ class Engine:
 
     async def close(self) -> None:
         """Let every waiting call answer with what there is, and finish what has begun."""
-        self._closing = True
-        for waiters in (self._ended, self._ready):
+        self._closing.set()
+        for waiters in (self._watched, self._ready):
             for key in list(waiters):
                 self._wake(waiters, key)
         while self._jobs:

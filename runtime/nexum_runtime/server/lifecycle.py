@@ -39,12 +39,15 @@ class StartOrder:
     effect: str = wire.EFFECT_DEFAULT
     timeout_ms: int | None = None  # of one attempt
     restart: str = ""  # "failed" or "unknown", see wire.RESTART
+    claim: str = ""  # a worker id: whoever gives this order takes the first task itself …
+    lease_ms: int = wire.LEASE_MS_DEFAULT  # … and may be silent for so long
 
 
 @dataclass(frozen=True)
 class Started:
     execution_id: str
     before: str  # wire.NEW, or the status found
+    claimed: Task | None = None  # what `claim` got
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class Notices:
     """Whom to wake once the transaction is committed."""
 
     ended: set[str] = field(default_factory=set)  # execution ids
-    ready: set[str] = field(default_factory=set)  # version hashes
+    ready: set[tuple[str, str]] = field(default_factory=set)  # (version hash, execution id)
     stop: list[Task] = field(default_factory=list)  # attempts whose worker should stop
 
 
@@ -99,18 +102,35 @@ class Lifecycle:
 
     def start(self, tx: Transaction, notices: Notices, order: StartOrder) -> Started:
         """Start an execution, or find the one of this id: same id and same input, same execution."""
+        before = self._find_or_start(tx, notices, order)
+        return Started(order.execution_id, before, self._claim_own(tx, order) if order.claim else None)
+
+    def _find_or_start(self, tx: Transaction, notices: Notices, order: StartOrder) -> str:
+        """See to it that the execution is there, and runs if it is to. Returns what it was before."""
         existing = tx.execution(order.execution_id)
         if existing is None:
             _check_room(tx, order.execution_id)
             self._start_new(tx, notices, order)
-            return Started(order.execution_id, wire.NEW)
+            return wire.NEW
         _check_same_call(existing, order)
         if _may_restart(existing, order) and not (_for_once(existing, order) and _has_begun(tx, existing)):
             _check_story(tx, existing)
             self._run_again(tx, notices, _declared_anew(tx, existing, order))
         elif _becomes_once(existing, order) and not _has_begun(tx, existing):
             _declared_anew(tx, existing, order)
-        return Started(order.execution_id, existing.status)
+        return existing.status
+
+    def _claim_own(self, tx: Transaction, order: StartOrder) -> Task | None:
+        """Begin an attempt at a task of this execution for the one who started it."""
+        execution = tx.execution(order.execution_id)
+        assert execution is not None, "it has just been found or started"
+        for task in tx.tasks(order.execution_id):
+            if task.status == TaskStatus.RUNNING and task.worker_id == order.claim:
+                return task  # it has asked before, and the answer was lost
+        claimed = self.claim(
+            tx, execution.version_hash, [execution.workflow_id], order.claim, order.lease_ms, order.execution_id
+        )
+        return claimed.task if claimed else None
 
     def _start_new(self, tx: Transaction, notices: Notices, order: StartOrder) -> None:
         workflow = tx.workflow(order.workflow_id, order.version_hash)
@@ -144,7 +164,7 @@ class Lifecycle:
             if task.status in (TaskStatus.FAILED, TaskStatus.CANCELLED):
                 limit = task.attempt + execution.max_attempts
                 tx.move_task(task.task_key, TaskStatus.READY, attempt_limit=limit)
-        notices.ready.add(execution.version_hash)
+        notices.ready.add((execution.version_hash, execution.execution_id))
         self._schedule(tx, notices, execution)
 
     def cancel(self, tx: Transaction, notices: Notices, execution_id: str) -> str:
@@ -178,11 +198,17 @@ class Lifecycle:
     # Tasks
 
     def claim(
-        self, tx: Transaction, version_hash: str, workflow_ids: list[str], worker_id: str, lease_ms: int
+        self,
+        tx: Transaction,
+        version_hash: str,
+        workflow_ids: list[str],
+        worker_id: str,
+        lease_ms: int,
+        execution_id: str | None = None,
     ) -> Claimed | None:
-        """Begin an attempt at the READY task that was scheduled first."""
+        """Begin an attempt at the READY task that was scheduled first, of this execution or of any."""
         now_ms = self._clock()
-        task = tx.claim(version_hash, workflow_ids, worker_id, lease_ms, now_ms)
+        task = tx.claim(version_hash, workflow_ids, worker_id, lease_ms, now_ms, execution_id)
         if task is None:
             return None
         data = {"worker": worker_id, "lease_ms": lease_ms}
@@ -205,7 +231,7 @@ class Lifecycle:
         data = {"worker": claimed.worker_id}
         now_ms = self._clock()
         tx.add_event(claimed.execution_id, now_ms, Event.ATTEMPT_RETURNED, claimed.node_id, claimed.attempt, data)
-        notices.ready.add(claimed.version_hash)
+        notices.ready.add((claimed.version_hash, claimed.execution_id))
 
     def complete(self, tx: Transaction, notices: Notices, task_id: str, output_json: str) -> str:
         """Record a task's result. The first word wins; returns "" if it was this one, else why nothing changed."""
@@ -314,6 +340,11 @@ class Lifecycle:
             seconds = task.lease_ms / 1000
             self._lose(tx, notices, task, f"Worker {task.worker_id} was silent for {seconds:g} s.")
 
+    def lose_all(self, tx: Transaction, notices: Notices, worker_id: str) -> None:
+        """Give up every attempt of a worker that is gone."""
+        for task in tx.held(worker_id):
+            self._lose(tx, notices, task, f"Worker {worker_id} has gone.")
+
     def _lose(self, tx: Transaction, notices: Notices, task: Task, reason: str) -> None:
         """An attempt ended without a word on its outcome: another one begins at once, if one is left."""
         execution = _execution_of(tx, task)
@@ -322,7 +353,7 @@ class Lifecycle:
         if _may_try_again(task, execution):
             notices.stop.append(task)
             tx.move_task(task.task_key, TaskStatus.READY)
-            notices.ready.add(task.version_hash)
+            notices.ready.add((task.version_hash, task.execution_id))
             return
         if not _is_once(task, execution):
             reason = f"{reason} That was attempt {tries(task, execution)}, the last one."
@@ -373,7 +404,7 @@ class Lifecycle:
                     attempt_limit=execution.max_attempts,
                 )
             )
-            notices.ready.add(execution.version_hash)
+            notices.ready.add((execution.version_hash, execution.execution_id))
 
     def _end(
         self,

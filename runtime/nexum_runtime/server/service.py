@@ -4,12 +4,11 @@ import hmac
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import wraps
 from typing import Any, TypeAlias, TypeVar
-from urllib.parse import quote
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -18,8 +17,9 @@ from nexum.proto import nexum_pb2 as pb
 from nexum_runtime import wire
 from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NexumError, NotFound
+from nexum_runtime.idempotency import key_of
 from nexum_runtime.server.engine import Engine, Snapshot
-from nexum_runtime.server.lifecycle import Resolution, StartOrder
+from nexum_runtime.server.lifecycle import Resolution, Started, StartOrder
 from nexum_runtime.server.states import ExecutionStatus
 from nexum_runtime.server.store.base import EventRow, StoreUnavailable
 from nexum_runtime.text import MIB, size_text
@@ -158,7 +158,7 @@ class NexumService:
     async def StartExecution(self, request: Any, context: Context) -> Any:
         started = await self._engine.start(_start_order(request, context))
         crash_point("start-committed")
-        context.set_trailing_metadata(((wire.STATUS, started.before),))
+        context.set_trailing_metadata(_started_metadata(started))
         return pb.StartResponse(execution_id=started.execution_id)
 
     @_answering
@@ -169,7 +169,7 @@ class NexumService:
                 request.worker_id,
                 request.version_hash,
                 await self._served_workflows(request.version_hash, metadata.get(wire.WORKFLOW_ID), context.peer()),
-                _number(metadata, wire.LEASE_MS, wire.LEASE_MS_DEFAULT, wire.LEASE_MS_MIN, wire.LEASE_MS_LIMIT),
+                _lease_ms(metadata),
                 _number(metadata, wire.WAIT_MS, 0, 0, wire.WAIT_MS_LIMIT),
             )
         if claimed is None:
@@ -183,8 +183,7 @@ class NexumService:
             node_id=task.node_id,
             node_type=task.node_type,
             input_json=claimed.input_json,
-            # What a worker may put in a header: printable ASCII, whatever the node is called.
-            idempotency_key=quote(f"{task.execution_id}:{task.node_id}:{task.version_hash}", safe="/:@="),
+            idempotency_key=key_of(task.execution_id, task.node_id, task.version_hash),
         )
 
     async def _served_workflows(self, version_hash: str, workflow_id: str | None, peer: str) -> list[str]:
@@ -320,13 +319,18 @@ class NexumExtensions:
 
     @_answering
     async def Execute(self, request: Any, context: Context) -> Any:
-        """Start idempotently and wait for the end, in one round trip."""
+        """Start idempotently and wait for the end, in one round trip.
+
+        Who claims gets its task at once, and else waits also for a task of this execution that it could claim.
+        """
         wait_ms = _number(_metadata(context), wire.WAIT_MS, wire.WAIT_MS_LIMIT, 0, wire.WAIT_MS_LIMIT)
         with self._waiting.place(context, request):
-            started = await self._engine.start(_start_order(request, context))
+            order = _start_order(request, context)
+            started = await self._engine.start(order)
             crash_point("start-committed")
-            snapshot = await self._engine.snapshot(started.execution_id, wait_ms)
-        context.set_trailing_metadata(((wire.STATUS, started.before), *_outcome_metadata(snapshot)))
+            wait_ms = 0 if started.claimed else wait_ms
+            snapshot = await self._engine.snapshot(started.execution_id, wait_ms, or_ready=bool(order.claim))
+        context.set_trailing_metadata((*_started_metadata(started), *_outcome_metadata(snapshot)))
         return _status_response(snapshot)
 
     @_answering
@@ -338,6 +342,16 @@ class NexumExtensions:
         held = _task_ids(request.version_hash) if request.version_hash else None
         stops = await self._engine.heartbeat(request.worker_id, held)
         return pb.AckResponse(ok=True, message=wire.canonical_json(stops))
+
+    async def Attend(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        """Held open by who executes tasks in its own process: the end of this call is its own end."""
+        try:
+            with self._waiting.place(context, _readable(request)):
+                async with aclosing(self._engine.attend(request.worker_id)) as attending:
+                    async for _ in attending:
+                        yield pb.AckResponse(ok=True)
+        except NexumError as error:
+            await _abort(context, error)
 
     @_answering
     async def Resolve(self, request: Any, context: Context) -> Any:
@@ -383,6 +397,9 @@ class NexumExtensions:
                 "Heartbeat": _unary(self.Heartbeat, pb.PollRequest, pb.AckResponse),
                 "Resolve": _unary(self.Resolve, pb.RejectRequest, pb.AckResponse),
                 "Prune": _unary(self.Prune, pb.StatusRequest, pb.AckResponse),
+                "Attend": grpc.unary_stream_rpc_method_handler(
+                    self.Attend, _reader(pb.PollRequest), pb.AckResponse.SerializeToString
+                ),
                 "History": grpc.unary_stream_rpc_method_handler(
                     self.History, _reader(pb.StatusRequest), pb.StatusResponse.SerializeToString
                 ),
@@ -419,6 +436,8 @@ def _start_order(request: Any, context: Context) -> StartOrder:
         effect=effect,
         timeout_ms=_number(metadata, wire.TIMEOUT_MS, 0, 1, wire.TIMEOUT_MS_LIMIT) or None,
         restart=metadata.get(wire.RESTART, ""),
+        claim=metadata.get(wire.CLAIM, ""),
+        lease_ms=_lease_ms(metadata),
     )
 
 
@@ -445,6 +464,15 @@ def _number(metadata: dict[str, str], key: str, default: int, least: int, most: 
     if not (text.isascii() and text.isdecimal() and len(text) < 16 and least <= int(text) <= most):
         raise InvalidRequest(f"{key} is {text[:40]!r}; it must be a whole number from {least} to {most}.")
     return int(text)
+
+
+def _lease_ms(metadata: dict[str, str]) -> int:
+    return _number(metadata, wire.LEASE_MS, wire.LEASE_MS_DEFAULT, wire.LEASE_MS_MIN, wire.LEASE_MS_LIMIT)
+
+
+def _started_metadata(started: Started) -> tuple[tuple[str, str], ...]:
+    before = (wire.STATUS, started.before)
+    return (before, (wire.TASK_ID, started.claimed.task_id)) if started.claimed else (before,)
 
 
 def _status_response(snapshot: Snapshot) -> Any:

@@ -129,6 +129,9 @@ class Reader(Protocol):
     def expired(self, now_ms: int) -> list[Task]:
         """RUNNING tasks whose lease ended at or before `now_ms`."""
 
+    def held(self, worker_id: str) -> list[Task]:
+        """RUNNING tasks of this worker, in the order they were scheduled."""
+
 
 class Transaction(Reader, Protocol):
     """What a write may do besides. Moves that `states` does not allow change nothing and return False."""
@@ -178,9 +181,18 @@ class Transaction(Reader, Protocol):
         """Say of a FAILED task whose outcome was unknown that it failed, and why."""
 
     def claim(
-        self, version_hash: str, workflow_ids: Collection[str], worker_id: str, lease_ms: int, now_ms: int
+        self,
+        version_hash: str,
+        workflow_ids: Collection[str],
+        worker_id: str,
+        lease_ms: int,
+        now_ms: int,
+        execution_id: str | None = None,
     ) -> Task | None:
-        """The READY task of these workflows that was scheduled first, now RUNNING with one attempt more."""
+        """The READY task of these workflows that was scheduled first, now RUNNING with one attempt more.
+
+        With `execution_id`, of this execution alone.
+        """
 
     def renew_leases(self, worker_id: str, now_ms: int, task_keys: Collection[str] | None = None) -> None:
         """This worker's RUNNING tasks, or those of them in `task_keys`, may be silent for a whole lease from now."""

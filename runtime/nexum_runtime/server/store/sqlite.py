@@ -410,6 +410,12 @@ class _SqliteReader:
         )
         return [_task(row) for row in rows]
 
+    def held(self, worker_id: str) -> list[Task]:
+        rows = self._sql(
+            f"SELECT {_TASK} FROM tasks WHERE status = 'RUNNING' AND worker_id = ? ORDER BY seq", (worker_id,)
+        )
+        return [_task(row) for row in rows]
+
 
 class _SqliteTransaction(_SqliteReader):
     def add_workflow(self, workflow: Workflow) -> None:
@@ -505,14 +511,22 @@ class _SqliteTransaction(_SqliteReader):
         )
 
     def claim(
-        self, version_hash: str, workflow_ids: Collection[str], worker_id: str, lease_ms: int, now_ms: int
+        self,
+        version_hash: str,
+        workflow_ids: Collection[str],
+        worker_id: str,
+        lease_ms: int,
+        now_ms: int,
+        execution_id: str | None = None,
     ) -> Task | None:
+        one = "" if execution_id is None else " AND execution_id = ?"
         rows = self._sql(
             "UPDATE tasks SET status = 'RUNNING', attempt = attempt + 1, worker_id = ?, lease_ms = ?, "
             "lease_expires_at_ms = ? WHERE status = 'READY' AND seq = ("
             "SELECT min(seq) FROM tasks WHERE status = 'READY' AND version_hash = ? "
-            f"AND workflow_id IN ({_marks(workflow_ids)}) AND available_at_ms <= ?) RETURNING {_TASK}",
-            (worker_id, lease_ms, now_ms + lease_ms, version_hash, *workflow_ids, now_ms),
+            f"AND workflow_id IN ({_marks(workflow_ids)}) AND available_at_ms <= ?{one}) RETURNING {_TASK}",
+            (worker_id, lease_ms, now_ms + lease_ms, version_hash, *workflow_ids, now_ms)
+            + (() if execution_id is None else (execution_id,)),
         ).fetchall()
         return _task(rows[0]) if rows else None
 
