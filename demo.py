@@ -20,22 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import openai
-from agents import Agent, Model, Runner, set_tracing_disabled
+from agents import Agent, ModelProvider, MultiProvider, RunConfig, Runner, set_tracing_disabled
 from agents.exceptions import AgentsException
 from agents.models import get_default_model
 
 from dev import local_nexum
+from durable_model import durable_models
+from durable_session import DurableCallError, DurableEvent, check_session_id, durable_session, nexum_client
 from nexum_runtime import NexumError
 from nexum_runtime.signals import stop_requested
 from nexum_runtime.wire import DEFAULT_ADDRESS
-from submit_task import (
-    CallEvent,
-    DurableCallError,
-    check_session_id,
-    durable_session,
-    durable_tool,
-    nexum_client,
-)
+from submit_task import durable_tool
 from terminal import RunView, command_line
 from tools import visit_webpage, web_search
 
@@ -44,7 +39,7 @@ GEMINI_MODEL = "litellm/gemini/gemini-3.8-flash"
 MAX_TURNS = 20
 
 
-def build_agent(model: str | Model) -> Agent[Any]:
+def build_agent(model: str) -> Agent[Any]:
     return Agent(
         name="Researcher",
         instructions=(
@@ -57,33 +52,34 @@ def build_agent(model: str | Model) -> Agent[Any]:
     )
 
 
-def choose_model(offline: bool) -> tuple[str | Model, str]:
-    """The model and, in words, which mode that is."""
+def choose_model(offline: bool) -> tuple[str, ModelProvider, str]:
+    """The model's name, where it comes from and, in words, which mode that is."""
     openai_key = os.environ.get("OPENAI_API_KEY")
     google_key = os.environ.get("GEMINI_API_KEY") or os.environ.get("GOOGLE_API_KEY")
     named = os.environ.get("MODEL") or (get_default_model() if openai_key else GEMINI_MODEL if google_key else None)
     if not openai_key or os.environ.get("OPENAI_BASE_URL"):
         set_tracing_disabled(True)  # traces go to OpenAI, with OpenAI's key
     if offline or not named:
-        from offline.model import OfflineModel
+        from offline.model import OfflineModels
 
         why = "" if offline else ", as neither OPENAI_API_KEY nor GEMINI_API_KEY is set"
-        return OfflineModel(), f"offline{why}"
+        return "offline agent", OfflineModels(), f"offline{why}"
     if named.startswith("litellm/"):
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it fetches a price list when imported
         import litellm
 
         litellm.suppress_debug_info = True  # its errors are said in a sentence, without advertisement
-    return named, "live"
+    return named, MultiProvider(), "live"
 
 
 class Interrupted(Exception):
     """Ctrl-C, or SIGTERM."""
 
 
-async def ask(agent: Agent[Any], question: str) -> str:
+async def ask(agent: Agent[Any], question: str, models: ModelProvider) -> str:
     """The agent's answer. Raises Interrupted when a signal comes first."""
-    asking = asyncio.create_task(Runner.run(agent, question, max_turns=MAX_TURNS))
+    run_config = RunConfig(model_provider=models)
+    asking = asyncio.create_task(Runner.run(agent, question, max_turns=MAX_TURNS, run_config=run_config))
     stopping = asyncio.create_task(stop_requested())
     await asyncio.wait({asking, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if asking.done():
@@ -99,13 +95,12 @@ async def ask(agent: Agent[Any], question: str) -> str:
 async def run(arguments: argparse.Namespace, session_id: str, view: RunView, again: str) -> str:
     """One run of the session. Returns the agent's answer."""
     address = os.environ.get("NEXUM_ADDRESS", DEFAULT_ADDRESS)
-    model, mode = choose_model(arguments.offline)
-    model_name = model if isinstance(model, str) else "offline agent"
-    view.header(Question=arguments.question, Session=session_id, Model=model_name, Mode=mode, Nexum=address)
+    model, models, mode = choose_model(arguments.offline)
+    view.header(Question=arguments.question, Session=session_id, Model=model, Mode=mode, Nexum=address)
 
-    def on_event(event: CallEvent) -> None:
+    def on_event(event: DurableEvent) -> None:
         view.on_event(event)
-        if event.kind in ("stored", "cached") and view.completed == arguments.crash_after:
+        if event.kind in ("stored", "cached") and view.calls == arguments.crash_after:
             view.stopped("💥 Killed by --crash-after, in the middle of everything.", again)
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -115,8 +110,10 @@ async def run(arguments: argparse.Namespace, session_id: str, view: RunView, aga
             if not await stack.enter_async_context(local_nexum(address, Path(".nexum"), flags)):
                 view.note("--dev uses the Nexum server that was running already")
         await nexum_client().check()
-        stack.enter_context(durable_session(session_id, on_event))
-        return await ask(build_agent(model), arguments.question)
+        view.saved = stack.enter_context(durable_session(session_id, on_event)).saved
+        if arguments.durable_model:
+            models = durable_models(session_id, models)
+        return await ask(build_agent(model), arguments.question, models)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -126,6 +123,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dev", action="store_true", help="bring a server and a worker (logs in .nexum/)")
     parser.add_argument(
         "--crash-after", type=int, metavar="N", help="die by SIGKILL right after the Nth completed call"
+    )
+    parser.add_argument(
+        "--no-durable-model",
+        dest="durable_model",
+        action="store_false",
+        help="ask the model anew in every run: only the tool calls are recorded",
     )
     arguments = parser.parse_args()
     if arguments.crash_after is not None and arguments.crash_after < 1:
@@ -143,6 +146,7 @@ def main() -> int:
     except DurableCallError as error:
         sys.exit(str(error))
     flags = [flag for flag in ("--offline", "--dev") if getattr(arguments, flag.strip("-"))]
+    flags += [] if arguments.durable_model else ["--no-durable-model"]
     view, again = RunView(), command_line(session_id, arguments.question, flags)
     try:
         answer = asyncio.run(run(arguments, session_id, view, again))

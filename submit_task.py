@@ -12,48 +12,35 @@ session again, and each call that had completed comes back from the store.
 
 import asyncio
 import functools
-import hashlib
 import inspect
-import os
-import re
 import typing
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
 from agents import FunctionTool, RunContextWrapper, default_tool_error_function, function_tool
-from agents.exceptions import AgentsException
 from pydantic_core import to_jsonable_python
 
-from nexum_runtime import Client, NexumError, Outcome
-from nexum_runtime.wire import (
-    ATTEMPTS_DEFAULT,
-    ATTEMPTS_LIMIT,
-    DEFAULT_ADDRESS,
-    EFFECTS,
-    TIMEOUT_MS_LIMIT,
-    canonical_json,
+from durable_session import (
+    CallEvent,
+    DurableCallError,
+    DurableSession,
+    current_session,
+    durable_session,
+    nexum_client,
 )
+from nexum_runtime import NexumError, Outcome
+from nexum_runtime.wire import ATTEMPTS_DEFAULT, ATTEMPTS_LIMIT, EFFECTS, TIMEOUT_MS_LIMIT
 from workflow import NODE, ToolCall, ToolResult, tool_call_workflow
 
 TIMEOUT_SECONDS = 120.0  # for one call, from its submission to its result
 ATTEMPT_SECONDS = 60.0  # for one attempt of a durable tool
 PAUSE_SECONDS = 30.0  # between two attempts, at most
-SESSION_ID_CHARS = 64
-SESSION_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{SESSION_ID_CHARS}}}")
-NOT_OF_AN_ID = re.compile(r"[^A-Za-z0-9._:@=-]")
-NAME_CHARS = 80  # of a tool's name in an execution id
+DURABLE = "is_durable"  # an attribute of tools whose calls are recorded
 WORKFLOW = tool_call_workflow()
 
+__all__ = ["CallEvent", "DurableCallError", "DurableSession", "durable_session", "durable_tool", "submit_tool_call"]
+
 Effect = Literal["read", "idempotent", "once"]
-
-
-class DurableCallError(AgentsException):
-    """Nexum could not carry a call: no server, no result in time, a refused id. It stops the run."""
 
 
 class ToolFailed(Exception):
@@ -64,69 +51,7 @@ class OutcomeUnknown(ToolFailed):
     """A tool that is attempted only once may or may not have run. So the model is told, until it is settled."""
 
 
-@dataclass(frozen=True)
-class CallEvent:
-    """What a durable session tells about one of its calls."""
-
-    kind: Literal["started", "waiting", "stored", "cached", "failed", "unknown"]
-    execution_id: str
-    tool_name: str
-    tool_args: dict[str, Any]
-    elapsed_ms: int = 0  # since the call was submitted
-    saved_ms: int = 0  # cached: what the tool took when it ran
-    detail: str = ""  # failed or unknown: why; waiting: for a "server", a "worker" that takes it, or the "result"
-
-
-def check_session_id(session_id: str) -> None:
-    """Raise DurableCallError unless it is 1 to 64 of `A-Za-z0-9._-`."""
-    if not SESSION_ID.fullmatch(session_id):
-        raise DurableCallError(f"SESSION_ID is {session_id!r}; it must be 1 to {SESSION_ID_CHARS} of A-Z a-z 0-9 . _ -")
-
-
-@dataclass
-class DurableSession:
-    """One run of a session: identical calls are counted from 0, so a run again finds every call of the run before."""
-
-    session_id: str
-    on_event: Callable[[CallEvent], None] = lambda event: None
-    repeats: Counter[str] = field(default_factory=Counter)
-
-    def __post_init__(self) -> None:
-        check_session_id(self.session_id)
-
-    def next_execution_id(self, tool_name: str, tool_args: dict[str, Any]) -> str:
-        """The identity of a call: its session, tool, arguments, and which of the identical calls of this run it is."""
-        digest = hashlib.sha256(canonical_json([tool_name, tool_args]).encode()).hexdigest()[:16]
-        name = NOT_OF_AN_ID.sub("_", tool_name)[:NAME_CHARS]  # the digest tells apart what looks the same by this
-        call = f"{self.session_id}/{name}/{digest}"
-        self.repeats[call] += 1
-        return f"{call}/{self.repeats[call] - 1}"
-
-
-_current: ContextVar[DurableSession | None] = ContextVar("durable_session", default=None)
 _sessions: dict[str, DurableSession] = {}  # of calls made outside any `with durable_session(...)`
-_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, Client] = WeakKeyDictionary()
-
-
-@contextmanager
-def durable_session(
-    session_id: str, on_event: Callable[[CallEvent], None] = lambda event: None
-) -> Iterator[DurableSession]:
-    """Make the durable tool calls inside belong to `session_id`, 1 to 64 of `A-Za-z0-9._-` (else DurableCallError)."""
-    session = DurableSession(session_id, on_event)
-    token = _current.set(session)
-    try:
-        yield session
-    finally:
-        _current.reset(token)
-
-
-def nexum_client() -> Client:
-    """The client of this event loop; NEXUM_ADDRESS says where the server is."""
-    loop = asyncio.get_running_loop()
-    if loop not in _clients:
-        _clients[loop] = Client(os.environ.get("NEXUM_ADDRESS", DEFAULT_ADDRESS))
-    return _clients[loop]
 
 
 async def submit_tool_call(
@@ -147,7 +72,7 @@ async def submit_tool_call(
     Raises ToolFailed with the tool's own words, OutcomeUnknown when a tool with `effect="once"` may or may not have
     run, DurableCallError when Nexum could not carry the call.
     """
-    session = _current.get()
+    session = current_session()
     if session is None or session.session_id != session_id:
         session = _sessions.setdefault(session_id, DurableSession(session_id))
     execution_id = session.next_execution_id(tool_name, tool_args)
@@ -155,40 +80,62 @@ async def submit_tool_call(
 
     def report(kind: Any, saved_ms: int = 0, detail: str = "") -> None:
         elapsed_ms = round((asyncio.get_running_loop().time() - started) * 1000)
-        session.on_event(CallEvent(kind, execution_id, tool_name, tool_args, elapsed_ms, saved_ms, detail))
+        session.tell(CallEvent(kind, execution_id, tool_name, tool_args, elapsed_ms, saved_ms, detail))
 
-    report("started")
-    try:
-        outcome = await nexum_client().execute(
+    async def recorded() -> Outcome | None:
+        """The call as a run before has recorded it: not told to start, and not executed."""
+        if not session.is_replaying:
+            return None
+        try:
+            found = await nexum_client().status(execution_id)
+        except NexumError:  # it is not there; if anything else is wrong, `execute` meets it too
+            return None
+        return found if found.status == "COMPLETED" else None
+
+    async def execute(restart: Literal["failed", "unknown"] | None) -> Outcome:
+        return await nexum_client().execute(
             WORKFLOW,
             ToolCall(tool_name=tool_name, tool_args=tool_args).model_dump(),
             execution_id=execution_id,
-            # A call that failed in an earlier run deserves another try; one that happens once, if it never began.
-            restart="failed" if effect == "once" else "unknown",
+            restart=restart,
             effect=effect,
             max_attempts=max_attempts,
             attempt_timeout=attempt_timeout,
             timeout=timeout,
             on_wait=lambda waiting: report("waiting", detail=waiting),
         )
+
+    if (replayed := await recorded()) is None:
+        report("started")
+    try:
+        outcome = replayed or await execute(restart=None)
+        failed_before = outcome.status != "COMPLETED" and outcome.before == outcome.status
+        if failed_before and not await session.was_told(execution_id):
+            # A call that failed in an earlier run deserves another try; one that happens once, if it never began.
+            outcome = await execute(restart="failed" if effect == "once" else "unknown")
     except NexumError as error:
         report("failed", detail=str(error))
         raise DurableCallError(str(error)) from None
     if outcome.error_code == "OUTCOME_UNKNOWN" and effect == "once":
         report("unknown", detail=_why(outcome))
-        raise OutcomeUnknown(
-            f"This call of {tool_name} may or may not have run. Assume neither, and do not make it again: a person has "
-            f"to find out first. What is known: {_why(outcome)}"
-        )
+        raise unknown_outcome(tool_name, outcome)
     if outcome.status != "COMPLETED":
         report("failed", detail=_why(outcome))
         raise ToolFailed(_why(outcome))
-    recorded = ToolResult.model_validate(outcome.outputs[NODE])
-    if outcome.before == "COMPLETED":
-        report("cached", saved_ms=recorded.duration_ms)
+    result = ToolResult.model_validate(outcome.outputs[NODE])
+    if replayed or outcome.before == "COMPLETED":
+        report("cached", saved_ms=result.duration_ms)
     else:
         report("stored")
-    return recorded.result
+    return result.result
+
+
+def unknown_outcome(tool_name: str, outcome: Outcome) -> OutcomeUnknown:
+    """What the model is told of a call whose outcome is not known."""
+    return OutcomeUnknown(
+        f"This call of {tool_name} may or may not have run. Assume neither, and do not make it again: a person has "
+        f"to find out first. What is known: {_why(outcome)}"
+    )
 
 
 def _why(outcome: Outcome) -> str:
@@ -236,7 +183,7 @@ def durable_tool(
 
     @functools.wraps(function)  # the schema, name and description are made from the function that is wrapped
     async def submit(*args: Any, **kwargs: Any) -> str:
-        session = _current.get()
+        session = current_session()
         if session is None:
             raise DurableCallError(
                 f"The durable tool {function.__name__} was called outside of a session: "
@@ -260,7 +207,9 @@ def durable_tool(
             raise error  # without this the SDK tells the model of a hiccup, and the run goes on without Nexum
         return str(error) if isinstance(error, ToolFailed) else tell(context, error)
 
-    return function_tool(submit, failure_error_function=tell_the_model, **function_tool_options)
+    tool = function_tool(submit, failure_error_function=tell_the_model, **function_tool_options)
+    setattr(tool, DURABLE, True)
+    return tool
 
 
 def _check_that_calls_can_travel(function: Callable[..., Any]) -> None:

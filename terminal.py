@@ -1,4 +1,4 @@
-"""What a person sees of a run: one line when a call starts, one when it ends, the answer, and how to go on."""
+"""What a person sees of a run: a line when a turn or a call starts, one when it ends, the answer, how to go on."""
 
 import json
 import os
@@ -13,15 +13,15 @@ from rich.markdown import Markdown
 from rich.markup import escape
 from rich.segment import Segment, Segments
 
+from durable_session import CallEvent, DurableEvent, Saved, TurnEvent, counted
 from nexum_runtime.text import duration_text, error_line, printable, printable_line, shorten
 from nexum_runtime.wire import DEFAULT_ADDRESS
-from submit_task import CallEvent
 
 ARGUMENT_CHARS = 48  # shown of an argument
-CALL_MARGIN = len("[Nexum]  stored ✓ 1234 ms")  # columns of a call's line that are not the call
+CALL_MARGIN = len("[Nexum]  stored ✓ 1234 ms")  # columns of a line that are not the call or the turn
 QUESTION_CHARS = 300
 PREFIX = f"[cyan]{escape('[Nexum]')}[/]"
-STILL_RUNNING_MS = 5_000  # a call that takes longer is said, now and then, to be still running
+STILL_RUNNING_MS = 5_000  # what takes longer is said, now and then, to be still running
 
 WAITING = {
     "worker": "no worker has taken this call yet: is `python worker.py` running?",
@@ -47,8 +47,11 @@ class RunView:
 
     def __init__(self) -> None:
         self.console = _Console(highlight=False, emoji=False, soft_wrap=True)
-        self.completed = self.cached = self.saved_ms = 0
+        self.turns = 0  # stored or cached
+        self.calls = 0  # likewise
+        self.saved = Saved()
         self.unsettled: list[CallEvent] = []  # calls that may or may not have run
+        self._kinds: set[str] = set()  # of the events so far
         self._hints_given: set[str] = set()
 
     def header(self, **fields: str) -> None:
@@ -59,28 +62,32 @@ class RunView:
     def note(self, text: str) -> None:
         self.console.print(f"{PREFIX} {_shown(text)}")
 
-    def on_event(self, event: CallEvent) -> None:
+    def on_event(self, event: DurableEvent) -> None:
         if event.kind == "waiting":
             self._hint(event)
             return
         self._hints_given.clear()
+        if isinstance(event, TurnEvent) and event.kind == "started" and event.detail:
+            self.note(f"turn {event.number} is new: {event.detail}")
         text = {
             "started": "…",
             "stored": f"[green]stored ✓[/] {duration_text(event.elapsed_ms)}",
             "cached": "[yellow]cached ⚡[/]",
             "failed": f"[red]failed ✗[/] {escape(error_line(event.detail))}",
             "unknown": f"[red]unknown ?[/] {escape(error_line(event.detail))} It is not run again.",
+            "unrecorded": f"[yellow]not recorded[/] {escape(error_line(event.detail))}",
         }[event.kind]
         self._line(event, text)
+        self._kinds.add(event.kind)
+        is_there = event.kind in ("stored", "cached")
+        if isinstance(event, TurnEvent):
+            self.turns += is_there
+            return
+        self.calls += is_there
         if event.kind == "unknown":
             self.unsettled.append(event)
-        if event.kind in ("stored", "cached"):
-            self.completed += 1
-        if event.kind == "cached":
-            self.cached += 1
-            self.saved_ms += event.saved_ms
 
-    def _hint(self, event: CallEvent) -> None:
+    def _hint(self, event: DurableEvent) -> None:
         if event.detail == "result":
             if event.elapsed_ms >= STILL_RUNNING_MS:
                 self._line(event, f"[yellow]still running[/] {duration_text(event.elapsed_ms)}")
@@ -88,8 +95,8 @@ class RunView:
             self._hints_given.add(event.detail)
             self.note(WAITING[event.detail])
 
-    def _line(self, event: CallEvent, text: str) -> None:
-        call = _call(event)
+    def _line(self, event: DurableEvent, text: str) -> None:
+        call = _turn(event) if isinstance(event, TurnEvent) else _call(event)
         if self.console.is_terminal:
             call = shorten(call, self.console.width - CALL_MARGIN)
         self.console.print(f"{PREFIX} {escape(call)} {text}")
@@ -103,10 +110,11 @@ class RunView:
         self.console.print()
 
     def footer(self, again: str) -> None:
-        if self.cached:
-            saved = f", which saved {duration_text(self.saved_ms)}" if self.saved_ms else ""
-            self.console.print(f"[yellow]⚡ {self.cached} of {self.completed} calls came from the store{saved}.[/]")
-        what = "Run it again" if self.cached == self.completed else "Run it again, and every call is cached ⚡"
+        if self.saved.turns or self.saved.calls:
+            self.console.print(f"[yellow]⚡ {self.saved}.[/]")
+        what = "Run it again"
+        if "stored" in self._kinds and "unrecorded" not in self._kinds:
+            what += f", and {'all of it' if self.turns else 'every call'} is cached ⚡"
         if self.unsettled:
             self._ask_to_settle()
             what = "Then run it again"
@@ -114,12 +122,13 @@ class RunView:
 
     def stopped(self, why: str, again: str) -> None:
         """The run ended without an answer."""
-        if self.completed:
+        if self._kinds:
             self.console.print()
         self.console.print(f"[red]{escape(error_line(why))}[/]")
         if self.unsettled:
             self._ask_to_settle()
-        what = f"{self.completed} completed calls are stored. Go on with" if self.completed else "Try again with"
+        stored = counted(self.turns, self.calls)
+        what = f"Stored so far: {stored}. Go on with" if stored else "Try again with"
         self._as_it_is(f"{what}:\n  {again}")
 
     def _ask_to_settle(self) -> None:
@@ -183,6 +192,12 @@ def _call(event: CallEvent) -> str:
         shown = shorten(value if isinstance(value, str) else json.dumps(value), ARGUMENT_CHARS)
         arguments.append(f"{name}={json.dumps(shown, ensure_ascii=False) if isinstance(value, str) else shown}")
     return printable_line(f"{event.tool_name}({', '.join(arguments)})")
+
+
+def _turn(event: TurnEvent) -> str:
+    """`turn 2: calls web_search, web_search`"""
+    says = f": {event.says}" if event.says else ""
+    return printable_line(f"turn {event.number}{says}")
 
 
 def _shown(text: str) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from submit_task import CallEvent, Effect, OutcomeUnknown, ToolFailed, durable_session, submit_tool_call
+from durable_session import DurableEvent
+from submit_task import Effect, OutcomeUnknown, ToolFailed, durable_session, submit_tool_call
 
 CALL_SECONDS = 60.0
 
@@ -50,7 +51,7 @@ async def _make_calls(order: Order) -> None:
     ids: dict[asyncio.Task[Any] | None, str] = {}
     answers = 0
 
-    def note_id(event: CallEvent) -> None:
+    def note_id(event: DurableEvent) -> None:
         ids[asyncio.current_task()] = event.execution_id
 
     async def make(call: Call) -> None:

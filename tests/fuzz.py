@@ -363,6 +363,7 @@ class Inventor:
             wire.EFFECT: [*wire.EFFECTS],
             wire.RESTART: ["failed", "unknown"],
             wire.WORKFLOW_ID: [*WORKFLOWS],
+            wire.CLAIM: ["worker-1", "worker-2"],
             wire.LEASE_MS: ["1000", "1500", "3600000"],
             wire.TIMEOUT_MS: ["1", "1000", "86400000"],
             wire.RETRYABLE: ["true", "false"],
@@ -433,6 +434,7 @@ class Fuzz:
             metadata = [*((key, value) for key, value in metadata if key != wire.DRY_RUN), (wire.DRY_RUN, "true")]
         impatient = inventor.chance(20) or any(key == wire.WAIT_MS and len(str(value)) > 2 for key, value in metadata)
         impatient = impatient or (path.endswith("/Execute") and wire.WAIT_MS not in dict(metadata))
+        impatient = impatient or path.endswith("/Attend")  # which ends when its caller does
         cancelled = inventor.chance(30)
         where = f"try {number} ({path}, {len(request)} bytes, {request[:60]!r}, {metadata})"
         channel = self._channels[number % CHANNELS]
@@ -444,6 +446,7 @@ class Fuzz:
             if cancelled:
                 asyncio.get_running_loop().call_later(rng.random() / 50, call.cancel)
             answers = [answer async for answer in call] if method.streams else [await call]
+            claimed = dict(await call.trailing_metadata()).get(wire.TASK_ID)
         except asyncio.CancelledError:
             if not cancelled:
                 raise
@@ -454,6 +457,7 @@ class Fuzz:
         else:
             self.figures.answers["OK"] += 1
             self._learn(path, answers[0] if answers else b"")
+            self._known.task_ids.extend([claimed] if claimed else [])
         self.figures.slowest = max(self.figures.slowest, (time.monotonic() - began, where[:80]))
 
     def _judge(self, where: str, path: str, error: Any, *, impatient: bool) -> None:

@@ -6,14 +6,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from agents import Agent, Model
+from agents import Agent
 
 import demo
 from submit_task import durable_tool
 from tools import visit_webpage, web_search
 
 
-def build_agent(model: str | Model) -> Agent[Any]:
+def build_agent(model: str) -> Agent[Any]:
     agent = original(model)
     agent.tools = [durable_tool(web_search, effect="read"), durable_tool(visit_webpage, effect="once")]
     return agent

@@ -1,5 +1,6 @@
 """The benchmark runs, measures what it says, and leaves nothing behind."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -16,15 +17,18 @@ def env() -> dict[str, str]:
     return clean | {"OFFLINE_WEB_DELAY_MS": "0"}
 
 
-async def test_the_benchmark_reports_each_kind_of_run_and_that_cached_executes_no_tool(
+async def test_the_benchmark_reports_each_kind_of_run_and_that_a_run_again_does_nothing_anew(
     tmp_path: Path, env: dict[str, str]
 ) -> None:
     finished = await run(sys.executable, ROOT / "benchmark.py", "--rounds", "1", env=env, cwd=tmp_path)
     assert finished.code == 0, finished
-    assert "median of 1 × 5 tool calls, offline, 0 ms a page" in finished.stdout
-    for kind in ("plain", "on Nexum, cold", "on Nexum, cached ⚡"):
-        assert kind in finished.stdout
-    assert "and executes no tool." in finished.stdout
+    assert "median of 1 × 20 calls in 20 turns, offline, 0 ms a search" in finished.stdout
+    times = r" +\d+\.\d\d s +[\d.]+ – [\d.]+ s +\d+\.\d\d +\d+\.\d ms +\d+\.\d ms *$"
+    rows = re.findall(rf"(?m)^ +(\S.*\S){times}", finished.stdout)
+    assert rows == ["plain", "on Nexum, cold", "tools replayed ⚡", "all replayed ⚡"]
+    told = " ".join(finished.stdout.split())
+    assert "It executes 0 tools and asks 0 turns anew; with its tools replayed alone, 0 and 20." in told
+    assert max(len(line.rstrip()) for line in finished.stdout.splitlines()) <= 80
     assert list(tmp_path.iterdir()) == []
 
 

@@ -69,7 +69,24 @@ def answer(output: str) -> str:
 
 def ended_calls(output: str, how: str) -> int:
     """How many lines of calls say `stored` or `cached`."""
-    return len(re.findall(rf"^\[Nexum\] .* {how}", output, re.MULTILINE))
+    return len(re.findall(rf"^\[Nexum\] \w+\(.* {how}", output, re.MULTILINE))
+
+
+def ended_turns(output: str, how: str) -> int:
+    """How many lines of the model's turns say so."""
+    return len(re.findall(rf"^\[Nexum\] turn \d+.* {how}", output, re.MULTILINE))
+
+
+def started_before_they_ended(output: str) -> bool:
+    """Whether all turns and calls that were stored in this run said before that they had begun."""
+    lines = [re.sub(r"(turn \d+): [\w, ]+ stored", r"\1 stored", line) for line in output.splitlines()]
+    stored = {number: line.partition(" stored ✓")[0] for number, line in enumerate(lines) if " stored ✓ " in line}
+    return bool(stored) and all(f"{line} …" in lines[:number] for number, line in stored.items())
+
+
+def completed(listed: str, what: str) -> int:
+    """How many executions with `what` in their id `nexum ps` lists as COMPLETED."""
+    return sum(what in line and "COMPLETED" in line for line in listed.splitlines())
 
 
 def no_traceback(finished: Finished) -> bool:
@@ -86,19 +103,49 @@ async def test_a_crashed_run_goes_on_where_it_broke_and_repeats_nothing(stage: S
     assert crashed.code == -signal.SIGKILL
     assert len(stage.executions) == calls + 2
     assert ended_calls(crashed.stdout, "stored") == 2
+    assert ended_turns(crashed.stdout, "stored") == 1
+    assert "Stored so far: 1 turn and 2 calls. Go on with:" in crashed.stdout
 
     second = await stage.demo(SESSION_ID="s1")
     assert second.code == 0
     assert ended_calls(second.stdout, "cached") == 2
     assert ended_calls(second.stdout, "stored") == calls - 2
+    assert (ended_turns(second.stdout, "cached"), ended_turns(second.stdout, "stored")) == (1, 2)
+    assert started_before_they_ended(second.stdout)
     assert len(stage.executions) == 2 * calls
     assert answer(second.stdout) == answer(uninterrupted.stdout) != ""
 
     third = await stage.demo(SESSION_ID="s1")
-    assert ended_calls(third.stdout, "cached") == calls
+    assert (ended_turns(third.stdout, "cached"), ended_calls(third.stdout, "cached")) == (3, calls)
+    assert third.stdout.count("[Nexum]") == 3 + calls, "what is replayed is one line each"
     assert len(stage.executions) == 2 * calls
     assert answer(third.stdout) == answer(uninterrupted.stdout)
-    assert f"{calls} of {calls} calls came from the store" in third.stdout
+    assert f"3 turns and {calls} calls came from the store" in third.stdout
+
+
+async def test_without_durable_turns_the_model_is_asked_again_and_its_calls_come_from_the_store(stage: Stage) -> None:
+    stage.worker()
+    crashed = await stage.demo("--no-durable-model", "--crash-after", "2", SESSION_ID="s1")
+    assert "Stored so far: 2 calls. Go on with:" in crashed.stdout
+    assert "demo.py --no-durable-model" in crashed.stdout
+    second = await stage.demo("--no-durable-model", SESSION_ID="s1")
+    assert second.code == 0
+    assert (ended_calls(second.stdout, "cached"), ended_calls(second.stdout, "stored")) == (2, 3)
+    assert "turn" not in second.stdout
+    assert "⚡ 2 calls came from the store" in second.stdout
+    assert "Run it again, and every call is cached ⚡:" in second.stdout
+    assert len(stage.executions) == 5
+
+
+async def test_another_question_in_a_session_is_a_new_turn_and_says_what_differs(stage: Stage) -> None:
+    stage.worker()
+    first = await stage.demo("What is a lease?", SESSION_ID="s1")
+    other = await stage.demo("What is a saga?", SESSION_ID="s1")
+    assert (first.code, other.code) == (0, 0)
+    assert "is new" not in first.stdout
+    assert "[Nexum] turn 1 is new: input changed (item 1, user)\n[Nexum] turn 1 …\n" in other.stdout
+    assert other.stdout.count("is new") == 1, "what follows from it is new as well, and needs no word"
+    assert ended_turns(other.stdout, "cached") == 0
 
 
 async def test_a_worker_killed_while_its_tools_run_is_replaced_and_the_demo_never_notices(stage: Stage) -> None:
@@ -245,7 +292,8 @@ async def test_dev_uses_a_server_that_is_running(stage: Stage) -> None:
     finished = await stage.demo("--dev", "--offline", SESSION_ID="s1")
     assert finished.code == 0, finished
     shown = await run(Path(sys.executable).with_name("nexum"), "ps", "s1/", env=stage.environment())
-    assert shown.stdout.count("COMPLETED") == 5
+    assert completed(shown.stdout, "/web_search/") + completed(shown.stdout, "/visit_webpage/") == 5
+    assert completed(shown.stdout, "/model-turn/") == 3
     assert not (stage.folder / ".nexum" / "local.db").exists()
 
 

@@ -6,6 +6,7 @@ import json
 import random
 import threading
 from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -1081,19 +1082,26 @@ async def test_closing_answers_the_calls_that_wait(bench: Bench) -> None:
         assert await polling is None
 
 
-async def poll_that_vanishes(bench: Bench) -> None:
-    """A poll that is cancelled while its claim is being committed."""
+@asynccontextmanager
+async def slow_disk(bench: Bench) -> AsyncIterator[None]:
+    """No commit is made before the block ends."""
     gate = threading.Event()
     blocking = asyncio.create_task(bench.store.write(lambda _: gate.wait(PATIENCE_SECONDS)))
     try:
+        yield
+    finally:
+        gate.set()
+        await blocking
+
+
+async def poll_that_vanishes(bench: Bench) -> None:
+    """A poll that is cancelled while its claim is being committed."""
+    async with slow_disk(bench):
         polling = asyncio.create_task(bench.poll("vanishes"))
         await eventually(lambda: bench.engine._jobs)
         polling.cancel()
         await asyncio.gather(polling, return_exceptions=True)
         assert polling.cancelled()
-    finally:
-        gate.set()
-        await blocking
     await eventually(lambda: not bench.engine._jobs)
 
 
@@ -1165,19 +1173,198 @@ async def test_an_attempt_that_was_given_back_is_not_told_as_a_try(bench: Bench)
 async def test_a_task_given_back_wakes_a_poll_that_waits(bench: Bench) -> None:
     await bench.register(ONE)
     await bench.start()
-    gate = threading.Event()
-    blocking = asyncio.create_task(bench.store.write(lambda _: gate.wait(PATIENCE_SECONDS)))
-    vanishing = asyncio.create_task(bench.poll("vanishes"))
-    await eventually(lambda: bench.engine._jobs)
-    waiting = asyncio.create_task(bench.poll("waits", wait_ms=FOREVER_MS))
-    await eventually(lambda: len(bench.engine._jobs) == 2)
-    vanishing.cancel()
-    gate.set()
-    await blocking
+    async with slow_disk(bench):
+        vanishing = asyncio.create_task(bench.poll("vanishes"))
+        await eventually(lambda: bench.engine._jobs)
+        waiting = asyncio.create_task(bench.poll("waits", wait_ms=FOREVER_MS))
+        await eventually(lambda: len(bench.engine._jobs) == 4)
+        vanishing.cancel()
     async with asyncio.timeout(PATIENCE_SECONDS):
         claimed = await waiting
     assert claimed is not None
     assert claimed.task.worker_id == "waits"
+
+
+# Claims by whoever starts
+
+
+async def test_whoever_starts_an_execution_can_claim_its_task_in_the_same_commit(bench: Bench) -> None:
+    await bench.register(ONE)
+    started = await bench.start(claim="me", lease_ms=LEASE_MS)
+    assert started.before == "NEW"
+    assert started.claimed is not None
+    assert (started.claimed.worker_id, started.claimed.attempt) == ("me", 1)
+    assert await bench.poll() is None, "it was never there for a worker"
+    assert await bench.engine.complete(started.claimed.task_id, '"mine"') == ""
+    assert await bench.status() == "COMPLETED"
+    again = await bench.start(claim="another")
+    assert (again.before, again.claimed) == ("COMPLETED", None)
+    assert len(await bench.story()) == 4
+
+
+async def test_what_is_claimed_in_a_start_is_lost_at_the_end_of_its_lease(bench: Bench) -> None:
+    await bench.register(ONE)
+    await bench.start(claim="me", lease_ms=LEASE_MS)
+    await bench.pass_time(LEASE_MS - STEP_MS)
+    assert (await bench.start(claim="another")).claimed is None
+    await bench.pass_time(STEP_MS)
+    assert (await bench.start(claim="another")).claimed is not None
+
+
+@pytest.mark.parametrize("effect", ["idempotent", "once"])
+async def test_an_owner_that_asks_again_has_its_task_and_no_attempt_more(bench: Bench, effect: str) -> None:
+    await bench.register(ONE)
+    claims = [(await bench.start(claim="me", max_attempts=1, effect=effect)).claimed for _ in range(3)]
+    assert [each.attempt for each in claims if each] == [1, 2, 3], "the answers to the first two were lost"
+    assert (await bench.snapshot()).attempts == 1
+    assert claims[2] is not None
+    assert await bench.engine.complete(claims[2].task_id, "1") == ""
+    assert await bench.status() == "COMPLETED"
+
+
+async def test_a_claim_given_back_after_its_owner_has_asked_again_takes_nothing_from_it(bench: Bench) -> None:
+    await bench.register(ONE)
+    async with slow_disk(bench):
+        first = asyncio.create_task(bench.start(claim="me", effect="once", max_attempts=1))
+        await eventually(lambda: bench.engine._jobs)
+        first.cancel()
+        again = asyncio.create_task(bench.start(claim="me", effect="once", max_attempts=1))
+        await asyncio.gather(first, return_exceptions=True)
+        assert first.cancelled()
+    claimed = (await again).claimed
+    await eventually(lambda: not bench.engine._jobs)
+    assert claimed is not None
+    assert (await bench.start(claim="another", effect="once", max_attempts=1)).claimed is None
+    assert await bench.poll() is None
+    assert await bench.engine.complete(claimed.task_id, "1") == ""
+
+
+@pytest.mark.parametrize("told", ["the start", "the answer"])
+async def test_a_claim_is_given_back_when_its_caller_leaves_before_it_is_told(
+    bench: Bench, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.register(ONE)
+    order = StartOrder("w", "h", "{}", "e", max_attempts=1, effect="once", claim="me")
+    if told == "the start":
+        async with slow_disk(bench):
+            leaving = asyncio.create_task(bench.engine.execute(order, FOREVER_MS))
+            await eventually(lambda: bench.engine._jobs)
+            leaving.cancel()
+    else:
+        looking, go_on = asyncio.Event(), asyncio.Event()
+        snapshot = bench.engine.snapshot
+
+        async def slow_snapshot(*args: Any, **kwargs: Any) -> Snapshot:
+            looking.set()
+            await go_on.wait()
+            return await snapshot(*args, **kwargs)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(bench.engine, "snapshot", slow_snapshot)
+            leaving = asyncio.create_task(bench.engine.execute(order, FOREVER_MS))
+            await looking.wait()
+            leaving.cancel()
+            await asyncio.gather(leaving, return_exceptions=True)
+            go_on.set()
+    await eventually(lambda: not bench.engine._jobs)
+    assert leaving.cancelled()
+    assert await bench.story() == ["ExecutionStarted", "AttemptStarted run 1", "AttemptReturned run 1"]
+    assert (await bench.start(claim="another", input_json="{}", effect="once", max_attempts=1)).claimed is not None
+
+
+async def test_another_owner_waits_and_takes_over_as_soon_as_the_first_has_gone(bench: Bench) -> None:
+    await bench.register(ONE)
+    await bench.start(claim="first", input_json="{}")
+    attending = bench.engine.attend("first")
+    await anext(attending)
+    order = StartOrder("w", "h", "{}", "e", claim="second")
+    waiting = asyncio.create_task(bench.engine.execute(order, FOREVER_MS))
+    await eventually(lambda: bench.engine._watched)
+    assert not waiting.done()
+    await attending.aclose()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        started, found = await waiting
+    assert (started.claimed, found.execution.status, found.waits_for_worker) == (None, "RUNNING", True)
+    assert (await bench.engine.execute(order, FOREVER_MS))[0].claimed is not None
+    lost = (await bench.events())[2]
+    assert (lost["type"], lost["error"]) == ("LeaseExpired", "Worker first has gone.")
+
+
+async def test_of_several_owners_that_wait_for_a_task_one_gets_it(bench: Bench) -> None:
+    await bench.register(ONE)
+    first = (await bench.start(claim="first", input_json="{}")).claimed
+    assert first is not None
+
+    async def ask(owner: str) -> str | None:
+        while True:
+            order = StartOrder("w", "h", "{}", "e", claim=owner)
+            started, found = await bench.engine.execute(order, FOREVER_MS)
+            if started.claimed or found.execution.status != "RUNNING":
+                return started.claimed.task_id if started.claimed else None
+
+    asking = [asyncio.create_task(ask(f"owner-{number}")) for number in range(5)]
+    await eventually(lambda: len(bench.engine._watched.get("e", ())) == 5)
+    async with aclosing(bench.engine.attend("first")) as attending:
+        await anext(attending)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        (winner,), waiting = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+        task_id = winner.result()
+        assert task_id is not None
+        await bench.engine.complete(task_id, "1")
+        assert [await each for each in waiting] == [None] * 4
+    assert (await bench.snapshot()).attempts == 2
+
+
+async def test_an_effect_that_happens_once_is_unknown_as_soon_as_its_owner_has_gone(bench: Bench) -> None:
+    await bench.register(ONE)
+    first = (await bench.start(claim="first", effect="once", max_attempts=1)).claimed
+    assert first is not None
+    waiting = asyncio.create_task(bench.engine.snapshot("e", FOREVER_MS, or_ready=True))
+    async with aclosing(bench.engine.attend("first")) as attending:
+        await anext(attending)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        found = (await waiting).execution
+    assert (found.status, found.error_code) == ("FAILED", "OUTCOME_UNKNOWN")
+    assert found.error == "Worker first has gone: the effect may or may not have happened."
+    again = await bench.start(claim="second", restart="failed", effect="once", max_attempts=1)
+    assert (again.before, again.claimed) == ("FAILED", None), "it is not begun again"
+    assert await bench.engine.complete(first.task_id, '"it did happen"') == "", "it was only out of sight"
+    assert (await bench.snapshot()).outputs == {"run": '"it did happen"'}
+
+
+async def test_an_owner_that_has_gone_gives_up_all_it_holds_and_nothing_of_others(bench: Bench) -> None:
+    await bench.register(ONE)
+    for execution_id, owner in (("e0", "me"), ("e1", "other"), ("e2", "me")):
+        await bench.start(execution_id, claim=owner)
+    async with aclosing(bench.engine.attend("me")) as attending:
+        await anext(attending)
+    await eventually(lambda: not bench.engine._jobs)
+    assert [(await bench.snapshot(each)).waits_for_worker for each in ("e0", "e1", "e2")] == [True, False, True]
+
+
+async def test_a_server_that_stops_gives_up_nothing_of_those_who_attend(bench: Bench) -> None:
+    await bench.register(ONE)
+    await bench.start(claim="me")
+    attending = bench.engine.attend("me")
+    await anext(attending)
+    ending = asyncio.ensure_future(anext(attending, "over"))
+    await bench.engine.close()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        assert await ending == "over"
+    await attending.aclose()
+    assert not bench.engine._jobs
+    assert await bench.story() == ["ExecutionStarted", "AttemptStarted run 1"]
+
+
+@pytest.mark.parametrize("owner", ["x" * 201, "é" * 201])
+async def test_an_owner_without_a_proper_name_is_refused_and_nothing_is_started(bench: Bench, owner: str) -> None:
+    await bench.register(ONE)
+    with pytest.raises(InvalidRequest, match=r"The worker id .* must be 1 to 200 characters long"):
+        await bench.start(claim=owner)
+    with pytest.raises(InvalidRequest, match=r"The worker id .* must be 1 to 200 characters long"):
+        await anext(bench.engine.attend(owner))
+    with pytest.raises(NotFound):
+        await bench.snapshot()
 
 
 # Graphs

@@ -20,10 +20,13 @@ from nexum.proto import nexum_pb2 as pb
 from nexum.proto import nexum_pb2_grpc as pb_grpc
 from processes import NEXUM, Finished, NexumDev, Process, environment, eventually, run
 from pydantic import BaseModel
+from test_demo import Stage, stage
 
 from nexum_runtime import Client, ServerUnavailable
 from nexum_runtime.server.app import Server
 from nexum_runtime.text import printable
+
+__all__ = ["stage"]
 
 FOREVER_MS = 60_000
 SECONDS_TO_STOP = 10.0  # far less than the calls that wait would take
@@ -339,6 +342,12 @@ async def test_ps_lists_the_newest_first(client: Client, address: str) -> None:
     }
 
 
+async def test_ps_folds_no_id_where_another_program_reads_it(client: Client, address: str) -> None:
+    name = "s1/" + "x" * 197
+    await start(client, name)
+    assert (await nexum(address, "ps")).stdout.splitlines()[1].split()[0] == name
+
+
 async def test_ps_takes_the_address_as_an_option_too(client: Client, address: str) -> None:
     await start(client, "e")
     finished = await run(NEXUM, "ps", "--address", address, "--json")
@@ -360,10 +369,10 @@ async def test_show_tells_the_story_of_an_execution(client: Client, address: str
     finished = await nexum(address, "show", "s/a")
     assert (finished.code, finished.stderr) == (0, "")
     head, sent, *told = finished.stdout.rstrip().splitlines()
-    assert re.fullmatch(r"s/a COMPLETED in .+, begun \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", head)
+    assert re.fullmatch(r"s/a COMPLETED in \S+ m?s", head)
     assert sent == '  input {"q":"página"}'
     patterns = [
-        r"started",
+        r"echo started at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC",
         r"run: attempt 1 by worker-1",
         r"run: attempt 1 failed after .+, next in .+: no luck \[bold\]at\[/\] all",
         r"run: attempt 2 by worker-1",
@@ -384,10 +393,10 @@ async def test_show_tells_why_an_execution_failed(client: Client, address: str) 
 
 
 async def test_show_cannot_be_made_to_move_the_terminal(client: Client, address: str) -> None:
-    built = workflow("evil").effect(f"run{EVIL}", Text, unused).build()
+    built = workflow(f"evil{EVIL}").effect(f"run{EVIL}", Text, unused).build()
     await client.register(built)
     sent = json.dumps({"q": EVIL}, ensure_ascii=False)
-    request = pb.StartRequest(workflow_id="evil", version_hash=built.version_hash, input_json=sent)
+    request = pb.StartRequest(workflow_id=built.workflow_id, version_hash=built.version_hash, input_json=sent)
     stub = pb_grpc.NexumServiceStub(client._channel)
     await stub.StartExecution(request, metadata=(("nexum-execution-id", "e"),))
     claimed = await client.poll(f"worker{EVIL}", built, lease_ms=60_000, wait_ms=0, stop=asyncio.Event())
@@ -398,8 +407,9 @@ async def test_show_cannot_be_made_to_move_the_terminal(client: Client, address:
     assert (told.code, told.stderr) == (0, "")
     assert printable(told.stdout) == told.stdout
     node = rf"run{SPELLED}\nforged :smile:"
-    assert [re.sub(r"after \d+ ms", "after N ms", line[15:]) for line in told.stdout.rstrip().splitlines()[2:]] == [
-        "started",
+    lines = [line[15:] for line in told.stdout.rstrip().splitlines()[2:]]
+    assert [re.sub(r"after \d+ ms", "after N ms", re.sub(r"at \d.+ UTC", "at T", line)) for line in lines] == [
+        rf"evil{SPELLED}\nforged :smile: started at T",
         rf"{node}: attempt 1 by worker{SPELLED}\nforged :smile:",
         f"{node}: attempt 1 failed after N ms: why{SPELLED} forged :smile:",
         f"failed (TOOL_ERROR): why{SPELLED} forged :smile:",
@@ -516,6 +526,38 @@ async def test_show_of_a_session_tells_of_each_execution_in_it(client: Client, a
     assert re.findall(r"(?m)^(\S+) COMPLETED", finished.stdout) == ["s1/b", "s1/a"]
     as_json = await nexum(address, "show", name, "--json")
     assert [json.loads(line)["execution_id"] for line in as_json.stdout.splitlines()] == ["s1/b", "s1/a"]
+
+
+async def test_show_of_a_session_tells_of_turns_and_calls_in_the_order_they_began(stage: Stage) -> None:
+    stage.worker()
+    await stage.demo("--crash-after", "2", SESSION_ID="s1")
+    assert (await stage.demo(SESSION_ID="s1")).code == 0
+    finished = await nexum(stage.nexum.address, "show", "s1")
+    stories = finished.stdout.rstrip().split("\n\n")
+    names = [re.match(r"s1/([\w-]+)/\w{16}/0 COMPLETED in ", story)[1] for story in stories]  # type: ignore[index]
+    assert names == ["model-turn", *["web_search"] * 2, "model-turn", *["visit_webpage"] * 3, "model-turn"]
+
+    asked_by = []
+    for story, name in zip(stories, names, strict=True):
+        head, sent, *events = story.splitlines()
+        told = "\n".join(line[15:] for line in events)
+        if name == "model-turn":
+            assert '"model":"offline agent"' in sent
+            assert max(len(line) for line in (head, sent, *events)) <= 80
+            pattern = (
+                r"openai-agents-model-turn started at .+ UTC\n"
+                r"model_turn: attempt 1 by process-(\d+)-\w{8}\n"
+                r"model_turn: attempt 1 done in \S+ m?s, result of .+ stored\n"
+                r"completed"
+            )
+            found = re.fullmatch(pattern, told)
+            assert found, told
+            asked_by.append(found[1])
+        else:
+            assert sent.startswith(f'  input {{"tool_name":"{name}","tool_args":{{')
+            assert told.startswith("openai-agents-tool-call started at ")
+            assert re.search(r"\ntool_call: attempt \d by worker-\d+-", told)
+    assert asked_by[0] != asked_by[1] == asked_by[2], "the first turn was asked by the run that crashed"
 
 
 async def test_show_as_json_tells_everything(client: Client, address: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from processes import NEXUM, PATIENCE_SECONDS, Finished, environment, eventually, run
-from test_demo import ROOT, Stage, ended_calls, no_traceback, stage
+from test_demo import ROOT, Stage, completed, ended_calls, no_traceback, stage
 from test_engine import CHAIN, LEASE_MS, ONE, PAIR, Bench, bench
 
 from nexum_runtime.errors import InvalidRequest, NotFound
@@ -634,7 +634,7 @@ async def test_a_worker_that_was_only_stopped_for_a_while_settles_its_calls_itse
 
     async def all_completed() -> bool:
         listed = await run(NEXUM, "ps", "s1/", env=stage.environment())
-        return listed.stdout.count("COMPLETED") == 5
+        return completed(listed.stdout, "/web_search/") + completed(listed.stdout, "/visit_webpage/") == 5
 
     await eventually(all_completed, "its late results")
     again = await once_demo(stage)

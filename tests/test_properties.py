@@ -7,7 +7,7 @@ import random
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from contextlib import aclosing, nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -347,6 +347,29 @@ class AnyOrder(RuleBasedStateMachine):
                 StartOrder(workflow_id, "h", "{}", execution_id, attempts, effect=effect, restart=restart)
             )
         )
+
+    @rule(worker_id=workers, execution_id=st.sampled_from(EXECUTIONS), effect=st.sampled_from(wire.EFFECTS))
+    def start_and_claim(self, worker_id: str, execution_id: str, effect: str) -> None:
+        """By one of the workers, which may have claimed a task of it before and never heard of it."""
+        found = self._do(self._engine.executions("", "", execution_id, 1))
+        workflow_id, attempts = found[0].workflow_id, 1 if effect == "once" else ATTEMPTS_MOST
+        order = StartOrder(
+            workflow_id, "h", "{}", execution_id, attempts, effect, None, "failed", claim=worker_id, lease_ms=LEASE_MS
+        )
+        if (started := self._do(self._engine.start(order))) is not None and started.claimed is not None:
+            assert started.claimed.execution_id == execution_id
+            self._task_ids.append(started.claimed.task_id)
+
+    @rule(worker_id=workers)
+    def attend_and_go(self, worker_id: str) -> None:
+        async def go() -> None:
+            async with aclosing(self._engine.attend(worker_id)) as attending:
+                await anext(attending)
+            while self._engine._jobs:
+                await asyncio.wait(self._engine._jobs)
+            assert not await self._store.read(lambda reader: reader.held(worker_id))
+
+        self._do(go())
 
     @rule(worker_id=workers)
     def poll(self, worker_id: str) -> None:

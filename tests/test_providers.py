@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 from processes import Finished
-from test_demo import Stage, answer, ended_calls, no_traceback, stage
+from test_demo import Stage, answer, ended_calls, ended_turns, no_traceback, stage
 
 __all__ = ["stage"]
 
-ARGUMENTS = {"query": "durable execution site:offline.example", "max_results": 3}
+QUERY = "durable execution site:offline.example"
 
 
 class StandIn(ThreadingHTTPServer):
     """Asks for one web search, then answers with what the search returned. `requests` is (path, body) of each call."""
+
+    query = QUERY
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -31,7 +33,8 @@ class StandIn(ThreadingHTTPServer):
     def reply(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         if self.status != 200:
             return {"error": {"message": "Incorrect API key provided.", "type": "invalid_request_error"}}
-        return _responses(body) if path.endswith("/responses") else _chat_completion(body)
+        arguments = json.dumps({"query": self.query, "max_results": 3})
+        return _responses(body, arguments) if path.endswith("/responses") else _chat_completion(body, arguments)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -51,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-def _responses(body: dict[str, Any]) -> dict[str, Any]:
+def _responses(body: dict[str, Any], arguments: str) -> dict[str, Any]:
     found = [item["output"] for item in body["input"] if item.get("type") == "function_call_output"]
     if found:
         text = {"type": "output_text", "text": f"It found: {found[0]}", "annotations": []}
@@ -62,7 +65,7 @@ def _responses(body: dict[str, Any]) -> dict[str, Any]:
             "id": "fc_1",
             "call_id": "call_1",
             "name": "web_search",
-            "arguments": json.dumps(ARGUMENTS),
+            "arguments": arguments,
             "status": "completed",
         }
     tokens = {"input_tokens": 1, "output_tokens": 1, "total_tokens": 2}
@@ -81,9 +84,9 @@ def _responses(body: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _chat_completion(body: dict[str, Any]) -> dict[str, Any]:
+def _chat_completion(body: dict[str, Any], arguments: str) -> dict[str, Any]:
     found = [message["content"] for message in body["messages"] if message["role"] == "tool"]
-    function = {"name": "web_search", "arguments": json.dumps(ARGUMENTS)}
+    function = {"name": "web_search", "arguments": arguments}
     call = {"id": "call_1", "type": "function", "function": function}
     message = {"content": f"It found: {found[0]}"} if found else {"content": None, "tool_calls": [call]}
     choice = {
@@ -133,17 +136,45 @@ async def test_the_demo_runs_through_the_openai_client_on_the_responses_api(stag
 
     second = await stage.demo("Q", **keys(stand_in, SESSION_ID="s1"))
     check_answer(second)
-    assert ended_calls(second.stdout, "cached") == 1
+    assert (ended_turns(second.stdout, "cached"), ended_calls(second.stdout, "cached")) == (2, 1)
+    assert "2 turns and 1 call came from the store, which saved" in second.stdout
+    assert " and 4 tokens." in second.stdout
+    assert len(stand_in.requests) == 2, "the second run asks nobody"
     assert len(stage.executions) == 1
 
 
 async def test_the_demo_runs_through_litellm_on_chat_completions(stage: Stage, stand_in: StandIn) -> None:
     stage.worker()
-    finished = await stage.demo("Q", **keys(stand_in, MODEL="litellm/openai/gpt-stand-in"))
-    check_answer(finished)
-    assert [path for path, _ in stand_in.requests] == ["/v1/chat/completions"] * 2
+    for _ in range(2):
+        finished = await stage.demo("Q", **keys(stand_in, MODEL="litellm/openai/gpt-stand-in", SESSION_ID="s1"))
+        check_answer(finished)
+        assert [path for path, _ in stand_in.requests] == ["/v1/chat/completions"] * 2
     assert stand_in.requests[0][1]["model"] == "gpt-stand-in"
+    assert ended_turns(finished.stdout, "cached") == 2
     assert len(stage.executions) == 1
+
+
+async def test_without_durable_turns_the_model_is_asked_again(stage: Stage, stand_in: StandIn) -> None:
+    stage.worker()
+    for requests in (2, 4):
+        finished = await stage.demo("Q", "--no-durable-model", **keys(stand_in, SESSION_ID="s1"))
+        check_answer(finished)
+        assert len(stand_in.requests) == requests
+    assert ended_calls(finished.stdout, "cached") == 1
+    assert len(stage.executions) == 1
+
+
+@pytest.mark.parametrize(("flags", "attempts", "requests"), [((), 1, 2), (("--no-durable-model",), 2, 4)])
+async def test_a_failure_that_the_model_was_told_of_is_replayed_with_its_turns_and_else_tried_again(
+    stage: Stage, stand_in: StandIn, flags: tuple[str, ...], attempts: int, requests: int
+) -> None:
+    stage.worker()
+    stand_in.query = " "
+    runs = [await stage.demo("Q", *flags, **keys(stand_in, SESSION_ID="s1")) for _ in range(2)]
+    for finished in runs:
+        assert ended_calls(finished.stdout, "failed ✗ The search query is empty") == 1
+        assert answer(finished.stdout).startswith("It found: The search query is empty")
+    assert (len(stage.executions), len(stand_in.requests)) == (attempts, requests)
 
 
 @pytest.mark.parametrize("model", ["", "litellm/openai/gpt-stand-in"], ids=["openai", "litellm"])
@@ -168,6 +199,7 @@ def test_a_gemini_key_chooses_gemini_through_litellm(monkeypatch: pytest.MonkeyP
     for name in ("OPENAI_API_KEY", "MODEL", "GEMINI_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GOOGLE_API_KEY", "g")
-    assert demo.choose_model(offline=False) == ("litellm/gemini/gemini-3.8-flash", "live")
+    model, _, mode = demo.choose_model(offline=False)
+    assert (model, mode) == ("litellm/gemini/gemini-3.8-flash", "live")
     monkeypatch.setenv("MODEL", "litellm/other/model")
-    assert demo.choose_model(offline=False) == ("litellm/other/model", "live")
+    assert demo.choose_model(offline=False)[0] == "litellm/other/model"

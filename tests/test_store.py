@@ -352,6 +352,27 @@ async def test_a_claim_takes_only_tasks_of_the_workflows_and_the_version_it_name
     assert [each.task_key if each else None for each in claimed] == ["mine", "second", None]
 
 
+async def test_a_claim_can_be_of_one_execution_alone(store: Store) -> None:
+    mine = [replace(a_task(key, "mine"), available_at_ms=at_ms) for key, at_ms in (("a", NOW_MS), ("b", NOW_MS + 100))]
+    await add(store, an_execution("e"), an_execution("mine"), a_task("first"), *mine)
+
+    async def claim_mine(version_hash: str = "h", now_ms: int = NOW_MS) -> Task | None:
+        return await store.write(lambda tx: tx.claim(version_hash, ["w"], "me", LEASE_MS, now_ms, "mine"))
+
+    assert await claim_mine("unknown") is None
+    claimed = [await claim_mine(), await claim_mine(), await claim_mine(now_ms=NOW_MS + 100)]
+    assert [each.task_key if each else None for each in claimed] == ["a", None, "b"]
+    assert (await task(store, "first")).status == TaskStatus.READY
+
+
+async def test_a_worker_holds_the_tasks_that_it_runs_at_the_moment(store: Store) -> None:
+    await add(store, an_execution("e"), *(a_task(key) for key in ("zebra", "done", "theirs", "ant", "ready")))
+    claimed = [await claim(store, worker_id=worker_id) for worker_id in ("me", "me", "they", "me")]
+    await move(store, "done", TaskStatus.DONE, "1")
+    assert await store.read(lambda reader: reader.held("me")) == [claimed[0], claimed[3]]
+    assert await store.read(lambda reader: reader.held("nobody")) == []
+
+
 async def test_of_twenty_pollers_at_once_one_wins_each_task(store: Store) -> None:
     await add(store, an_execution("e"), a_task("a"), a_task("b"))
     claims = await asyncio.gather(*(claim(store, worker_id=f"worker-{i}") for i in range(20)))

@@ -11,12 +11,14 @@ from functools import partial
 from typing import Any
 
 import pytest
-from agents import Agent, FunctionTool, RunContextWrapper, Runner, function_tool
+from agents import Agent, FunctionTool, ModelProvider, RunConfig, RunContextWrapper, Runner, function_tool
+from agents.models.interface import Model
 from agents.testing import ScriptedModel, assistant_message, function_call
 from processes import PATIENCE_SECONDS, eventually
 from pydantic import BaseModel
 
 import tools
+from durable_model import durable_models
 from nexum_runtime import Client, Worker, idempotency_key, wire
 from submit_task import (
     CallEvent,
@@ -255,6 +257,71 @@ async def test_a_call_that_failed_is_tried_again_in_the_next_run(worker: Worker)
     for _ in range(2):
         await run("s1", [calls(("broken", {"why": "rain"}))], durable_tool(broken))
     assert len(executed) == 2
+
+
+class _Only(ModelProvider):
+    """Gives one model, whatever the name."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def get_model(self, model_name: str | None) -> Model:
+        return self.model
+
+
+async def run_with_turns(turns: list[Any], instructions: str = "Help.", on_event: Any = None) -> Any:
+    """A run whose turns are recorded as well, by an agent that has a tool which always fails."""
+    agent = Agent(name="test", instructions=instructions, model="scripted", tools=[durable_tool(broken)])
+    with durable_session("s1", on_event or (lambda event: None)):
+        models = durable_models("s1", _Only(ScriptedModel(turns)))
+        return await Runner.run(agent, "go", run_config=RunConfig(model_provider=models))
+
+
+async def test_a_failure_that_the_model_went_on_from_is_part_of_the_replay(worker: Worker) -> None:
+    failing = calls(("broken", {"why": "rain"}))
+    first = await run_with_turns([failing, [assistant_message("It broke.")]])
+    kinds: list[str] = []
+    again = await run_with_turns([], on_event=lambda event: kinds.append(event.kind))
+    assert tool_outputs(again) == tool_outputs(first) == ["The tool broke because of rain."]
+    assert again.final_output == "It broke."
+    assert kinds == ["cached", "started", "failed", "cached"]
+    assert len(executed) == 1
+
+
+async def test_a_failure_that_the_model_was_not_told_of_is_tried_again(worker: Worker) -> None:
+    def stop(event: Any) -> None:
+        if event.kind == "failed":
+            raise DurableCallError("The process dies here.")
+
+    failing = calls(("broken", {"why": "rain"}))
+    with pytest.raises(DurableCallError, match="dies here"):
+        await run_with_turns([failing], on_event=stop)
+    assert len(executed) == 1
+    again = await run_with_turns([[assistant_message("It broke.")]])
+    assert again.final_output == "It broke."
+    assert len(executed) == 2
+
+
+async def test_a_failure_is_tried_again_by_a_run_that_has_left_the_recorded_turns(worker: Worker) -> None:
+    failing = calls(("broken", {"why": "rain"}))
+    for instructions in ("Help.", "Help kindly."):
+        await run_with_turns([failing, [assistant_message("It broke.")]], instructions)
+    assert len(executed) == 2
+
+
+async def test_a_call_in_a_replay_that_is_not_recorded_yet_says_that_it_starts(worker: Worker) -> None:
+    """The process died after the turn, before its calls were made."""
+
+    def stop(event: Any) -> None:
+        if event.kind == "stored":
+            raise DurableCallError("The process dies here.")
+
+    with pytest.raises(DurableCallError, match="dies here"):
+        await run_with_turns([calls(("broken", {"why": "rain"}))], on_event=stop)
+    assert executed == []
+    kinds: list[str] = []
+    await run_with_turns([[assistant_message("It broke.")]], on_event=lambda event: kinds.append(event.kind))
+    assert kinds == ["cached", "started", "failed", "started", "stored"]
 
 
 async def test_an_unknown_tool_fails_at_once_and_names_the_known_ones(worker: Worker) -> None:

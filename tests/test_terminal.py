@@ -13,8 +13,8 @@ import pytest
 from processes import PATIENCE_SECONDS
 from test_demo import Stage, stage
 
+from durable_session import CallEvent, DurableEvent, TurnEvent
 from nexum_runtime.text import printable
-from submit_task import CallEvent
 from terminal import RunView, command_line
 
 __all__ = ["stage"]
@@ -22,7 +22,7 @@ __all__ = ["stage"]
 LONG = {"query": "a question that is longer than what is shown of an argument, by far"}
 
 
-def shown(*events: CallEvent, width: int | None = None) -> str:
+def shown(*events: DurableEvent, width: int | None = None) -> str:
     """What a view prints of these events: piped, or on a terminal of that width."""
     view = RunView()
     view.console.file = io.StringIO()
@@ -37,6 +37,32 @@ def shown(*events: CallEvent, width: int | None = None) -> str:
 
 def call(kind: str, **fields: object) -> CallEvent:
     return CallEvent(kind, "s1/web_search/0/0", "web_search", LONG, **fields)  # type: ignore[arg-type]
+
+
+def turn(kind: str, number: int = 1, **fields: object) -> TurnEvent:
+    return TurnEvent(kind, "s1/model-turn/0/0", number, "gpt", **fields)  # type: ignore[arg-type]
+
+
+def test_a_turn_says_when_it_starts_and_what_the_model_does() -> None:
+    text = shown(
+        turn("started"),
+        turn("stored", elapsed_ms=2_310, says="calls web_search, add"),
+        turn("cached", says="answers"),
+        turn("failed", detail="no"),
+        turn("unrecorded", detail="why"),
+    )
+    assert text.splitlines() == [
+        "[Nexum] turn 1 …",
+        "[Nexum] turn 1: calls web_search, add stored ✓ 2.3 s",
+        "[Nexum] turn 1: answers cached ⚡",
+        "[Nexum] turn 1 failed ✗ no",
+        "[Nexum] turn 1 not recorded why",
+    ]
+
+
+def test_a_turn_that_is_not_the_recorded_one_says_so_before_it_starts() -> None:
+    text = shown(turn("started", 2, detail="instructions changed, tools changed (add)"))
+    assert text == "[Nexum] turn 2 is new: instructions changed, tools changed (add)\n[Nexum] turn 2 …\n"
 
 
 def test_a_call_says_when_it_starts_and_how_it_ends() -> None:
@@ -71,7 +97,7 @@ def test_what_is_waited_for_is_said_once_for_all_the_calls_that_wait() -> None:
     assert shown(waiting, waiting).count("no worker has taken this call yet") == 1
 
 
-def footer_of(*events: CallEvent) -> list[str]:
+def footer_of(*events: DurableEvent) -> list[str]:
     view = RunView()
     view.console.file = output = io.StringIO()
     for event in events:
@@ -79,6 +105,37 @@ def footer_of(*events: CallEvent) -> list[str]:
     view.console.file = output = io.StringIO()
     view.footer("again")
     return output.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("events", "words"),
+    [
+        ([turn("stored"), call("cached")], "Run it again, and all of it is cached ⚡:"),
+        ([call("stored")], "Run it again, and every call is cached ⚡:"),
+        ([turn("cached"), call("cached")], "Run it again:"),
+        ([turn("unrecorded"), call("stored")], "Run it again:"),
+    ],
+    ids=["turns", "calls alone", "all cached", "a turn that has no record"],
+)
+def test_the_footer_promises_of_the_next_run_what_holds(events: list[DurableEvent], words: str) -> None:
+    assert footer_of(*events) == [words, "  again"]
+
+
+@pytest.mark.parametrize(
+    ("events", "words"),
+    [
+        ([turn("stored"), call("stored"), call("cached")], "Stored so far: 1 turn and 2 calls. Go on with:"),
+        ([turn("cached"), turn("stored"), turn("failed")], "Stored so far: 2 turns. Go on with:"),
+        ([turn("failed")], "Try again with:"),
+    ],
+    ids=["turns and calls", "turns", "nothing"],
+)
+def test_a_run_that_was_stopped_says_what_it_need_not_do_again(events: list[DurableEvent], words: str) -> None:
+    view, output = view_into()
+    for event in events:
+        view.on_event(event)
+    view.stopped("Interrupted.", "again")
+    assert output.getvalue().splitlines()[-4:] == ["", "Interrupted.", words, "  again"]
 
 
 def test_a_call_that_is_unknown_is_said_in_a_sentence_and_asked_about_at_the_end(
@@ -113,7 +170,7 @@ def test_a_run_that_was_stopped_says_what_is_unsettled_too() -> None:
     view.on_event(call("unknown", detail="no"))
     view.stopped("Interrupted.", "again")
     lines = output.getvalue().splitlines()
-    assert lines[1:3] == ["Interrupted.", "Unsettled: 1 call that may or may not have run, and is not run again."]
+    assert lines[1:4] == ["", "Interrupted.", "Unsettled: 1 call that may or may not have run, and is not run again."]
     assert lines[-2:] == ["Try again with:", "  again"]
 
 

@@ -3,7 +3,8 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from nexum_runtime.text import size_text
 
 MIB = 1024 * 1024
 FOREVER_MS = "60000"
+RACES = 20
 
 
 class Text(BaseModel):
@@ -82,6 +84,13 @@ class Wire:
         await self.start(execution_id)
         claimed = await self.claim()
         await self.answer("CompleteTask", pb.CompleteRequest(task_id=claimed.task_id, output_json=output_json))
+
+    def attend(self, worker_id: str) -> Any:
+        """The call, which yields an answer when this worker counts as here."""
+        method = self._channel.unary_stream(
+            "/nexum.NexumExtensions/Attend", pb.PollRequest.SerializeToString, pb.AckResponse.FromString
+        )
+        return method(pb.PollRequest(worker_id=worker_id), timeout=PATIENCE_SECONDS)
 
     def _method(self, name: str) -> Any:
         extensions = {
@@ -207,6 +216,9 @@ async def test_a_bad_start_is_refused_with_the_right_code(wired: Wire, method: s
         ("StartExecution", "max_attempts", ""),
         ("StartExecution", "max_attempts", "9" * 5_000),
         ("StartExecution", "restart", "always"),
+        ("StartExecution", "claim", "x" * 201),
+        ("StartExecution", "lease_ms", "999"),
+        ("Execute", "claim", "x" * 201),
         ("Execute", "wait_ms", "soon"),
         ("Execute", "max_attempts", "1e1"),
         ("PollTask", "wait_ms", "-1"),
@@ -267,6 +279,7 @@ async def test_an_output_that_is_not_json_is_an_invalid_argument(wired: Wire) ->
 async def test_a_worker_without_a_name_is_an_invalid_argument(wired: Wire) -> None:
     assert (await wired.refusal("PollTask", poll_request("")))[0] == "INVALID_ARGUMENT"
     assert (await wired.refusal("Heartbeat", pb.PollRequest(worker_id="")))[0] == "INVALID_ARGUMENT"
+    assert await wired.attend("").code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 async def test_a_status_that_does_not_exist_is_an_invalid_argument(wired: Wire) -> None:
@@ -464,6 +477,92 @@ async def test_execute_twice_at_once_is_one_execution(server: Server, wired: Wir
     assert {answer.completed_nodes_json for answer, _ in answers} == {'{"run":1}'}
     assert sorted(trailing["nexum-status"] for _, trailing in answers) == ["NEW", *["RUNNING"] * 4]
     assert len(await client.executions()) == 1
+
+
+async def test_who_starts_an_execution_is_told_the_task_that_it_claims(wired: Wire) -> None:
+    trailing = await wired.start(claim="me")
+    assert trailing["nexum-status"] == "NEW"
+    assert not (await wired.answer("PollTask", poll_request())).has_task
+    assert "nexum-task-id" not in await wired.start(claim="another")
+    completed = pb.CompleteRequest(task_id=trailing["nexum-task-id"], output_json='"mine"')
+    assert (await wired.answer("CompleteTask", completed)).message == ""
+    answer, trailing = await wired.call("Execute", start_request(), execution_id="e", claim="another")
+    assert (answer.status, answer.completed_nodes_json) == ("COMPLETED", '{"run":"mine"}')
+    assert (trailing["nexum-status"], trailing.get("nexum-task-id")) == ("COMPLETED", None)
+
+
+async def test_execute_answers_at_once_with_the_task_that_it_claims(wired: Wire) -> None:
+    async with asyncio.timeout(PATIENCE_SECONDS / 2):
+        answer, trailing = await wired.call(
+            "Execute", start_request(), execution_id="e", claim="me", wait_ms=FOREVER_MS
+        )
+    assert (answer.status, trailing["nexum-attempts"], "nexum-waits-for" in trailing) == ("RUNNING", "1", False)
+    key, _, attempt = trailing["nexum-task-id"].rpartition(".")
+    assert (len(key), attempt) == (32, "1")
+
+
+async def test_a_task_that_its_starter_claims_is_not_handed_to_a_poll_that_waits(server: Server, wired: Wire) -> None:
+    polling = asyncio.create_task(wired.answer("PollTask", poll_request(), wait_ms=FOREVER_MS))
+    await eventually(lambda: server.engine._ready)
+    await wired.start("mine", claim="me")
+    await wired.start("theirs")
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        assert (await polling).execution_id == "theirs"
+
+
+async def test_of_a_poll_and_a_claim_at_once_one_gets_the_task(wired: Wire) -> None:
+    winners = set()
+    for number in range(RACES):
+        execution_id = f"e/{number}"
+        await wired.start(execution_id)
+        racers: list[Awaitable[Any]] = [
+            wired.answer("PollTask", poll_request(), workflow_id="echo"),
+            wired.call("StartExecution", start_request(), execution_id=execution_id, claim="me"),
+        ]
+        turn = number % 2  # who is sent first
+        found = await asyncio.gather(*racers[turn:], *racers[:turn])
+        polled, (_, claimed) = found[-turn:] + found[:-turn]
+        assert polled.has_task != ("nexum-task-id" in claimed)
+        winners.add(polled.has_task)
+    assert winners == {True, False}, "nobody raced"
+
+
+@pytest.mark.parametrize("how", ["cancelled", "its channel is closed"])
+async def test_what_is_held_is_given_up_at_once_when_its_owner_is_seen_no_more(
+    server: Server, wired: Wire, how: str
+) -> None:
+    async with wire_to(server.port) as owner:
+        await owner.start(claim="me", lease_ms="3600000")
+        attending = owner.attend("me")
+        assert (await attending.read()).ok
+        waiting = asyncio.create_task(
+            wired.call("Execute", start_request(), execution_id="e", claim="another", wait_ms=FOREVER_MS)
+        )
+        await eventually(lambda: server.engine._watched)
+        if how == "cancelled":
+            attending.cancel()
+            await eventually(waiting.done)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        answer, trailing = await waiting
+    assert (answer.status, trailing["nexum-waits-for"]) == ("RUNNING", "worker")
+    assert "nexum-task-id" in await wired.start(claim="another")
+
+
+async def test_a_claim_whose_caller_vanishes_is_given_back(server: Server, wired: Wire, client: Client) -> None:
+    gate = threading.Event()
+    blocking = asyncio.create_task(server.store.write(lambda _: gate.wait(PATIENCE_SECONDS)))
+    async with wire_to(server.port) as vanishing:
+        call = asyncio.create_task(
+            vanishing.call("Execute", start_request(), execution_id="e", claim="me", wait_ms=FOREVER_MS)
+        )
+        await eventually(lambda: server.engine._jobs)
+    await asyncio.gather(call, return_exceptions=True)
+    await eventually(lambda: not server.waiting._calls, "the server has heard of it")
+    gate.set()
+    await blocking
+    await eventually(lambda: not server.engine._jobs)
+    (history,) = [each async for each in client.history("e")]
+    assert [event["type"] for event in history["events"]] == ["ExecutionStarted", "AttemptStarted", "AttemptReturned"]
 
 
 async def test_get_status_waits_for_the_end(server: Server, wired: Wire) -> None:

@@ -23,9 +23,9 @@ from processes import PATIENCE_SECONDS, NexumDev, Process, environment, eventual
 from pydantic import BaseModel, RootModel
 
 from nexum_runtime import Client, InvalidRequest, NexumError, TaskError, Worker, idempotency_key, wire
+from nexum_runtime.client import ERROR_LIMIT
 from nexum_runtime.server.app import Server
 from nexum_runtime.text import printable
-from nexum_runtime.worker import ERROR_LIMIT
 
 Handler = Callable[[ContextView], Any]
 

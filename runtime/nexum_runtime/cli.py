@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 DATABASE_DEFAULT = ".nexum/local.db"
 SHOWN_CHARS = 200  # of an input or an error
+PIPED_CHARS = 300  # of a line of `ps` that no terminal shows: the longest id, and the other columns
 
 app = typer.Typer(
     help="Nexum: durable executions, recorded in SQLite.",
@@ -177,7 +178,10 @@ def ps(
             f"[{_color(execution.status)}]{_shown(execution.status)}[/]",
             _shown(execution.created_at[:19].replace("T", " ")),
         )
-    _console().print(table)
+    console = _console()
+    if not console.is_terminal:
+        console.width = PIPED_CHARS  # an id folded in two is of no use to another program
+    console.print(table)
     if len(executions) == limit:
         print(f"The newest {limit}; there may be more: --limit")
 
@@ -279,13 +283,11 @@ def _print_history(console: "Console", history: dict[str, Any]) -> None:
     started_ms = history["created_at_ms"]
     took = f" in {duration_text(history['ended_at_ms'] - started_ms)}" if history["ended_at_ms"] else ""
     console.print(
-        f"[bold]{_shown(history['execution_id'])}[/] "
-        f"[{_color(history['status'])}]{_shown(history['status'])}[/]{took}, begun {_clock_time(started_ms)}",
+        f"[bold]{_shown(history['execution_id'])}[/] [{_color(history['status'])}]{_shown(history['status'])}[/]{took}",
         soft_wrap=True,
     )
-    console.print(
-        f"  input {_shown(shorten(wire.canonical_json(history['input']), SHOWN_CHARS))}", soft_wrap=True, style="dim"
-    )
+    told_input = shorten(_short_values_first(history["input"]), SHOWN_CHARS)
+    console.print(f"  input {_shown(told_input)}", no_wrap=True, overflow="ellipsis", style="dim")
     attempt_started_ms: dict[tuple[str, int], int] = {}
     for event in history["events"]:
         key = (event["node_id"], event["attempt"])
@@ -293,7 +295,8 @@ def _print_history(console: "Console", history: dict[str, Any]) -> None:
             attempt_started_ms[key] = event["at_ms"]
         took_ms = event["at_ms"] - attempt_started_ms.get(key, event["at_ms"])
         console.print(
-            f"  {_offset(event['at_ms'] - started_ms)}  {_shown(_event_text(event, took_ms))}", soft_wrap=True
+            f"  {_offset(event['at_ms'] - started_ms)}  {_shown(_event_text(history['workflow_id'], event, took_ms))}",
+            soft_wrap=True,
         )
     if history["error_code"] == "OUTCOME_UNKNOWN":
         settle = f"nexum resolve {history['execution_id']} --result TEXT | --failed REASON | --retry"
@@ -301,15 +304,26 @@ def _print_history(console: "Console", history: dict[str, Any]) -> None:
     console.print()
 
 
-def _event_text(event: dict[str, Any], took_ms: int) -> str:
+def _short_values_first(value: Any) -> str:
+    """JSON in the order that tells most when it is cut: plain values, then lists and objects, and nothings last."""
+    if not isinstance(value, dict):
+        return wire.canonical_json(value)
+
+    def place(item: tuple[str, Any]) -> tuple[bool, bool, str]:
+        return item[1] in (None, {}, [], ""), isinstance(item[1], dict | list), item[0]
+
+    return wire.json_text(dict(sorted(value.items(), key=place)))
+
+
+def _event_text(workflow_id: str, event: dict[str, Any], took_ms: int) -> str:
     """One event in words; `took_ms` is how long its attempt had run by then."""
     node, attempt, worker = event["node_id"], event["attempt"], event.get("worker")
     error = shorten(error_line(event.get("error") or ""), SHOWN_CHARS)
     match event["type"]:
         case "ExecutionStarted":
-            return "started"
+            return f"{workflow_id} started at {_clock_time(event['at_ms'])}"
         case "ExecutionRestarted":
-            return "started again"
+            return f"{workflow_id} started again at {_clock_time(event['at_ms'])}"
         case "AttemptStarted":
             return f"{node}: attempt {attempt} by {worker}"
         case "AttemptFailed" if "retry_at_ms" in event:

@@ -31,11 +31,13 @@ from nexum_runtime.errors import (
     Unauthenticated,
 )
 from nexum_runtime.idempotency import idempotent_by, key_of
-from nexum_runtime.local import LocalEffect, LocalTasks, Patience
+from nexum_runtime.local import LocalEffect, Patience
+from nexum_runtime.text import redact
 
 RPC_SECONDS = 10.0  # for an answer that does not wait for anything
 FIRST_WAIT_MS, WAIT_MS = 1_500, 8_000  # of one Execute: short at first, so that `on_wait` can speak up early
 PRUNE_SECONDS = 600.0
+ERROR_LIMIT = 16 * 1024  # characters sent of an error's text
 RECONNECT_SECONDS_MIN, RECONNECT_SECONDS_MAX = 0.1, 1.0
 
 # Another try may succeed: the server is restarting, went away in mid-call, or its disk is full.
@@ -98,7 +100,6 @@ class Client:
         self._tls_ca = tls_ca or _path_from_environment("NEXUM_TLS_CA")
         self._channel = _channel(address, self._tls_ca)
         self._stub = pb_grpc.NexumServiceStub(self._channel)
-        self._local = LocalTasks(self)
         self._execute = self._extension("Execute", pb.StartRequest, pb.StatusResponse)
         self._resolve = self._extension("Resolve", pb.RejectRequest, pb.AckResponse)
         self._prune = self._extension("Prune", pb.StatusRequest, pb.AckResponse)
@@ -197,20 +198,20 @@ class Client:
         arguments are those of `execute`, `timeout` without the time that the effect itself takes.
         Raises ExecutionTimeout, besides the errors of the class.
         """
-        async with self._local.asking_for(execution_id) as presence:
-            wishes = {
-                wire.EXECUTION_ID: execution_id,
-                wire.RESTART: restart,
-                wire.EFFECT: effect,
-                wire.CLAIM: presence.owner,
-                wire.LEASE_MS: local.LEASE_MS,
-            }
-            found, task_id = await self._until_over(workflow, input, wishes, timeout, on_wait)
-            local_effect = LocalEffect(self, found, task_id, workflow.nodes[0].id, Patience(timeout, on_wait))
-            if not task_id:
-                yield local_effect
-                return
-            await presence.hold(task_id)
+        owner = local.new_owner()
+        wishes = {
+            wire.EXECUTION_ID: execution_id,
+            wire.RESTART: restart,
+            wire.EFFECT: effect,
+            wire.CLAIM: owner,
+            wire.LEASE_MS: local.LEASE_MS,
+        }
+        found, task_id = await self._until_over(workflow, input, wishes, timeout, on_wait)
+        local_effect = LocalEffect(self, found, task_id, workflow.nodes[0].id, Patience(timeout, on_wait))
+        if not task_id:
+            yield local_effect
+            return
+        async with local.presence(self, owner, task_id):
             crash_point("task-claimed")
             try:
                 yield local_effect
@@ -221,21 +222,26 @@ class Client:
             except Exception as error:
                 await local_effect.give_up(f"{type(error).__name__}: {error}", retryable=False)
                 raise
-            finally:
-                await local_effect.give_up("Its process went on without it.", interrupted=True)  # it was cancelled
-                presence.let_go(task_id)
 
     async def run_local(
-        self, workflow: Definition, input: Any, function: Callable[[], Awaitable[Any]], **options: Any
+        self,
+        workflow: Definition,
+        input: Any,
+        function: Callable[[], Awaitable[Any]],
+        *,
+        again: Callable[[], Awaitable[Any]] | None = None,
+        **options: Any,
     ) -> Outcome:
         """`await function()` in this process, recorded: a `local_effect` whose output is what it returns.
 
-        When its result is recorded already, `function` is not called. Raises what `function` raises.
+        When its result is recorded already, `function` is not called; when an earlier attempt may have had its effect,
+        `again` is, if there is one. Raises what the function raises.
         """
         async with self.local_effect(workflow, input, **options) as effect:
             if effect.outcome is None:
+                call = function if again is None or effect.before == wire.NEW else again
                 with idempotent_by(key_of(options["execution_id"], effect.node_id, workflow.version_hash)):
-                    output = await function()
+                    output = await call()
                 crash_point("effect-done")
                 await effect.record(output)
         assert effect.outcome is not None, "it was recorded, or the block was left by an error"
@@ -294,8 +300,9 @@ class Client:
                 return outcome, task_id
             wait_ms = WAIT_MS
             metadata.pop(wire.RESTART, None)  # what fails from here on failed in this call
-            if on_wait is not None:
-                on_wait("worker" if trailing.get(wire.WAITS_FOR) == "worker" else "result")
+            could_be_taken = trailing.get(wire.WAITS_FOR) == "worker"
+            if on_wait is not None and not (could_be_taken and wire.CLAIM in wishes):  # then it is about to be
+                on_wait("worker" if could_be_taken else "result")
         if unavailable is not None:
             raise unavailable
         raise ExecutionTimeout(
@@ -430,7 +437,7 @@ class Client:
             wire.BEGUN: begun,
         }
         metadata = {key: str(value).lower() for key, value in flags.items()}
-        request = pb.FailRequest(task_id=task_id, error_message=error)
+        request = pb.FailRequest(task_id=task_id, error_message=_wording(error))
         return str((await self._call(self._stub.FailTask, request, metadata)).message)
 
     async def heartbeat(self, worker_id: str, task_ids: Collection[str]) -> list[str]:
@@ -520,6 +527,11 @@ def _channel(address: str, tls_ca: Path | None) -> Any:
     except OSError as error:
         raise InvalidRequest(f"Cannot read the certificates in {tls_ca} (NEXUM_TLS_CA): {error.strerror}.") from None
     return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(certificates), options=options)
+
+
+def _wording(error: str) -> str:
+    """An error's text as it can be sent: no secrets, not too long, no half characters, which UTF-8 does not know."""
+    return redact(error)[:ERROR_LIMIT].encode(errors="replace").decode()
 
 
 def _path_from_environment(name: str) -> Path | None:

@@ -32,7 +32,7 @@ from nexum_runtime.errors import (
     TaskError,
 )
 from nexum_runtime.idempotency import idempotent_by
-from nexum_runtime.text import duration_text, redact
+from nexum_runtime.text import duration_text
 
 T = TypeVar("T")
 
@@ -43,7 +43,6 @@ POLL_WAIT_MS_SHARED = 500  # of one workflow among several, which take turns
 DRAIN_SECONDS = 10.0  # what running handlers get to finish once the worker is told to stop
 HAND_BACK_SECONDS = 2.0
 CANCEL_SECONDS = 1.0  # what a cancelled handler gets to clean up; less than HAND_BACK_SECONDS
-ERROR_LIMIT = 16 * 1024  # characters sent of an error's text
 
 log = logging.getLogger("nexum.worker")
 
@@ -226,7 +225,7 @@ class Worker:
             await self._report(
                 client.fail,
                 task_id,
-                _wording(str(error)),
+                str(error),
                 retryable=error.retryable,
                 unknown=error.unknown,
                 begun=error.begun,
@@ -235,7 +234,7 @@ class Worker:
             raise
         except BaseException as error:  # also SystemExit, and the panics of libraries written in Rust
             log.debug("%s failed", task_id, exc_info=error)
-            await self._report(client.fail, task_id, _wording(f"{type(error).__name__}: {error}"))
+            await self._report(client.fail, task_id, f"{type(error).__name__}: {error}")
         else:
             crash_point("effect-done")
             try:
@@ -317,11 +316,6 @@ async def _ending(handler: Callable[..., Any], context: ContextView) -> tuple[An
         return await run_in_thread(lambda: handler(context)), None
     except BaseException as error:  # raised again by whoever awaits this
         return None, error
-
-
-def _wording(error: str) -> str:
-    """An error's text as it can be sent: no secrets, not too long, no half characters, which UTF-8 does not know."""
-    return redact(error)[:ERROR_LIMIT].encode(errors="replace").decode()
 
 
 def _as_model(node: Any, output: Any) -> Any:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from nexum_runtime import wire
+from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NexumError, NotFound
 from nexum_runtime.server import graph
 from nexum_runtime.server.lifecycle import (
@@ -144,9 +145,21 @@ class Engine:
         if order.claim:
             _check_name("worker id", order.claim)
         _check_json(f"The input of {order.execution_id}", order.input_json)
-        return await self._claiming(
+        started = await self._claiming(
             self._commit(lambda tx, notices: self._lifecycle.start(tx, notices, order)), lambda started: started.claimed
         )
+        crash_point("start-committed")
+        return started
+
+    async def execute(self, order: StartOrder, wait_ms: int) -> tuple[Started, Snapshot]:
+        """Start, and wait up to `wait_ms` for the end.
+
+        Who claims gets its task at once, and else waits also for a task of this execution that it could claim.
+        """
+        started = await self.start(order)
+        if started.claimed is None:
+            return started, await self.snapshot(started.execution_id, wait_ms, or_ready=bool(order.claim))
+        return started, await self._claiming(self.snapshot(started.execution_id), lambda _: started.claimed)
 
     async def snapshot(self, execution_id: str, wait_ms: int = 0, *, or_ready: bool = False) -> Snapshot:
         """The execution as it is; with `wait_ms`, as soon as it has ended or when that time is up.

@@ -103,7 +103,7 @@ class Lifecycle:
     def start(self, tx: Transaction, notices: Notices, order: StartOrder) -> Started:
         """Start an execution, or find the one of this id: same id and same input, same execution."""
         before = self._find_or_start(tx, notices, order)
-        return Started(order.execution_id, before, self._claim_own(tx, order) if order.claim else None)
+        return Started(order.execution_id, before, self._claim_own(tx, notices, order) if order.claim else None)
 
     def _find_or_start(self, tx: Transaction, notices: Notices, order: StartOrder) -> str:
         """See to it that the execution is there, and runs if it is to. Returns what it was before."""
@@ -120,13 +120,13 @@ class Lifecycle:
             _declared_anew(tx, existing, order)
         return existing.status
 
-    def _claim_own(self, tx: Transaction, order: StartOrder) -> Task | None:
+    def _claim_own(self, tx: Transaction, notices: Notices, order: StartOrder) -> Task | None:
         """Begin an attempt at a task of this execution for the one who started it."""
         execution = tx.execution(order.execution_id)
         assert execution is not None, "it has just been found or started"
         for task in tx.tasks(order.execution_id):
             if task.status == TaskStatus.RUNNING and task.worker_id == order.claim:
-                return task  # it has asked before, and the answer was lost
+                self.give_back(tx, notices, task)  # it has asked before, and the answer was lost
         claimed = self.claim(
             tx, execution.version_hash, [execution.workflow_id], order.claim, order.lease_ms, order.execution_id
         )

@@ -157,7 +157,6 @@ class NexumService:
     @_answering
     async def StartExecution(self, request: Any, context: Context) -> Any:
         started = await self._engine.start(_start_order(request, context))
-        crash_point("start-committed")
         context.set_trailing_metadata(_started_metadata(started))
         return pb.StartResponse(execution_id=started.execution_id)
 
@@ -319,17 +318,10 @@ class NexumExtensions:
 
     @_answering
     async def Execute(self, request: Any, context: Context) -> Any:
-        """Start idempotently and wait for the end, in one round trip.
-
-        Who claims gets its task at once, and else waits also for a task of this execution that it could claim.
-        """
+        """Start idempotently and wait for the end, or for the task that it claims, in one round trip."""
         wait_ms = _number(_metadata(context), wire.WAIT_MS, wire.WAIT_MS_LIMIT, 0, wire.WAIT_MS_LIMIT)
         with self._waiting.place(context, request):
-            order = _start_order(request, context)
-            started = await self._engine.start(order)
-            crash_point("start-committed")
-            wait_ms = 0 if started.claimed else wait_ms
-            snapshot = await self._engine.snapshot(started.execution_id, wait_ms, or_ready=bool(order.claim))
+            started, snapshot = await self._engine.execute(_start_order(request, context), wait_ms)
         context.set_trailing_metadata((*_started_metadata(started), *_outcome_metadata(snapshot)))
         return _status_response(snapshot)
 

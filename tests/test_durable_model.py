@@ -1,0 +1,1048 @@
+"""What makes a turn of the model durable: runs of agents through durable_model.py and a real server."""
+
+import asyncio
+import copy
+import itertools
+import json
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from agents import (
+    Agent,
+    GuardrailFunctionOutput,
+    HostedMCPTool,
+    InputGuardrailTripwireTriggered,
+    MaxTurnsExceeded,
+    ModelBehaviorError,
+    ModelProvider,
+    ModelRetrySettings,
+    ModelSettings,
+    MultiProvider,
+    OpenAIChatCompletionsModel,
+    OpenAIProvider,
+    OpenAIResponsesModel,
+    RunConfig,
+    Runner,
+    Tool,
+    function_tool,
+    input_guardrail,
+)
+from agents.items import TResponseStreamEvent
+from agents.models.interface import Model, ModelTracing
+from agents.testing import ModelCall, ModelStep, ScriptedModel, assistant_message, function_call
+from agents.usage import Usage
+from openai.types.responses import (
+    ResponseCompletedEvent,
+    ResponseErrorEvent,
+    ResponseFailedEvent,
+    ResponseIncompleteEvent,
+)
+from openai.types.responses.response import IncompleteDetails
+from openai.types.responses.response_error import ResponseError
+from processes import eventually
+from pydantic import BaseModel
+
+import durable_model as module
+from durable_model import durable_model, durable_models
+from durable_session import DurableCallError, TurnEvent, durable_session, nexum_client
+from nexum_runtime import Client
+from nexum_runtime.server.app import Server, ServerConfig
+from recording import Unrecordable, from_recorded
+from workflow import MODEL_TURN
+
+Answer = Callable[[ModelCall], Any]
+
+
+@pytest.fixture(autouse=True)
+def _address(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXUM_ADDRESS", address)
+
+
+class Provider(ModelProvider):
+    """Gives one model for every name, and counts how often one was made."""
+
+    def __init__(self, model: Model) -> None:
+        self.model, self.made = model, 0
+
+    def get_model(self, model_name: str | None) -> Model:
+        self.made += 1
+        return self.model
+
+
+class Live(ScriptedModel):
+    """A model as the live ones are: no two of its answers are the same. It answers as `answer` says, for ever."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(itertools.repeat(ModelStep.respond(self._answer), 50))
+        self._how = answer
+
+    async def _answer(self, call: ModelCall) -> Any:
+        found = self._how(call)
+        output = await found if hasattr(found, "__await__") else found
+        tokens = Usage(requests=1, input_tokens=7, output_tokens=next(NUMBERS), total_tokens=1234)
+        return output if isinstance(output, Exception | ModelStep) else ModelStep(output=output, usage=tokens)
+
+
+NUMBERS = itertools.count(1)
+
+
+def says(text: str = "Done") -> list[Any]:
+    """An answer that is never the same twice."""
+    n = next(NUMBERS)
+    return [assistant_message(f"{text} {n}", item_id=f"msg_{n}")]
+
+
+def calls(name: str, *arguments: dict[str, Any]) -> list[Any]:
+    """Calls of a tool, whose ids are never the same twice."""
+    return [function_call(name, each, call_id=f"call_{next(NUMBERS)}") for each in arguments]
+
+
+def outputs(call: ModelCall) -> list[str]:
+    """What the tools have told so far."""
+    return [item["output"] for item in call.input if item.get("type") == "function_call_output"]
+
+
+def adds_twice(call: ModelCall) -> list[Any]:
+    """Three turns: an addition, another one of what came of it, an answer."""
+    found = outputs(call)
+    return calls("add", {"a": int((found or ["1"])[-1]), "b": 2}) if len(found) < 2 else says(f"It is {found[-1]}.")
+
+
+def add(a: int, b: int) -> int:
+    """Add two numbers."""
+    return a + b
+
+
+def adder(**changes: Any) -> Agent[Any]:
+    return Agent(**{"name": "Adder", "instructions": "Add.", "tools": [function_tool(add)], "model": "m"} | changes)
+
+
+def subtract(a: int, b: int) -> int:
+    """Subtract a number from another."""
+    return a - b
+
+
+@dataclass
+class Run:
+    """One run of a session."""
+
+    model: Live
+    events: list[TurnEvent] = field(default_factory=list)
+    stream: list[TResponseStreamEvent] = field(default_factory=list)
+    result: Any = None
+    error: Exception | None = None
+
+    @property
+    def answer(self) -> str:
+        assert self.error is None, self.error
+        return str(self.result.final_output)
+
+    @property
+    def asked(self) -> int:
+        """How often the model was asked."""
+        return len(self.model.calls)
+
+    @property
+    def kinds(self) -> list[str]:
+        return [event.kind for event in self.events]
+
+    @property
+    def notes(self) -> list[str]:
+        """Why a turn is new, as far as it was said."""
+        return [
+            f"turn {event.number} is new: {event.detail}"
+            for event in self.events
+            if event.kind == "started" and event.detail
+        ]
+
+
+async def run(
+    agent: Agent[Any],
+    answer: Answer = adds_twice,
+    question: Any = "1 + 2 + 2?",
+    *,
+    session_id: str = "s1",
+    streamed: bool = False,
+    on_event: Callable[[TurnEvent], None] = lambda event: None,
+    max_turns: int = 10,
+    session: Any = None,
+    **config: Any,
+) -> Run:
+    """Run the agent with durable models; an error that ends the run is kept."""
+    this = Run(Live(answer))
+
+    def hear(event: Any) -> None:
+        if isinstance(event, TurnEvent):
+            this.events.append(event)
+            on_event(event)
+
+    with durable_session(session_id, hear):
+        run_config = RunConfig(model_provider=durable_models(session_id, Provider(this.model)), **config)
+        options: dict[str, Any] = {"run_config": run_config, "max_turns": max_turns, "session": session}
+        try:
+            if streamed:
+                this.result = Runner.run_streamed(agent, question, **options)
+                async for event in this.result.stream_events():
+                    if event.type == "raw_response_event":
+                        this.stream.append(event.data)
+            else:
+                this.result = await Runner.run(agent, question, **options)
+        except Exception as error:
+            this.error = error
+    return this
+
+
+async def turns(client: Client, session_id: str = "s1") -> list[dict[str, Any]]:
+    """What is recorded of each turn, oldest first."""
+    return [turn async for turn in client.history(f"{session_id}/model-turn/")]
+
+
+# Replay
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+async def test_a_second_run_gets_every_turn_from_the_store_and_asks_no_model(streamed: bool) -> None:
+    first = await run(adder(), streamed=streamed)
+    second = await run(adder(), streamed=streamed)
+    assert (first.asked, second.asked) == (3, 0)
+    assert first.kinds == ["started", "stored"] * 3
+    assert second.kinds == ["cached"] * 3
+    assert second.answer == first.answer
+    assert second.result.raw_responses == first.result.raw_responses
+    assert second.result.to_input_list() == first.result.to_input_list()
+    assert second.stream == first.stream
+    assert second.result.context_wrapper.usage == first.result.context_wrapper.usage
+    assert [event.says for event in second.events] == ["calls add", "calls add", "answers"]
+    assert [event.tokens for event in second.events] == [1234] * 3
+    assert [event.number for event in second.events] == [1, 2, 3]
+    assert [event.execution_id for event in second.events] == [event.execution_id for event in first.events[::2]]
+
+
+async def test_a_replay_needs_no_model_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = await run(adder())
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    provider = MultiProvider()
+    with pytest.raises(openai.OpenAIError):
+        provider.get_model("m")
+    monkeypatch.setattr(provider, "get_model", lambda name: pytest.fail("a model was made"))
+    result = await Runner.run(
+        adder(), "1 + 2 + 2?", run_config=RunConfig(model_provider=durable_models("s1", provider))
+    )
+    assert result.final_output == first.answer
+
+
+async def test_a_missing_key_is_said_when_a_model_has_to_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(openai.OpenAIError, match="api_key"):
+        await Runner.run(adder(), "1 + 2?", run_config=RunConfig(model_provider=durable_models("s1")))
+
+
+async def test_a_model_that_an_agent_holds_itself_is_wrapped_by_durable_model() -> None:
+    answers = []
+    for asked in (3, 0):
+        model = Live(adds_twice)
+        result = await Runner.run(adder(model=durable_model(model, "s1")), "1 + 2 + 2?")
+        assert len(model.calls) == asked
+        answers.append(result.final_output)
+    assert answers[0] == answers[1]
+
+
+async def test_a_session_id_that_is_none_is_refused_before_anything_else() -> None:
+    with pytest.raises(DurableCallError, match="SESSION_ID is 'a/b'"):
+        durable_models("a/b")
+    with pytest.raises(DurableCallError, match="SESSION_ID is ''"):
+        durable_model(Live(adds_twice), "")
+
+
+# Identity
+
+
+@function_tool(name_override="add", description_override="Add two numbers, quickly.")
+def add_quickly(a: int, b: int) -> int:
+    return a + b
+
+
+@function_tool(name_override="add")
+def add_three(a: int, b: int, c: int = 0) -> int:
+    """Add two numbers."""
+    return a + b + c
+
+
+class Sum(BaseModel):
+    sum: int
+
+
+def hosted(**changes: Any) -> list[Tool]:
+    configs: list[Any] = [
+        {"type": "mcp", "server_label": "one", "server_url": "http://127.0.0.1/1", "require_approval": "never"},
+        {"type": "mcp", "server_label": "two", "server_url": "http://127.0.0.1/2", "require_approval": "never"},
+    ]
+    configs[0].update(changes)
+    return [HostedMCPTool(tool_config=config) for config in configs]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"extra_headers": {"X-Trace": "2"}}),
+        ({}, {"metadata": {"run": "2"}}),
+        ({}, {"timeout": 300.0}),
+        ({}, {"retry": ModelRetrySettings(max_retries=1)}),
+        ({}, {"store": False}),
+        ({}, {"include_usage": True}),
+        ({}, {"prompt_cache_retention": "24h"}),
+        (
+            {"extra_args": {"prompt_cache_key": "agents-sdk:run:1"}},
+            {"extra_args": {"prompt_cache_key": "agents-sdk:run:2"}},
+        ),
+        ({"extra_args": {"prompt_cache_key": "agents-sdk:run:1"}}, {}),
+        ({"extra_args": {}}, {"extra_args": None}),
+    ],
+    ids=lambda settings: "-".join(settings) or "none",
+)
+async def test_settings_that_do_not_change_the_answer_do_not_change_the_turn(
+    before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    first = await run(adder(model_settings=ModelSettings(**before)))
+    second = await run(adder(model_settings=ModelSettings(**after)))
+    assert (first.asked, second.asked) == (3, 0)
+
+
+async def test_tracing_hooks_names_and_tokens_of_hosted_tools_do_not_change_the_turn() -> None:
+    await run(adder(tools=[function_tool(add), *hosted(authorization="1", headers={"X": "1"})]))
+    changed = adder(name="Other", tools=[function_tool(add), *hosted(authorization="2", headers={"X": "2"})])
+    second = await run(changed, tracing_disabled=True, workflow_name="another", group_id="2", trace_metadata={"a": "b"})
+    assert second.asked == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        ({"instructions": "Add well."}, "instructions changed"),
+        ({"instructions": None}, "instructions changed"),
+        ({"model": "m2"}, "model changed"),
+        ({"tools": [add_quickly]}, "tools changed (add)"),
+        ({"tools": [add_three]}, "tools changed (add)"),
+        ({"tools": [function_tool(add), function_tool(subtract)]}, "tools changed (subtract)"),
+        ({"tools": [function_tool(add), *hosted()]}, "tools changed (hosted_mcp, hosted_mcp#2)"),
+        ({"handoffs": [Agent(name="Other")]}, "handoffs changed (transfer_to_other)"),
+        ({"output_type": Sum}, "output schema changed"),
+        ({"prompt": {"id": "p1"}}, "prompt changed"),
+        ({"model_settings": ModelSettings(temperature=0.5)}, "settings changed (temperature)"),
+        ({"model_settings": ModelSettings(extra_body={"seed": 1})}, "settings changed (extra_body)"),
+        ({"model_settings": ModelSettings(extra_args={"prompt_cache_key": "mine"})}, "settings changed (extra_args)"),
+        ({"model_settings": ModelSettings(top_p=0.5), "model": "x"}, "model changed, settings changed (top_p)"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+async def test_what_changes_the_question_makes_the_turn_a_new_one_and_is_named(
+    changes: dict[str, Any], note: str
+) -> None:
+    await run(adder())
+    answer = (lambda call: [assistant_message('{"sum": 5}')]) if "output_type" in changes else adds_twice
+    second = await run(adder(**changes), answer)
+    assert second.asked == len(second.result.raw_responses) > 0
+    assert second.notes == [f"turn 1 is new: {note}"]
+
+
+async def test_a_change_in_one_of_two_hosted_servers_makes_the_turn_a_new_one() -> None:
+    await run(adder(tools=[function_tool(add), *hosted()]))
+    second = await run(adder(tools=[function_tool(add), *hosted(server_url="http://127.0.0.1/3")]))
+    assert second.asked == 3
+    assert second.notes == ["turn 1 is new: tools changed (hosted_mcp)"]
+
+
+async def test_each_item_of_the_input_is_part_of_the_turn() -> None:
+    items = [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "1"},
+        {"role": "user", "content": "Two?"},
+    ]
+    assert (await run(adder(), lambda call: says(), items)).asked == 1
+    for at, content in enumerate(["Ein?", "eins", "Zwei?"]):
+        changed = copy.deepcopy(items)
+        changed[at]["content"] = content
+        again = await run(adder(), lambda call: says(), changed)
+        assert again.asked == 1
+        assert again.notes == [f"turn 1 is new: input changed (item {at + 1}, {items[at]['role']})"]
+    assert (await run(adder(), lambda call: says(), items[:2])).notes == [
+        "turn 1 is new: input changed (2 items, not 3)"
+    ]
+    assert (await run(adder(), lambda call: says(), items)).asked == 0
+
+
+async def test_a_streamed_turn_is_another_than_a_whole_one() -> None:
+    await run(adder())
+    second = await run(adder(), streamed=True)
+    assert second.asked == 3
+    assert second.notes == ["turn 1 is new: streamed changed"]
+
+
+async def test_previous_responses_and_conversations_are_part_of_the_turn() -> None:
+    model = Live(lambda call: says())
+    for previous, asked in ((None, 1), ("resp_1", 2), ("resp_2", 3), ("resp_1", 3)):
+        config = RunConfig(model_provider=durable_models("s1", Provider(model)))
+        await Runner.run(adder(), "?", previous_response_id=previous, run_config=config)
+        assert len(model.calls) == asked
+    for conversation, asked in (("conv_1", 4), ("conv_2", 5), ("conv_1", 5)):
+        config = RunConfig(model_provider=durable_models("s1", Provider(model)))
+        await Runner.run(adder(), "?", conversation_id=conversation, run_config=config)
+        assert len(model.calls) == asked
+
+
+# Which of the identical turns it is
+
+
+async def in_one_run(model: Model, times: int, session_id: str = "s1") -> list[str]:
+    """The answers to one question that is asked again and again in one run."""
+    config = RunConfig(model_provider=durable_models(session_id, Provider(model)))
+    return [str((await Runner.run(adder(), "?", run_config=config)).final_output) for _ in range(times)]
+
+
+async def test_the_same_turn_twice_in_a_run_is_two_turns(client: Client) -> None:
+    model = Live(lambda call: says())
+    first = await in_one_run(model, 2)
+    assert len(set(first)) == 2
+    assert [turn["execution_id"][-2:] for turn in await turns(client)] == ["/0", "/1"]
+    second = await in_one_run(model, 3)
+    assert second[:2] == first
+    assert second[2] not in first
+    assert len(model.calls) == 3
+
+
+def fails_at(*numbers: int, error: Exception | None = None) -> Answer:
+    """Adds twice, but for the requests with these numbers, from 1, which fail."""
+    count = itertools.count(1)
+
+    def answer(call: ModelCall) -> Any:
+        return error or openai.APIConnectionError(request=REQUEST) if next(count) in numbers else adds_twice(call)
+
+    return answer
+
+
+REQUEST: Any = httpx.Request("POST", "http://127.0.0.1/v1/responses")
+RETRY = ModelRetrySettings(max_retries=3, backoff={"initial_delay": 0.0}, policy=lambda context: True)
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+async def test_retries_of_a_failed_request_are_one_turn(client: Client, streamed: bool) -> None:
+    retrying = adder(model_settings=ModelSettings(retry=RETRY))
+    first = await run(retrying, fails_at(2, 3), streamed=streamed)
+    assert first.answer
+    assert first.asked == 5
+    assert first.kinds == ["started", "stored", "started", "failed", "started", "failed", *["started", "stored"] * 2]
+    assert [event.number for event in first.events] == [1, 1, 2, 2, 2, 2, 2, 2, 3, 3]
+    recorded = await turns(client)
+    assert [turn["status"] for turn in recorded] == ["COMPLETED"] * 3
+    assert {turn["execution_id"][-2:] for turn in recorded} == {"/0"}
+
+    second = await run(retrying, streamed=streamed)
+    assert second.asked == 0
+    assert second.answer == first.answer
+
+
+async def test_turns_that_fail_side_by_side_keep_their_numbers() -> None:
+    """Two identical ones at once: the first is asked again while the second is under way."""
+    count, first_again = itertools.count(1), asyncio.Event()
+
+    async def answer(call: ModelCall) -> Any:
+        number = next(count)
+        if number == 1:
+            return ValueError("busy")
+        if number == 2:
+            await first_again.wait()
+        else:
+            first_again.set()
+        return says()
+
+    events: list[Any] = []
+    model, agent = Live(answer), adder(model_settings=ModelSettings(retry=RETRY))
+    with durable_session("s1", events.append):
+        config = RunConfig(model_provider=durable_models("s1", Provider(model)))
+        results = await asyncio.gather(*(Runner.run(agent, "?", run_config=config) for _ in range(2)))
+    numbers = {event.execution_id[-2:]: event.number for event in events}
+    assert sorted(numbers.values()) == [1, 2]
+    assert sorted(numbers) == ["/0", "/1"]
+    config = RunConfig(model_provider=durable_models("s1", Provider(model)))
+    again = await asyncio.gather(*(Runner.run(agent, "?", run_config=config) for _ in range(2)))
+    assert [result.final_output for result in again] == [result.final_output for result in results]
+    assert len(model.calls) == 3
+
+
+async def test_a_failed_request_is_recorded_in_its_own_words_and_made_again_by_the_next_run(client: Client) -> None:
+    first = await run(adder(), fails_at(2, error=ValueError("The model is on holiday.")))
+    assert isinstance(first.error, ValueError)
+    assert first.kinds == ["started", "stored", "started", "failed"]
+    assert first.events[-1].detail == "ValueError: The model is on holiday."
+    failed = (await turns(client))[-1]
+    assert (failed["status"], failed["error"]) == ("FAILED", "ValueError: The model is on holiday.")
+
+    second = await run(adder())
+    assert second.asked == 2
+    assert second.kinds == ["cached", *["started", "stored"] * 2]
+    assert second.notes == []
+    assert second.answer
+    assert (await run(adder())).asked == 0
+
+
+# The note at the point where a run leaves the recorded one
+
+
+class Crash(BaseException):
+    """Ends a run as a crash would: nothing handles it."""
+
+
+async def crashes(agent: Agent[Any], kind: str, number: int, **options: Any) -> Run:
+    """A run that ends with the event of this kind and turn, as a crash would have it."""
+
+    def on_event(event: TurnEvent) -> None:
+        if (event.kind, event.number) == (kind, number):
+            raise Crash
+
+    heard: list[TurnEvent] = []
+    with pytest.raises(Crash):
+        await run(agent, on_event=lambda event: (heard.append(event), on_event(event))[0], **options)  # type: ignore[func-returns-value]
+    return Run(Live(adds_twice), heard)
+
+
+async def test_a_cold_run_and_one_that_is_resumed_say_nothing_of_a_change() -> None:
+    for crashed in (await crashes(adder(), "stored", 1), await crashes(adder(), "started", 2)):
+        assert crashed.notes == []
+    second = await crashes(adder(), "stored", 2)
+    third = await run(adder())
+    assert second.notes == third.notes == []
+    assert third.asked == 1
+
+
+async def test_a_change_in_the_middle_is_said_once_where_the_runs_part() -> None:
+    await run(adder())
+    changed = {"n": 0}
+
+    @function_tool(name_override="add")
+    def add_wrongly(a: int, b: int) -> int:
+        """Add two numbers."""
+        changed["n"] += 1
+        return a + b + (changed["n"] == 2)
+
+    second = await run(adder(tools=[add_wrongly]))
+    assert second.kinds == ["cached", "cached", "started", "stored"]
+    assert second.notes == ["turn 3 is new: input changed (item 5, function_call_output)"]
+
+
+async def test_after_an_edit_and_a_crash_the_next_run_says_nothing_again() -> None:
+    await run(adder())
+    edited = adder(instructions="Add well.")
+    second = await crashes(edited, "stored", 1)
+    assert second.notes == ["turn 1 is new: instructions changed"]
+    third = await crashes(edited, "started", 2)
+    fourth = await run(edited)
+    assert third.notes == fourth.notes == []
+    assert fourth.kinds == ["cached", *["started", "stored"] * 2]
+    fifth = await run(adder())
+    assert (fifth.asked, fifth.notes) == (0, [])
+
+
+async def test_a_resumed_run_of_agents_side_by_side_says_nothing_of_a_change(client: Client) -> None:
+    """Where it goes on, what the other agent has recorded is still to come, and no sign of an edit."""
+    one, two = (Agent(name=name, instructions=f"Think as {name}.", model="m") for name in ("One", "Two"))
+    both = {"tools": [agent.as_tool(agent.name.lower(), "Thinks.") for agent in (one, two)]}
+    for agent in (one, two):
+        agent.tools = [function_tool(add)]
+
+    def answer(call: ModelCall) -> Any:
+        found = outputs(call)
+        if "Think" in str(call.system_instructions):
+            return says("I think") if found else calls("add", {"a": 1, "b": 1})
+        return says("Both") if found else calls("one", {"input": "One?"}) + calls("two", {"input": "Two?"})
+
+    def answer_but_one(call: ModelCall) -> Any:
+        if call.system_instructions == "Think as One." and outputs(call):
+            pending.set()
+            return asyncio.Event().wait()  # it is killed meanwhile, before the server hears of this turn
+        return answer(call)
+
+    pending = asyncio.Event()
+    first = asyncio.create_task(run(adder(**both), answer_but_one))
+    await pending.wait()
+
+    async def only_that_is_missing() -> bool:
+        return [turn["status"] for turn in await turns(client)].count("COMPLETED") == 4
+
+    await eventually(only_that_is_missing)
+    first.cancel()
+    await asyncio.wait([first])
+    (lost,) = [turn["execution_id"] for turn in await turns(client) if turn["status"] != "COMPLETED"]
+    await client.cancel(lost)
+    await client.prune(lost, 10**14)
+    second = await run(adder(**both), answer)
+    assert second.asked == 2
+    assert second.notes == []
+
+
+# Streams
+
+
+def ask_streamed(model: Model, question: str = "?") -> Any:
+    """The stream of one turn."""
+    tracing, nothing = ModelTracing.DISABLED, {"previous_response_id": None, "conversation_id": None, "prompt": None}
+    return model.stream_response("Add.", question, ModelSettings(), [], None, [], tracing, **nothing)
+
+
+async def events_of(output: list[Any]) -> list[Any]:
+    """The events of a stream with this output."""
+    return [event async for event in ask_streamed(ScriptedModel([ModelStep(output=output)]))]
+
+
+def streams(*events: Any) -> Answer:
+    """Answers with these events; an exception among them breaks off the stream, and an awaitable is waited for."""
+
+    async def stream(call: ModelCall) -> AsyncIterator[Any]:
+        for event in events:
+            if isinstance(event, Exception):
+                raise event
+            if isinstance(event, asyncio.Event):
+                await event.wait()
+            else:
+                yield copy.deepcopy(event)
+
+    return lambda call: ModelStep.stream(stream)
+
+
+async def test_a_live_stream_passes_as_it_comes_and_the_end_of_it_once_it_is_recorded(client: Client) -> None:
+    go_on = asyncio.Event()
+    events = await events_of(says())
+    model = Live(streams(*events[:3], go_on, *events[3:]))
+    passed, states = [], []
+    async for event in ask_streamed(durable_model(model, "s1")):
+        passed.append(event)
+        states.append((await turns(client))[0]["status"])
+        if len(passed) == 3:
+            go_on.set()
+    assert passed == events
+    assert passed[-1].type == "response.completed"
+    assert states == ["RUNNING"] * (len(events) - 1) + ["COMPLETED"]
+
+    assert [event async for event in ask_streamed(durable_model(model, "s1"))] == events
+    assert len(model.calls) == 1
+
+
+async def ended(*events: Any) -> list[Any]:
+    """Events of a stream that ends as the last one says: "failed", "incomplete" or "error"."""
+    live = await events_of(says())
+    response = live[-1].response
+    for event in events:
+        if event == "failed":
+            error = ResponseError(code="server_error", message="Out of order.")
+            changed = response.model_copy(update={"status": "failed", "error": error})
+            live[-1] = ResponseFailedEvent(type="response.failed", sequence_number=9, response=changed)
+        elif event == "incomplete":
+            details = IncompleteDetails(reason="max_output_tokens")
+            changed = response.model_copy(update={"status": "incomplete", "incomplete_details": details})
+            live[-1] = ResponseIncompleteEvent(type="response.incomplete", sequence_number=9, response=changed)
+        elif event == "error":
+            live[-1] = ResponseErrorEvent(type="error", sequence_number=9, message="Overloaded.", code="x")
+        elif event == "broken":
+            live[3:] = [ConnectionError("The line went dead.")]
+        else:
+            del live[-1]
+    return live
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "detail"),
+    [
+        ("failed", ModelBehaviorError, "The model's answer ended in response.failed: Out of order."),
+        ("incomplete", ModelBehaviorError, "The model's answer ended in response.incomplete: max_output_tokens"),
+        ("error", ModelBehaviorError, "The model's answer ended in error: Overloaded."),
+        ("broken", ConnectionError, "ConnectionError: The line went dead."),
+        ("cut", ModelBehaviorError, "The model's answer broke off."),
+    ],
+)
+async def test_a_stream_that_does_not_end_well_is_no_recorded_turn(
+    client: Client, how: str, error: type[Exception], detail: str
+) -> None:
+    first = await run(adder(), streams(*await ended(how)), streamed=True)
+    assert isinstance(first.error, error)
+    assert first.kinds == ["started", "failed"]
+    assert first.events[-1].detail == detail
+    assert [(turn["status"], turn["error"]) for turn in await turns(client)] == [("FAILED", detail)]
+
+    second = await run(adder(), streamed=True)
+    assert second.asked == 3
+    assert second.notes == []
+    third = await run(adder(), streamed=True)
+    assert (third.asked, third.answer) == (0, second.answer)
+
+
+async def test_a_stream_that_is_closed_is_no_recorded_turn() -> None:
+    model = Live(streams(*await events_of(says())))
+    for _ in range(2):
+        stream = ask_streamed(durable_model(model, "s1"))
+        await anext(stream)
+        await stream.aclose()
+    events = [event async for event in ask_streamed(durable_model(model, "s1"))]
+    assert events[-1].type == "response.completed"
+    assert len(model.calls) == 3
+    assert [event async for event in ask_streamed(durable_model(model, "s1"))] == events
+    assert len(model.calls) == 3
+
+
+async def test_a_stream_that_is_closed_after_its_end_is_recorded() -> None:
+    model = Live(streams(*await events_of(says())))
+    stream = ask_streamed(durable_model(model, "s1"))
+    async for event in stream:
+        if isinstance(event, ResponseCompletedEvent):
+            break
+    await stream.aclose()
+    assert [event async for event in ask_streamed(durable_model(model, "s1"))][-1] == event
+    assert len(model.calls) == 1
+
+
+async def test_a_streamed_run_that_is_cancelled_goes_on_with_the_next_one() -> None:
+    model, never = Live(streams(*(await events_of(says()))[:3], asyncio.Event())), ModelStep(output=says("Once"))
+    config = RunConfig(model_provider=durable_models("s1", Provider(model)))
+    result = Runner.run_streamed(adder(), "?", run_config=config)
+    async for _ in result.stream_events():
+        result.cancel()
+    second = await run(adder(), lambda call: never, "?", streamed=True)
+    assert second.asked == 1
+    assert second.answer.startswith("Once")
+
+
+# What is recorded is what the model answered
+
+
+async def test_what_the_sdk_makes_of_an_answer_afterwards_is_not_recorded() -> None:
+    retrying = adder(model_settings=ModelSettings(retry=RETRY))
+    first = await run(retrying, fails_at(1))
+    assert first.result.raw_responses[0].usage.requests == 2  # the SDK counts the failed request in, in place
+    for response in first.result.raw_responses:
+        response.output.clear()
+    second = await run(retrying)
+    assert second.answer == first.answer
+    assert second.result.raw_responses[0].usage.requests == 1
+    assert all(response.output for response in second.result.raw_responses)
+
+
+async def test_a_stream_that_ends_without_its_output_is_replayed_as_it_was() -> None:
+    """The SDK then puts the output in place, into the event that we have let pass."""
+    events = await events_of(says("Empty"))
+    end = events[-1]
+    events[-1] = end.model_copy(update={"response": end.response.model_copy(update={"output": []})})
+    first = await run(adder(), streams(*events), streamed=True)
+    assert first.answer.startswith("Empty")
+    assert _ends(first.stream).response.output
+    second = await run(adder(), streamed=True)
+    assert (second.asked, second.answer) == (0, first.answer)
+    raw = (await turns_recorded())[0]
+    assert _ends(raw).response.output == []
+
+
+async def turns_recorded() -> list[Any]:
+    """What the recorded turns of s1 come back as."""
+    histories = [turn async for turn in nexum_client().history("s1/model-turn/")]
+    outcomes = [await nexum_client().status(turn["execution_id"]) for turn in histories]
+    return [from_recorded(outcome.outputs[MODEL_TURN.nodes[0].id]["result"]) for outcome in outcomes]
+
+
+def _ends(events: Any) -> Any:
+    return next(event for event in events if isinstance(event, ResponseCompletedEvent))
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+async def test_what_cannot_be_recorded_passes_and_is_asked_again(
+    client: Client, streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(value: Any) -> Any:
+        raise Unrecordable("It holds a Mystery.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "to_recorded", refuse)
+        first = await run(adder(), streamed=streamed)
+    assert first.answer
+    assert first.kinds == ["started", "unrecorded"] * 3
+    assert "It holds a Mystery." in first.events[1].detail
+    assert {turn["status"] for turn in await turns(client)} == {"FAILED"}
+
+    second = await run(adder(), streamed=streamed)
+    assert second.asked == 3
+    assert second.notes == []
+    assert (await run(adder(), streamed=streamed)).asked == 0
+
+
+async def test_an_answer_that_is_too_large_passes_and_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(ServerConfig(tmp_path / "small.db", port=0, max_message_mib=1))
+    await server.start()
+    try:
+        monkeypatch.setenv("NEXUM_ADDRESS", f"localhost:{server.port}")
+        large = "x" * 2**20
+        first = await run(adder(), lambda call: says(large))
+        assert first.answer.startswith(large)
+        assert first.kinds == ["started", "unrecorded"]
+        assert "MiB" in first.events[1].detail
+        second = await run(adder(), lambda call: says())
+        assert second.kinds == ["started", "stored"]
+    finally:
+        await server.stop()
+
+
+@pytest.mark.parametrize("record", ["a person wrote this", {"no": "result"}, {"result": [1], "duration_ms": 1}])
+async def test_a_record_that_cannot_be_read_is_asked_again_and_said(client: Client, record: Any) -> None:
+    await run(adder(), fails_at(1))
+    (turn,) = await turns(client)
+
+    async def write() -> Any:
+        return record
+
+    await client.run_local(MODEL_TURN, turn["input"], write, execution_id=turn["execution_id"], restart="failed")
+    for _ in range(2):
+        again = await run(adder(), lambda call: says())
+        assert again.error is None
+        assert again.asked == 1
+        assert again.kinds == ["unrecorded"]
+        assert "cannot be read" in again.events[0].detail
+
+
+# Nexum itself
+
+
+async def test_without_a_server_the_run_stops_at_once_and_no_model_is_asked(
+    unused_tcp_port_factory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXUM_ADDRESS", f"localhost:{unused_tcp_port_factory()}")
+    for streamed in (False, True):
+        this = await run(adder(model_settings=ModelSettings(retry=RETRY)), streamed=streamed)
+        assert isinstance(this.error, DurableCallError)
+        assert "No Nexum server answers at" in str(this.error)
+        assert this.asked == 0
+        assert this.kinds == ["failed"]  # once, whatever the policy of retries
+
+
+async def test_a_server_that_goes_away_while_the_model_answers_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Server(ServerConfig(tmp_path / "own.db", port=0))
+    await first.start()
+    monkeypatch.setenv("NEXUM_ADDRESS", f"localhost:{first.port}")
+
+    async def answer(call: ModelCall) -> Any:
+        await first.stop()
+        return says()
+
+    def on_event(event: TurnEvent) -> None:
+        if event.kind == "waiting" and not again:
+            again.append(Server(ServerConfig(tmp_path / "own.db", port=first.port)))
+            starting.append(asyncio.create_task(again[0].start()))
+
+    again: list[Server] = []
+    starting: list[asyncio.Task[None]] = []
+    try:
+        this = await run(adder(), answer, on_event=on_event)
+        assert this.answer
+        assert this.asked == 1
+        assert this.events[1].detail == "server"
+        assert this.events[-1].kind == "stored"
+        assert (await run(adder(), answer)).asked == 0
+    finally:
+        await asyncio.gather(*starting)
+        await again[0].stop()
+
+
+async def test_a_turn_that_is_cancelled_stops_the_run_and_is_asked_again_by_the_next_one(client: Client) -> None:
+    async def answer(call: ModelCall) -> Any:
+        (turn,) = await turns(client)
+        await client.cancel(turn["execution_id"])
+        return says()
+
+    first = await run(adder(model_settings=ModelSettings(retry=RETRY)), answer)
+    assert isinstance(first.error, DurableCallError)
+    assert str(first.error) == "Turn 1 of the model was cancelled."
+    assert first.kinds == ["started", "failed"]
+    second = await run(adder())
+    assert second.asked == 3
+    assert second.notes == []
+
+
+async def test_two_tasks_on_one_session_share_each_turn() -> None:
+    first, second = await asyncio.gather(run(adder()), run(adder()))
+    assert first.asked + second.asked == 3
+    assert first.answer == second.answer
+
+
+async def test_two_processes_on_one_session_share_each_turn() -> None:
+    """Two event loops in two threads: each has a client of its own, as a process has."""
+    under_way, go_on = threading.Event(), threading.Event()
+
+    async def answer(call: ModelCall) -> Any:
+        under_way.set()
+        await asyncio.to_thread(go_on.wait)
+        return adds_twice(call)
+
+    def waiting(event: TurnEvent) -> None:
+        if event.kind == "waiting":
+            go_on.set()
+
+    first = asyncio.create_task(asyncio.to_thread(asyncio.run, run(adder(), answer)))
+    await asyncio.to_thread(under_way.wait)
+    second = await asyncio.to_thread(asyncio.run, run(adder(), on_event=waiting))
+    whole = await first
+    assert whole.asked + second.asked == 3
+    assert whole.answer == second.answer
+
+
+async def test_a_turn_that_times_out_is_asked_again_as_the_same_turn(client: Client) -> None:
+    count = itertools.count(1)
+
+    def answer(call: ModelCall) -> Any:
+        return asyncio.Event().wait() if next(count) == 1 else adds_twice(call)
+
+    settings = ModelSettings(timeout=0.3, retry=RETRY)
+    first = await run(adder(model_settings=settings), answer)
+    assert first.asked == 4
+    assert [turn["status"] for turn in await turns(client)] == ["COMPLETED"] * 3
+    second = await run(adder(model_settings=settings))
+    assert (second.asked, second.answer) == (0, first.answer)
+
+
+# Whole agents, with durable_models in the RunConfig only
+
+
+async def test_every_agent_that_is_handed_off_to_is_durable() -> None:
+    second = adder(name="Second", instructions="Add, second.")
+    first = Agent(name="First", handoffs=[second], model="m1")
+
+    def answer(call: ModelCall) -> Any:
+        return calls("transfer_to_second", {}) if call.handoffs else says()
+
+    once = await run(first, answer)
+    again = await run(first, answer)
+    assert (once.asked, again.asked) == (2, 0)
+    assert again.answer == once.answer
+    assert again.result.last_agent.name == "Second"
+    assert [event.model for event in again.events] == ["m1", "m"]
+
+
+async def test_agents_as_tools_are_durable_also_side_by_side() -> None:
+    inner = adder(name="Inner", instructions="Add, inside.")
+    outer = Agent(name="Outer", tools=[inner.as_tool("inner", "Adds.")], model="m")
+
+    def answer(call: ModelCall) -> Any:
+        if call.system_instructions:
+            return adds_twice(call)
+        return (
+            says(" and ".join(outputs(call)))
+            if outputs(call)
+            else calls("inner", *({"input": f"{n}?"} for n in "1223"))
+        )
+
+    first = await run(outer, answer)
+    assert first.asked == 2 + 4 * 3
+    second = await run(outer, answer)
+    assert (second.asked, second.answer) == (0, first.answer)
+    assert sorted(event.number for event in second.events) == list(range(1, 15))
+
+
+async def test_a_guardrail_that_trips_leaves_the_turn_to_the_next_run() -> None:
+    trips = True
+
+    @input_guardrail
+    async def careful(context: Any, agent: Any, input: Any) -> GuardrailFunctionOutput:
+        return GuardrailFunctionOutput(output_info=None, tripwire_triggered=trips)
+
+    guarded = adder(input_guardrails=[careful])
+    first = await run(guarded, lambda call: asyncio.Event().wait())
+    assert isinstance(first.error, InputGuardrailTripwireTriggered)
+    trips = False
+    second = await run(guarded)
+    assert (second.asked, second.notes) == (3, [])
+    assert (await run(guarded)).asked == 0
+
+
+async def test_structured_output_is_replayed() -> None:
+    structured = adder(output_type=Sum)
+    first = await run(structured, lambda call: [assistant_message(f'{{"sum": {next(NUMBERS)}}}')])
+    second = await run(structured)
+    assert second.asked == 0
+    assert isinstance(second.result.final_output, Sum)
+    assert second.result.final_output == first.result.final_output
+
+
+async def test_a_run_with_too_few_turns_goes_on_with_more() -> None:
+    first = await run(adder(), max_turns=2)
+    assert isinstance(first.error, MaxTurnsExceeded)
+    second = await run(adder(), max_turns=3)
+    assert (first.asked, second.asked) == (2, 1)
+    assert second.notes == []
+
+
+# Requests
+
+
+class Wire:
+    """The client of an API that has nothing to say, and the bodies of the requests to it."""
+
+    def __init__(self, url: str) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        transport = httpx.MockTransport(self._answer)
+        http: Any = httpx.AsyncClient(transport=transport)
+        self.client = openai.AsyncOpenAI(api_key="sk-test", base_url=url, http_client=http, max_retries=0)
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        if (key := body.get("prompt_cache_key", "")).startswith("agents-sdk:run:"):
+            body["prompt_cache_key"] = key[: len("agents-sdk:run:")]  # the rest is random
+        self.bodies.append(body | {"path": request.url.path})
+        return httpx.Response(400, json={"error": {"message": "No."}})
+
+
+OPENAI, OTHER = "https://api.openai.com/v1", "http://127.0.0.1:1/v1"
+
+
+@pytest.mark.parametrize("url", [OPENAI, OTHER], ids=["openai", "another"])
+@pytest.mark.parametrize("responses", [True, False], ids=["responses", "chat"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+async def test_the_model_is_asked_the_same_with_and_without(url: str, responses: bool, streamed: bool) -> None:
+    wire = Wire(url)
+    provider = OpenAIProvider(openai_client=wire.client, use_responses=responses)
+    kind: Any = OpenAIResponsesModel if responses else OpenAIChatCompletionsModel
+
+    async def ask(agent: Agent[Any], **config: Any) -> dict[str, Any]:
+        run_config = RunConfig(**config)
+        with suppress(openai.BadRequestError):
+            if streamed:
+                async for _ in Runner.run_streamed(agent, "?", run_config=run_config).stream_events():
+                    pass
+            else:
+                await Runner.run(agent, "?", run_config=run_config)
+        return wire.bodies.pop()
+
+    everything = {"handoffs": [Agent(name="Other")], "output_type": Sum}
+    agents: list[dict[str, Any]] = [
+        {"model": None},
+        {"model": "gpt-5"},
+        {"model": "gpt-4o", "model_settings": ModelSettings(temperature=0.5, metadata={"a": "b"}, store=False)}
+        | everything,
+        {"model": "gpt-4o", "model_settings": ModelSettings(extra_args={"prompt_cache_key": "mine"})},
+        {"model": "gpt-4o", "model_settings": ModelSettings(extra_body={"prompt_cache_key": "mine"})},
+    ]
+    for each in agents:
+        plain = await ask(adder(**each), model_provider=provider)
+        durable = await ask(adder(**each), model_provider=durable_models("s1", provider))
+        assert durable == plain
+        assert plain["path"].endswith("responses" if responses else "chat/completions")
+        has_key = url == OPENAI or "mine" in str(each)
+        assert ("prompt_cache_key" in plain) == has_key
+    for name in ("gpt-5", "gpt-4o"):
+        instance = kind(name, wire.client)
+        plain = await ask(adder(model=instance))
+        assert await ask(adder(model=durable_model(instance, "s1"))) == plain
+    await wire.client.close()

@@ -1,0 +1,141 @@
+"""The demo killed anywhere and run again, against a model server that counts and never answers twice alike."""
+
+import asyncio
+import itertools
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from model_server import Answer, Asked, Hold, ModelServer, research
+from processes import Finished, Process, eventually
+from test_demo import ROOT, Stage, answer, stage
+
+from nexum_runtime import Client
+
+__all__ = ["stage"]
+
+TURNS, CALLS = 3, 4  # of one run of `research`
+KILLED_AFTER = {  # a step is a line of a turn or a call: that it is started, or stored
+    "responses": range(1, 2 * (TURNS + CALLS) + 1),
+    "streamed": (1, 2, 5, 8, 13, 14),
+    "chat": (2, 6, 13),
+    "gemini": (2, 6, 13),
+}
+HELD = [("responses", 0), ("streamed", 0), ("streamed", 2), ("chat", 0), ("gemini", 0)]  # after how many deltas
+
+
+@dataclass
+class Demos:
+    """Runs of the demo, one at a time, each a process of its own: see resume_demo.py. A session is `API-WHATEVER`."""
+
+    stage: Stage
+    models: ModelServer
+    process: asyncio.subprocess.Process
+
+    async def start(self, session: str, kill_after: int = 0) -> int:
+        """Its process id."""
+        assert self.process.stdin is not None
+        api = session.partition("-")[0]
+        self.process.stdin.write(f"{api} {session} {kill_after} {self._log}\n".encode())
+        return int(await self._line())
+
+    async def end(self) -> Finished:
+        return Finished(int(await self._line()), self._log.read_text(), "")
+
+    async def run(self, session: str, kill_after: int = 0) -> Finished:
+        await self.start(session, kill_after)
+        return await self.end()
+
+    def requests(self, session: str) -> list[Asked]:
+        return [asked for asked in self.models.requests if asked.user == f"What is asked in {session}?"]
+
+    async def check_that_it_goes_on(self, session: str, requests: int, killed: Finished) -> None:
+        """Two more runs of a session that was killed in the middle, which make that many requests in all."""
+        assert killed.code == -signal.SIGKILL, killed.stdout
+        second, third = await self.run(session), await self.run(session)
+        where = f"{session}:\n{killed.stdout}\n{second.stdout}"
+        assert second.code == third.code == 0, where
+        assert len(self.requests(session)) == requests, where
+        assert await self._executions(session) == CALLS, where
+        assert " is new: " not in second.stdout + third.stdout, where
+        recorded = self.requests(session)[-1].token  # each answer has the token of its own request in it
+        assert recorded in answer(second.stdout), where
+        assert answer(third.stdout) == answer(second.stdout)
+        assert lines(third, "cached") == TURNS + CALLS, third.stdout
+
+    async def _executions(self, session: str) -> int:
+        """How often a tool was executed."""
+        async with Client(self.stage.nexum.address) as client:
+            known = [each async for each in client.history(f"{session}/")]
+        events = [event for each in known if "/model-turn/" not in each["execution_id"] for event in each["events"]]
+        return sum(event["type"] == "AttemptStarted" for event in events)
+
+    @property
+    def _log(self) -> Path:
+        return self.stage.folder / "run.log"
+
+    async def _line(self) -> bytes:
+        assert self.process.stdout is not None
+        return await self.process.stdout.readline()
+
+
+def lines(run: Finished, how: str) -> int:
+    return sum(line.startswith("[Nexum]") and how in line for line in run.stdout.splitlines())
+
+
+@asynccontextmanager
+async def demos(stage: Stage, models: ModelServer) -> AsyncIterator[Demos]:
+    worker = [sys.executable, str(ROOT / "worker.py"), "--offline"]
+    Process(worker, stage.folder / "worker.log", env=stage.environment()).start()
+    demo = [sys.executable, str(Path(__file__).with_name("resume_demo.py"))]
+    pipe = asyncio.subprocess.PIPE
+    env = stage.environment(**models.environment)
+    process = await asyncio.create_subprocess_exec(*demo, env=env, cwd=stage.folder, stdin=pipe, stdout=pipe)
+    try:
+        yield Demos(stage, models, process)
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def test_a_run_killed_after_any_of_its_steps_goes_on_and_repeats_nothing(stage: Stage) -> None:
+    with ModelServer(research) as models:
+        async with demos(stage, models) as runs:
+            for api, steps in KILLED_AFTER.items():
+                whole = await runs.run(f"{api}-whole")
+                assert (whole.code, lines(whole, "stored")) == (0, TURNS + CALLS), whole.stdout
+                for step in steps:
+                    killed = await runs.run(f"{api}-{step}", kill_after=step)
+                    await runs.check_that_it_goes_on(f"{api}-{step}", TURNS, killed)
+
+
+async def test_a_run_killed_while_the_model_answers_asks_only_that_again(stage: Stage) -> None:
+    hold: Hold | None = None
+
+    def script(asked: Asked) -> Answer:
+        nonlocal hold
+        said = research(asked)
+        if hold is not None or asked.user == "Warm up" or len(runs.requests(session)) < turn:
+            return said
+        assert not isinstance(said, Hold)
+        hold = Hold(said, deltas)
+        return hold
+
+    def the_hold() -> Hold | None:
+        return hold
+
+    with ModelServer(script) as models:
+        async with demos(stage, models) as runs:
+            for (api, deltas), turn in itertools.product(HELD, range(1, TURNS + 1)):
+                session, hold = f"{api}-{deltas}-{turn}", None
+                pid = await runs.start(session)
+                held = await eventually(the_hold)
+                await eventually(held.reached.is_set)
+                os.kill(pid, signal.SIGKILL)
+                killed = await runs.end()
+                held.released.set()
+                await runs.check_that_it_goes_on(session, TURNS + 1, killed)
