@@ -46,7 +46,7 @@ from openai.types.responses import (
 )
 from openai.types.responses.response import IncompleteDetails
 from openai.types.responses.response_error import ResponseError
-from processes import eventually
+from processes import PATIENCE_SECONDS, eventually
 from pydantic import BaseModel
 
 import durable_model as module
@@ -449,31 +449,31 @@ async def test_retries_of_a_failed_request_are_one_turn(client: Client, streamed
 
 
 async def test_turns_that_fail_side_by_side_keep_their_numbers() -> None:
-    """Two identical ones at once: the first is asked again while the second is under way."""
-    count, first_again = itertools.count(1), asyncio.Event()
+    """Two identical ones at once: one is asked again while the other is under way, which then fails as well."""
+    count, asked_again = itertools.count(1), asyncio.Event()
 
     async def answer(call: ModelCall) -> Any:
         number = next(count)
-        if number == 1:
-            return ValueError("busy")
         if number == 2:
-            await first_again.wait()
-        else:
-            first_again.set()
-        return says()
+            await asked_again.wait()
+        elif number == 3:
+            asked_again.set()
+        return ValueError("busy") if number <= 2 else says()
+
+    async def both() -> list[str]:
+        config = RunConfig(model_provider=durable_models("s1", Provider(model)))
+        results = await asyncio.gather(*(Runner.run(agent, "?", run_config=config) for _ in range(2)))
+        return [str(result.final_output) for result in results]
 
     events: list[Any] = []
     model, agent = Live(answer), adder(model_settings=ModelSettings(retry=RETRY))
     with durable_session("s1", events.append):
-        config = RunConfig(model_provider=durable_models("s1", Provider(model)))
-        results = await asyncio.gather(*(Runner.run(agent, "?", run_config=config) for _ in range(2)))
-    numbers = {event.execution_id[-2:]: event.number for event in events}
-    assert sorted(numbers.values()) == [1, 2]
-    assert sorted(numbers) == ["/0", "/1"]
-    config = RunConfig(model_provider=durable_models("s1", Provider(model)))
-    again = await asyncio.gather(*(Runner.run(agent, "?", run_config=config) for _ in range(2)))
-    assert [result.final_output for result in again] == [result.final_output for result in results]
-    assert len(model.calls) == 3
+        first = await both()
+    numbers = {(event.execution_id[-2:], event.number) for event in events}
+    assert sorted(number for _, number in numbers) == [1, 2]
+    assert sorted(which for which, _ in numbers) == ["/0", "/1"]
+    assert sorted(await both()) == sorted(first)
+    assert len(model.calls) == 4
 
 
 async def test_a_failed_request_is_recorded_in_its_own_words_and_made_again_by_the_next_run(client: Client) -> None:
@@ -539,22 +539,28 @@ async def test_a_change_in_the_middle_is_said_once_where_the_runs_part() -> None
 async def test_after_an_edit_and_a_crash_the_next_run_says_nothing_again() -> None:
     await run(adder())
     edited = adder(instructions="Add well.")
-    second = await crashes(edited, "stored", 1)
+    second = await crashes(edited, "started", 1)
     assert second.notes == ["turn 1 is new: instructions changed"]
-    third = await crashes(edited, "started", 2)
-    fourth = await run(edited)
-    assert third.notes == fourth.notes == []
-    assert fourth.kinds == ["cached", *["started", "stored"] * 2]
-    fifth = await run(adder())
-    assert (fifth.asked, fifth.notes) == (0, [])
+    third = await crashes(edited, "stored", 1)
+    fourth = await crashes(edited, "started", 2)
+    fifth = await run(edited)
+    assert third.notes == fourth.notes == fifth.notes == []
+    assert fifth.kinds == ["cached", *["started", "stored"] * 2]
+    sixth = await run(adder())
+    assert (sixth.asked, sixth.notes) == (0, [])
 
 
 async def test_a_resumed_run_of_agents_side_by_side_says_nothing_of_a_change(client: Client) -> None:
     """Where it goes on, what the other agent has recorded is still to come, and no sign of an edit."""
-    one, two = (Agent(name=name, instructions=f"Think as {name}.", model="m") for name in ("One", "Two"))
-    both = {"tools": [agent.as_tool(agent.name.lower(), "Thinks.") for agent in (one, two)]}
-    for agent in (one, two):
-        agent.tools = [function_tool(add)]
+    returns = {"One": asyncio.Event(), "Two": asyncio.Event()}  # when the agent's own tool does
+
+    def thinker(name: str) -> Tool:
+        async def add(a: int, b: int) -> int:
+            await returns[name].wait()
+            return a + b
+
+        agent = Agent(name=name, instructions=f"Think as {name}.", tools=[function_tool(add)], model="m")
+        return agent.as_tool(name.lower(), "Thinks.")
 
     def answer(call: ModelCall) -> Any:
         found = outputs(call)
@@ -562,26 +568,26 @@ async def test_a_resumed_run_of_agents_side_by_side_says_nothing_of_a_change(cli
             return says("I think") if found else calls("add", {"a": 1, "b": 1})
         return says("Both") if found else calls("one", {"input": "One?"}) + calls("two", {"input": "Two?"})
 
-    def answer_but_one(call: ModelCall) -> Any:
-        if call.system_instructions == "Think as One." and outputs(call):
-            pending.set()
-            return asyncio.Event().wait()  # it is killed meanwhile, before the server hears of this turn
-        return answer(call)
+    async def all_but_one() -> bool:
+        return [turn["status"] for turn in await turns(client)] == ["COMPLETED"] * 4
 
-    pending = asyncio.Event()
-    first = asyncio.create_task(run(adder(**both), answer_but_one))
-    await pending.wait()
+    both = adder(tools=[thinker("One"), thinker("Two")])
+    returns["Two"].set()
+    first = asyncio.create_task(run(both, answer))
+    await eventually(all_but_one)
+    while not first.done():
+        first.cancel()
+        await asyncio.wait([first], timeout=0.1)
 
-    async def only_that_is_missing() -> bool:
-        return [turn["status"] for turn in await turns(client)].count("COMPLETED") == 4
+    returns["One"].set()
+    returns["Two"].clear()
 
-    await eventually(only_that_is_missing)
-    first.cancel()
-    await asyncio.wait([first])
-    (lost,) = [turn["execution_id"] for turn in await turns(client) if turn["status"] != "COMPLETED"]
-    await client.cancel(lost)
-    await client.prune(lost, 10**14)
-    second = await run(adder(**both), answer)
+    def on_event(event: TurnEvent) -> None:
+        if event.kind == "started":
+            returns["Two"].set()
+
+    second = await run(both, answer, on_event=on_event)
+    assert second.kinds.count("cached") == 4
     assert second.asked == 2
     assert second.notes == []
 
@@ -820,7 +826,8 @@ async def test_without_a_server_the_run_stops_at_once_and_no_model_is_asked(
 ) -> None:
     monkeypatch.setenv("NEXUM_ADDRESS", f"localhost:{unused_tcp_port_factory()}")
     for streamed in (False, True):
-        this = await run(adder(model_settings=ModelSettings(retry=RETRY)), streamed=streamed)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            this = await run(adder(model_settings=ModelSettings(retry=RETRY)), streamed=streamed)
         assert isinstance(this.error, DurableCallError)
         assert "No Nexum server answers at" in str(this.error)
         assert this.asked == 0
@@ -884,7 +891,7 @@ async def test_two_processes_on_one_session_share_each_turn() -> None:
 
     async def answer(call: ModelCall) -> Any:
         under_way.set()
-        await asyncio.to_thread(go_on.wait)
+        await asyncio.to_thread(go_on.wait, PATIENCE_SECONDS)
         return adds_twice(call)
 
     def waiting(event: TurnEvent) -> None:
@@ -892,7 +899,7 @@ async def test_two_processes_on_one_session_share_each_turn() -> None:
             go_on.set()
 
     first = asyncio.create_task(asyncio.to_thread(asyncio.run, run(adder(), answer)))
-    await asyncio.to_thread(under_way.wait)
+    await asyncio.to_thread(under_way.wait, PATIENCE_SECONDS)
     second = await asyncio.to_thread(asyncio.run, run(adder(), on_event=waiting))
     whole = await first
     assert whole.asked + second.asked == 3
