@@ -34,7 +34,6 @@ _MARKS = ("$", "$set", "$missing", "$attributes", "$private")
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 _NUMBER_LIMIT = 10**4300  # Python reads ints of no more digits
 _UNMADE = object()  # the default of a field whose objects must not share one
-_CLASS_NAME = re.compile(r"[\w.]+:[\w.]+")
 _SPLIT_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")  # which JSON would make one character
 
 
@@ -220,7 +219,7 @@ def _name(cls: Any) -> str:
 def _class_named(name: str) -> Any:
     """Raises Unrecordable."""
     module, _, qualname = name.partition(":")
-    if not _CLASS_NAME.fullmatch(name) or not _is_open(module):
+    if not _is_open(module):
         raise Unrecordable(f"{name} cannot be made from a record, only data classes of {', '.join(PACKAGES)}")
     try:
         found: Any = import_module(module)
