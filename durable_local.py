@@ -137,6 +137,7 @@ async def recorded(
         session.tell(CallEvent(kind, execution_id, name, arguments, elapsed_ms, **more))
 
     async def run(call: Call) -> dict[str, Any]:
+        tell("started")
         began = time.monotonic()
         value = await call()
         record = {"duration_ms": round((time.monotonic() - began) * 1000)}
@@ -144,7 +145,6 @@ async def recorded(
         record["result"] = to_recorded(value)
         return record
 
-    tell("started")
     try:
         outcome = await nexum_client().run_local(
             LOCAL_CALL,
