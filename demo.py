@@ -1,11 +1,12 @@
-"""An OpenAI Agents SDK agent whose tool calls survive a crash.
+"""An OpenAI Agents SDK agent that survives a crash: the turns of its model, and its tool calls.
 
     nexum dev                                                    # terminal 1
     python worker.py                                             # terminal 2
     SESSION_ID=s1 python demo.py "What is durable execution?"    # terminal 3: kill it anywhere, run it again
 
 With OPENAI_API_KEY the agent asks OpenAI, with GEMINI_API_KEY or GOOGLE_API_KEY Gemini, with neither it is the
-offline agent, which reads the pages in offline/. You will see each call `stored ✓`, and `cached ⚡` the second time.
+offline agent, which reads the pages in offline/. You will see each turn and each call `stored ✓`, and `cached ⚡` the
+second time, when nobody is asked.
 """
 
 import argparse
@@ -117,7 +118,7 @@ async def run(arguments: argparse.Namespace, session_id: str, view: RunView, aga
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Ask an agent whose tool calls survive a crash.")
+    parser = argparse.ArgumentParser(description="Ask an agent that survives a crash.")
     parser.add_argument("question", nargs="*", help=f"default: {QUESTION}")
     parser.add_argument("--offline", action="store_true", help="no network, no key: the offline agent and web")
     parser.add_argument("--dev", action="store_true", help="bring a server and a worker (logs in .nexum/)")

@@ -131,7 +131,7 @@ async def test_without_durable_turns_the_model_is_asked_again_and_its_calls_come
     second = await stage.demo("--no-durable-model", SESSION_ID="s1")
     assert second.code == 0
     assert (ended_calls(second.stdout, "cached"), ended_calls(second.stdout, "stored")) == (2, 3)
-    assert "turn" not in second.stdout
+    assert "[Nexum] turn" not in second.stdout
     assert "⚡ 2 calls came from the store" in second.stdout
     assert "Run it again, and every call is cached ⚡:" in second.stdout
     assert len(stage.executions) == 5

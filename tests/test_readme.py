@@ -64,6 +64,13 @@ def test_every_file_and_setting_that_the_readme_names_exists() -> None:
     assert [name for name in settings if name not in source] == []
 
 
+def copied_to(project: Path, files: str) -> None:
+    """Copy those of our files into it that this part of the README names."""
+    project.mkdir()
+    for name in re.findall(r"`(\w+\.py)`", files):
+        shutil.copy(ROOT / name, project)
+
+
 OWN_TOOLS = """
 def get_weather(city: str) -> dict[str, str]:
     return {"city": city, "sky": "clear"}
@@ -92,9 +99,7 @@ async def test_the_files_that_a_project_of_ones_own_copies_are_enough(stage: Sta
     files = re.search(r"In a project of your own: copy (.+) and a `tools\.py`", README)
     assert files
     project = tmp_path / "project"
-    project.mkdir()
-    for name in re.findall(r"`(\w+\.py)`", files[1]):
-        shutil.copy(ROOT / name, project)
+    copied_to(project, files[1])
     (project / "tools.py").write_text(OWN_TOOLS)
     (project / "agent.py").write_text(OWN_AGENT)
     env = stage.environment()
@@ -102,6 +107,37 @@ async def test_the_files_that_a_project_of_ones_own_copies_are_enough(stage: Sta
     worker.start()
     finished = await run(sys.executable, "agent.py", env=env, cwd=project)
     assert finished.stdout == """['{"city":"Rome","sky":"clear"}'] It is clear.\n""", finished.stderr + worker.output
+
+
+OWN_DURABLE_AGENT = """
+import asyncio
+from agents import Agent, Runner, function_tool
+from agents.testing import ScriptedModel, assistant_message, function_call
+from durable_agent import durable_agent
+
+@function_tool
+def get_weather(city: str) -> str:
+    print("looks out of the window in", city)
+    return "clear"
+
+async def main():
+    question = function_call("get_weather", {"city": "Rome"}, call_id="c")
+    for turns in [[question], [assistant_message("It is clear.")]], []:
+        agent = durable_agent(Agent(name="Forecaster", tools=[get_weather], model=ScriptedModel(turns)), "rome")
+        print((await Runner.run(agent, "Rome?")).final_output)
+
+asyncio.run(main())
+"""
+
+
+async def test_the_files_for_all_of_an_agent_are_enough_without_a_worker(stage: Stage, tmp_path: Path) -> None:
+    files = re.search(r"In a project of your own: copy (.+?); that needs no worker", README, re.DOTALL)
+    assert files
+    project = tmp_path / "project"
+    copied_to(project, files[1].replace("`worker.py` and a `tools.py`", ""))
+    (project / "agent.py").write_text(OWN_DURABLE_AGENT)
+    finished = await run(sys.executable, "agent.py", env=stage.environment(), cwd=project)
+    assert finished.stdout == "looks out of the window in Rome\nIt is clear.\nIt is clear.\n", finished.stderr
 
 
 def test_the_agents_modules_keep_to_their_side() -> None:
