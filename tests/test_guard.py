@@ -466,11 +466,11 @@ async def test_agent_and_worker_reach_a_server_that_demands_a_token_over_tls_and
         first = await run(*script("demo.py", "--offline"), env=env, cwd=tmp_path)
         second = await run(*script("demo.py", "--offline", "--dev"), env=env, cwd=tmp_path)
         assert (first.code, second.code) == (0, 0), (first, second)
-        assert (first.stdout.count("stored ✓"), second.stdout.count("cached ⚡")) == (5, 5)
+        assert (first.stdout.count("stored ✓"), second.stdout.count("cached ⚡")) == (8, 8)  # 3 turns and 5 calls
         assert "--dev uses the Nexum server that was running already" in second.stdout
         listed = await run(NEXUM, "ps", env=env)
         shown = await run(NEXUM, "show", "s1", "--json", env=env)
-        assert listed.stdout.count("COMPLETED") == shown.stdout.count('"status":"COMPLETED"') == 5
+        assert listed.stdout.count("COMPLETED") == shown.stdout.count('"status":"COMPLETED"') == 8
         assert TOKEN not in command_lines()
         nexum.terminate()
         assert await nexum.ended() == 0
@@ -520,7 +520,7 @@ async def test_dev_of_the_demo_brings_a_server_that_demands_the_token_of_the_env
     env = environment(NEXUM_ADDRESS=f"localhost:{port}", NEXUM_TOKEN=TOKEN, OFFLINE_WEB_DELAY_MS="0")
     finished = await run(*script("demo.py", "--offline", "--dev"), env=env, cwd=tmp_path)
     assert finished.code == 0, finished
-    assert finished.stdout.count("stored ✓") == 5
+    assert finished.stdout.count("stored ✓") == 8  # 3 turns and 5 calls
     assert (tmp_path / ".nexum" / "server.log").read_text().splitlines()[0].endswith(" · token demanded")
 
 
@@ -539,7 +539,7 @@ async def test_the_benchmark_is_not_disturbed_by_the_settings_of_a_server_elsewh
     env = environment(NEXUM_TOKEN=TOKEN, NEXUM_TLS_CA=str(pem.certificate), OFFLINE_WEB_DELAY_MS="0")
     finished = await run(*script("benchmark.py", "--rounds", "1"), env=env, cwd=tmp_path)
     assert finished.code == 0, finished
-    assert "and executes no tool." in finished.stdout
+    assert "executes 0 tools and asks 0 turns anew" in finished.stdout
 
 
 async def test_a_client_without_settings_of_its_own_goes_by_the_environment(
