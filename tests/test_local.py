@@ -228,6 +228,53 @@ async def test_a_cancelled_effect_is_taken_over_at_once_unless_it_happens_once(c
     assert (await lost(client)).endswith(" has gone.")
 
 
+async def test_an_effect_that_fails_while_others_wait_is_executed_by_one_of_them(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexum_runtime.client.FIRST_WAIT_MS", 20)
+    failing, effect = Effect(), Effect()
+
+    async def fail() -> Any:
+        await failing()
+        raise ValueError("It is broken.")
+
+    running = asyncio.create_task(client.run_local(ASK, {}, fail, execution_id="e"))
+    await eventually(lambda: failing.begun)
+    waits = list[str]()
+    options: Any = {"execution_id": "e", "restart": "failed", "on_wait": waits.append}
+    waiting = [asyncio.create_task(client.run_local(ASK, {}, effect, **options)) for _ in range(3)]
+    await eventually(lambda: len(waits) == 3)
+    failing.go_on.set()
+    with pytest.raises(ValueError, match="broken"):
+        await running
+    await eventually(lambda: effect.begun)
+    effect.go_on.set()
+    assert {(await each).status for each in waiting} == {"COMPLETED"}
+    assert effect.begun == 1
+
+
+async def test_an_effect_that_happens_once_and_fails_is_not_executed_by_one_that_waits(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexum_runtime.client.FIRST_WAIT_MS", 20)
+    failing = Effect()
+
+    async def fail() -> Any:
+        await failing()
+        raise ValueError("It is broken.")
+
+    once: Any = {"execution_id": "e", "effect": "once", "restart": "failed"}
+    running = asyncio.create_task(client.run_local(ASK, {}, fail, **once))
+    await eventually(lambda: failing.begun)
+    waits = asyncio.Event()
+    waiting = asyncio.create_task(client.run_local(ASK, {}, never, on_wait=lambda _: waits.set(), **once))
+    await waits.wait()
+    failing.go_on.set()
+    with pytest.raises(ValueError, match="broken"):
+        await running
+    assert told(await waiting) == ("FAILED", "TOOL_ERROR", "ValueError: It is broken.")
+
+
 async def test_what_is_cancelled_by_a_person_meanwhile_is_not_recorded(client: Client) -> None:
     effect = Effect()
     running = asyncio.create_task(client.run_local(ASK, {}, effect, execution_id="e"))

@@ -193,7 +193,8 @@ class Client:
             answer = effect.outcome.outputs["ask"]
 
         `effect.outcome` is there from the start when the execution has ended before; one that another process executes
-        at the moment is waited for, and one whose process has died is taken over at once. Whoever leaves the block
+        at the moment is waited for, one whose process has died is taken over at once, and one that fails there
+        meanwhile is restarted here, if `restart` lets a failed one be. Whoever leaves the block
         without a record has failed: with the error that it left by, or, cancelled, as if its process had died. The
         arguments are those of `execute`, `timeout` without the time that the effect itself takes.
         Raises ExecutionTimeout, besides the errors of the class.
@@ -296,6 +297,10 @@ class Client:
                 before = trailing.get(wire.STATUS, "")
             outcome = _outcome(execution_id, answer, trailing, before)
             task_id = trailing.get(wire.TASK_ID, "")
+            failed_elsewhere = outcome.status == "FAILED" and wire.RESTART not in metadata
+            if failed_elsewhere and wire.CLAIM in wishes and (restart := wishes[wire.RESTART]):
+                metadata[wire.RESTART] = restart  # in another process while this one waited, which now asks for itself
+                continue
             if outcome.status != "RUNNING" or task_id:
                 return outcome, task_id
             wait_ms = WAIT_MS
