@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from agents import FunctionTool
+from agents import FunctionTool, ItemHelpers
 from agents.tool import _FailureHandlingFunctionToolInvoker, invoke_function_tool
 
 from durable_model import WAIT_SECONDS
@@ -57,6 +57,8 @@ def recorded_tool(tool: FunctionTool, session: DurableSession | None, effect: Ef
 
         async def told() -> Any:
             result = await call()
+            if isinstance(result, tuple) and ItemHelpers._convert_tool_output_as_structured(result):
+                result = list(result)  # of texts, images and files, which the SDK tells alike
             return result if is_recordable(result) else str(result)  # which is what the SDK tells of it
 
         try:

@@ -46,7 +46,7 @@ from agents import (
 )
 from agents.mcp import MCPServer
 from agents.sandbox import SandboxAgent
-from agents.testing import ModelCall, ScriptedModel, assistant_message, function_call
+from agents.testing import ModelCall, ModelStep, ScriptedModel, assistant_message, function_call
 from agents.tool_context import ToolContext
 from mcp.types import CallToolResult, TextContent
 from mcp.types import Tool as MCPTool
@@ -382,6 +382,10 @@ def guarded_tool(name: str, **more: Any) -> FunctionTool:
         lambda: returns(ToolOutputText(text="text")),
         lambda: returns([ToolOutputText(text="text"), ToolOutputImage(image_url="https://site.example/i.png")]),
         lambda: returns({"type": "text", "text": "text"}),
+        lambda: returns((ToolOutputText(text="text"), ToolOutputImage(image_url="https://site.example/i.png"))),
+        lambda: returns(({"type": "text", "text": "text"},)),
+        lambda: returns((ToolOutputText(text="text"), 1)),
+        lambda: returns(()),
         lambda: breaks(),
         lambda: breaks(failure_error_function=lambda context, error: f"Told: {error}"),
         lambda: hangs(),
@@ -547,6 +551,26 @@ async def test_a_guardrail_that_runs_beside_the_model_and_trips_is_not_asked_aga
                 await Runner.run(durable_agent(agent, f"s-{error.__name__}"), "go")
             assert raised.value.guardrail_result.output.output_info == {"why": "so"}  # type: ignore[attr-defined]
         assert happened == ["check"]
+
+
+async def test_a_trip_that_cut_the_first_turn_short_is_replayed_before_a_model_is_asked() -> None:
+    is_asked = asyncio.Event()
+
+    async def check(*_: Any) -> GuardrailFunctionOutput:
+        await is_asked.wait()
+        return GuardrailFunctionOutput(None, tripwire_triggered=True)
+
+    async def never(call: ModelCall) -> Any:
+        happened.append("asked")
+        is_asked.set()
+        await asyncio.Event().wait()
+
+    agent = agent_with(turns=[ModelStep.respond(never)] * 5, input_guardrails=[InputGuardrail(check)])
+    for _ in range(3):
+        is_asked.clear()
+        with pytest.raises(InputGuardrailTripwireTriggered):
+            await Runner.run(durable_agent(agent, "s"), "go")
+    assert happened == ["asked"]
 
 
 class Books(MCPServer):
