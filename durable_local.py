@@ -161,12 +161,12 @@ async def recorded(
         )
     except (Unrecordable, LimitExceeded) as error:
         if not made:
-            raise DurableCallError(str(error)) from None
+            raise session.stop(str(error)) from None
         tell("unrecorded", detail=str(error))
         return made[0][0]
     except NexumError as error:
         tell("failed", detail=str(error))
-        raise DurableCallError(str(error)) from None
+        raise session.stop(str(error)) from None
     except Exception as error:
         tell("failed", detail=f"{type(error).__name__}: {error}")
         raise

@@ -160,6 +160,8 @@ class DurableModel(Model):
     @asynccontextmanager
     async def _turn(self, content: dict[str, Any]) -> AsyncIterator["_Turn"]:
         session = self._session
+        if session.stopped:
+            raise DurableCallError(session.stopped)
         turn = _Turn(session, self._name, session.next_execution_id(TURN, content))
         try:
             if len(session.turns) == 1:  # a run ends at once if there is no server; one that goes away is waited for
@@ -174,12 +176,9 @@ class DurableModel(Model):
             ) as effect:
                 await turn.begin(effect, content)
                 yield turn
-        except NexumError as error:
+        except (NexumError, DurableCallError) as error:
             turn.tell("failed", detail=str(error))
-            raise DurableCallError(str(error)) from None
-        except DurableCallError as error:
-            turn.tell("failed", detail=str(error))
-            raise
+            raise session.stop(str(error)) from None
         except Exception as error:
             turn.tell("failed", detail=f"{type(error).__name__}: {error}")
             raise

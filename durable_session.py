@@ -106,6 +106,7 @@ class DurableSession:
     saved: Saved = field(default_factory=Saved)
     turns: dict[str, int] = field(default_factory=dict)  # of the model, so far in this run: their numbers, from 1
     turns_asked: int = 0  # … that did not come from the store
+    stopped: str = ""  # why this run cannot go on
     _made: Counter[str] = field(default_factory=Counter)  # identical calls
     _given_back: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
 
@@ -139,6 +140,14 @@ class DurableSession:
     def is_replaying(self) -> bool:
         """Whether the model was not asked yet in this run: its turns came from the store so far."""
         return bool(self.turns) and not self.turns_asked
+
+    def stop(self, why: str) -> DurableCallError:
+        """The error that ends this run; from now on no model is asked in it.
+
+        For an agent's tool that is an agent itself catches whatever that one raises, and tells it to the model.
+        """
+        self.stopped = why
+        return DurableCallError(why)
 
     async def was_told(self, execution_id: str) -> bool:
         """Whether the model went on after this call had failed: then its failure is part of what is replayed.

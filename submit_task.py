@@ -115,7 +115,7 @@ async def submit_tool_call(
             outcome = await execute(restart="failed" if effect == "once" else "unknown")
     except NexumError as error:
         report("failed", detail=str(error))
-        raise DurableCallError(str(error)) from None
+        raise session.stop(str(error)) from None
     if outcome.error_code == "OUTCOME_UNKNOWN" and effect == "once":
         report("unknown", detail=_why(outcome))
         raise unknown_outcome(tool_name, outcome)
