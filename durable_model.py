@@ -48,6 +48,7 @@ WAIT_SECONDS = 600.0  # for another process that has this very turn under way, o
 SAYS_CHARS = 60
 ENDS_BADLY = ("response.failed", "response.incomplete", "response.error", "error")  # types of events
 GENERATED = "agents-sdk:"  # what the SDK's own prompt cache keys begin with
+NOT_OF_THE_MODEL = ("user", "system", "developer", "_output")  # what the kinds of input items end with
 
 # Settings that have no part in what a model answers.
 BESIDE_THE_POINT = {
@@ -287,9 +288,15 @@ class _Turn:
         last_ms = met[-1]["created_at_ms"] if met else 0
         left = [turn["input"] for turn in turns if turn not in met and turn["created_at_ms"] >= last_ms]
         if met:  # those of other agents may well come yet
-            left = [before for before in left if before.get("input", [])[:1] == content["input"][:1]]
+            left = [before for before in left if _leads_to(before) == _leads_to(content)]
         changes = sorted((_changes(before, content) for before in left), key=len)  # the one that is most like it
         return ", ".join(changes[0]) if changes else ""
+
+
+def _leads_to(content: dict[str, Any]) -> list[Any]:
+    """What tells a turn of one agent from those of others at the same time: the question, and the answers so far."""
+    items: list[Any] = content.get("input", [])
+    return items[:1] + [item for item in items if not item[0].endswith(NOT_OF_THE_MODEL)]
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
