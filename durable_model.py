@@ -333,13 +333,13 @@ def _content(
     return {
         "model": name,
         "streamed": streamed,
-        "instructions": _digest(instructions),
+        "instructions": instructions and _digest(instructions),
         "input": [[_kind(item), _digest(item)] for item in items],
         "settings": _settings(settings),
         "tools": _digests((tool.name, _tool_content(tool)) for tool in tools),
         "handoffs": _digests((h.tool_name, [h.tool_description, h.input_json_schema]) for h in handoffs),
-        "output_schema": _digest(output_schema and _schema_content(output_schema)),
-        "prompt": _digest(named.get("prompt")),
+        "output_schema": _schema_digest(output_schema),
+        "prompt": named.get("prompt") and _digest(named["prompt"]),
         "previous_response": named.get("previous_response_id"),
         "conversation": named.get("conversation_id"),
     }
@@ -391,10 +391,10 @@ def _tool_content(tool: Tool) -> Any:
     return {name: value for name, value in values.items() if not callable(value)}
 
 
-def _schema_content(schema: AgentOutputSchemaBase) -> Any:
-    if schema.is_plain_text():
+def _schema_digest(schema: AgentOutputSchemaBase | None) -> str | None:
+    if schema is None or schema.is_plain_text():
         return None
-    return [schema.name(), schema.json_schema(), schema.is_strict_json_schema()]
+    return _digest([schema.name(), schema.json_schema(), schema.is_strict_json_schema()])
 
 
 def _output(recorded: Any) -> list[Any]:
