@@ -50,11 +50,14 @@ from processes import PATIENCE_SECONDS, eventually
 from pydantic import BaseModel
 
 import durable_model as module
+from durable_local import durable_local
 from durable_model import durable_model, durable_models
 from durable_session import DurableCallError, TurnEvent, durable_session, nexum_client
 from nexum_runtime import Client
 from nexum_runtime.server.app import Server, ServerConfig
+from nexum_runtime.wire import NESTING_LIMIT
 from recording import Unrecordable, from_recorded
+from submit_task import durable_tool
 from workflow import MODEL_TURN
 
 Answer = Callable[[ModelCall], Any]
@@ -550,7 +553,10 @@ async def test_after_an_edit_and_a_crash_the_next_run_says_nothing_again() -> No
     assert (sixth.asked, sixth.notes) == (0, [])
 
 
-async def test_a_resumed_run_of_agents_side_by_side_says_nothing_of_a_change(client: Client) -> None:
+@pytest.mark.parametrize("questions", [("One?", "Two?"), ("Both?", "Both?")])
+async def test_a_resumed_run_of_agents_side_by_side_says_nothing_of_a_change(
+    client: Client, questions: tuple[str, str]
+) -> None:
     """Where it goes on, what the other agent has recorded is still to come, and no sign of an edit."""
     returns = {"One": asyncio.Event(), "Two": asyncio.Event()}  # when the agent's own tool does
 
@@ -566,7 +572,7 @@ async def test_a_resumed_run_of_agents_side_by_side_says_nothing_of_a_change(cli
         found = outputs(call)
         if "Think" in str(call.system_instructions):
             return says("I think") if found else calls("add", {"a": 1, "b": 1})
-        return says("Both") if found else calls("one", {"input": "One?"}) + calls("two", {"input": "Two?"})
+        return says("Both") if found else calls("one", {"input": questions[0]}) + calls("two", {"input": questions[1]})
 
     async def all_but_one() -> bool:
         return [turn["status"] for turn in await turns(client)] == ["COMPLETED"] * 4
@@ -725,6 +731,18 @@ async def test_a_streamed_run_that_is_cancelled_goes_on_with_the_next_one() -> N
 # What is recorded is what the model answered
 
 
+async def test_an_answer_is_not_made_again_from_its_own_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "from_recorded", lambda recorded: pytest.fail("it was"))
+    assert (await run(adder())).kinds == ["started", "stored"] * 3
+
+
+async def test_what_a_turn_is_not_asked_with_is_recorded_as_nothing(client: Client) -> None:
+    await run(adder(instructions=None), lambda call: says())
+    (turn,) = await turns(client)
+    parts = ("instructions", "output_schema", "prompt", "previous_response", "conversation")
+    assert [turn["input"][part] for part in parts] == [None] * 5
+
+
 async def test_what_the_sdk_makes_of_an_answer_afterwards_is_not_recorded() -> None:
     retrying = adder(model_settings=ModelSettings(retry=RETRY))
     first = await run(retrying, fails_at(1))
@@ -879,6 +897,46 @@ async def test_a_turn_that_is_cancelled_stops_the_run_and_is_asked_again_by_the_
     assert second.notes == []
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+async def test_a_turn_that_cannot_be_carried_in_an_agent_tool_stops_the_outer_agent_too(
+    client: Client, streamed: bool
+) -> None:
+    """The SDK tells the outer model of it as of any failure, so that one must not be asked."""
+    inner = adder(name="Inner", instructions="Add, inside.")
+    outer = Agent(name="Outer", tools=[inner.as_tool("inner", "Adds.")], model="m")
+
+    async def answer(call: ModelCall) -> Any:
+        if not call.system_instructions:
+            return calls("inner", {"input": "?"})
+        await client.cancel((await turns(client))[-1]["execution_id"])
+        return says()
+
+    this = await run(outer, answer, streamed=streamed)
+    assert isinstance(this.error, DurableCallError)
+    assert str(this.error) == "Turn 2 of the model was cancelled."
+    assert this.asked == 2
+
+
+@pytest.mark.parametrize("make", [durable_tool, lambda function: durable_local(function_tool(function))])
+async def test_a_call_that_cannot_be_carried_in_an_agent_tool_stops_the_outer_agent_too(
+    make: Callable[[Any], Tool],
+) -> None:
+    def weigh(what: Any) -> str:
+        pytest.fail("it was called")
+
+    inner = adder(name="Inner", instructions="Weigh.", tools=[make(weigh)])
+    outer = Agent(name="Outer", tools=[inner.as_tool("inner", "Weighs.")], model="m")
+    nested = json.loads("[" * (NESTING_LIMIT + 1) + "]" * (NESTING_LIMIT + 1))
+
+    def answer(call: ModelCall) -> Any:
+        return calls("weigh", {"what": nested}) if call.system_instructions else calls("inner", {"input": "?"})
+
+    this = await run(outer, answer)
+    assert isinstance(this.error, DurableCallError)
+    assert "nested" in str(this.error)
+    assert this.asked == 2
+
+
 async def test_two_tasks_on_one_session_share_each_turn() -> None:
     first, second = await asyncio.gather(run(adder()), run(adder()))
     assert first.asked + second.asked == 3
@@ -904,6 +962,27 @@ async def test_two_processes_on_one_session_share_each_turn() -> None:
     whole = await first
     assert whole.asked + second.asked == 3
     assert whole.answer == second.answer
+
+
+async def test_a_turn_that_fails_in_another_process_is_asked_for_by_the_one_that_waits_for_it(client: Client) -> None:
+    under_way, go_on = threading.Event(), threading.Event()
+
+    async def fails(call: ModelCall) -> Any:
+        under_way.set()
+        await asyncio.to_thread(go_on.wait, PATIENCE_SECONDS)
+        return ValueError("The model is on holiday.")
+
+    def waiting(event: TurnEvent) -> None:
+        if event.kind == "waiting":
+            go_on.set()
+
+    first = asyncio.create_task(asyncio.to_thread(asyncio.run, run(adder(), fails)))
+    await asyncio.to_thread(under_way.wait, PATIENCE_SECONDS)
+    second = await asyncio.to_thread(asyncio.run, run(adder(), on_event=waiting))
+    assert str((await first).error) == "The model is on holiday."
+    assert second.answer
+    assert (second.asked, second.notes) == (3, [])
+    assert [turn["status"] for turn in await turns(client)] == ["COMPLETED"] * 3
 
 
 async def test_a_turn_that_times_out_is_asked_again_as_the_same_turn(client: Client) -> None:
