@@ -50,6 +50,7 @@ class Asked:
     tools: list[str]  # the names of those on offer
     streamed: bool
     body: Json
+    sent: bytes  # the body as it came
 
     def identity(self, kind: str, index: int = 0) -> str:
         return f"{kind}_{self.number}_{index}_{self.token}"
@@ -140,7 +141,8 @@ class ModelServer(ThreadingHTTPServer):
         gemini = {"GEMINI_API_KEY": "g-test", "GEMINI_API_BASE": self.url}
         return openai | gemini | {"OPENAI_AGENTS_DISABLE_TRACING": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
 
-    def arrived(self, api: "_Api", path: str, body: Json) -> Asked:
+    def arrived(self, api: "_Api", path: str, sent: bytes) -> Asked:
+        body = json.loads(sent)
         instructions, user, outputs = list[str](), "", list[str]()
         for who, text in api.said(body):
             if who == "system":
@@ -162,6 +164,7 @@ class ModelServer(ThreadingHTTPServer):
                 tools=list(api.tools(body)),
                 streamed=method.startswith("stream") or body.get("stream") is True,
                 body=body,
+                sent=sent,
             )
             self.requests.append(asked)
         return asked
@@ -173,10 +176,10 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = SOCKET_SECONDS
 
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        sent = self.rfile.read(int(self.headers["content-length"]))
         api = next((api for api in _APIS if re.search(api.path, self.path)), None)
         if api:
-            self._answer(api, self.server.arrived(api, self.path, body))
+            self._answer(api, self.server.arrived(api, self.path, sent))
         else:
             self._fail(Failure(404, f"The model server has no {self.path}."))
 

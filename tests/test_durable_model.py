@@ -38,6 +38,8 @@ from agents.items import TResponseStreamEvent
 from agents.models.interface import Model, ModelTracing
 from agents.testing import ModelCall, ModelStep, ScriptedModel, assistant_message, function_call
 from agents.usage import Usage
+from model_server import Answer as Said
+from model_server import Asked, Call, ModelServer
 from openai.types.responses import (
     ResponseCompletedEvent,
     ResponseErrorEvent,
@@ -48,8 +50,10 @@ from openai.types.responses.response import IncompleteDetails
 from openai.types.responses.response_error import ResponseError
 from processes import PATIENCE_SECONDS, eventually
 from pydantic import BaseModel
+from test_model_server import model_of
 
 import durable_model as module
+from durable_agent import durable_agent
 from durable_local import durable_local
 from durable_model import durable_model, durable_models
 from durable_session import DurableCallError, TurnEvent, durable_session, nexum_client
@@ -1132,3 +1136,45 @@ async def test_the_model_is_asked_the_same_with_and_without(url: str, responses:
         plain = await ask(adder(model=instance))
         assert await ask(adder(model=durable_model(instance, "s1"))) == plain
     await wire.client.close()
+
+
+def three_turns(asked: Asked) -> Said:
+    if len(asked.outputs) < 3:
+        calls = [Call("add", {"a": 1, "b": number}) for number in range(2 - len(asked.outputs) // 2)]
+        return ["Let me see. ", *calls]
+    return f"They are {', '.join(asked.outputs)} ({asked.token})."
+
+
+@pytest.mark.parametrize("api", ["responses", "chat", "gemini"])
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
+async def test_each_byte_that_is_sent_is_the_same_with_and_without(
+    api: str, streamed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over HTTP, in three turns, with what the model has called, said and reasoned among them."""
+
+    async def sent(session_id: str = "", how: str = "") -> list[bytes]:
+        numbers = itertools.count()
+        monkeypatch.setattr("model_server.secrets.token_hex", lambda _: f"{next(numbers):08x}")
+        with ModelServer(three_turns) as server:
+            async with model_of(api, server, monkeypatch) as model:
+                config = RunConfig(model_provider=Provider(model))
+                agent = adder(model_settings=ModelSettings(temperature=0.5, metadata={"a": "b"}))
+                if how == "provider":
+                    config = RunConfig(model_provider=durable_models(session_id, Provider(model)))
+                elif how == "instance":
+                    agent.model = durable_model(model, session_id)
+                elif how == "agent":
+                    agent = durable_agent(agent, session_id, provider=Provider(model))
+                if streamed:
+                    async for _ in Runner.run_streamed(agent, "1 + 0, 1 + 1?", run_config=config).stream_events():
+                        pass
+                else:
+                    await Runner.run(agent, "1 + 0, 1 + 1?", run_config=config)
+        return [asked.sent for asked in server.requests]
+
+    plain = await sent()
+    assert len(plain) == 3
+    assert b"Let me see." in plain[2]
+    assert (b"encrypted_content" in plain[2].partition(b"reasoning")[2]) == (api == "responses")
+    for how in ("provider", "instance", "agent"):
+        assert await sent(f"s-{how}", how) == plain
