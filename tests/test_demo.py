@@ -15,6 +15,7 @@ from test_wire import has_ipv6
 from dev import local_nexum
 
 ROOT = Path(__file__).parents[1]
+SHORT_LEASE_MS = "2000"  # of a worker that is to be killed; a shorter one may expire while it lives, under load
 KEYS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "GEMINI_API_KEY", "GOOGLE_API_KEY", "MODEL", "SESSION_ID")
 
 
@@ -150,7 +151,7 @@ async def test_another_question_in_a_session_is_a_new_turn_and_says_what_differs
 
 async def test_a_worker_killed_while_its_tools_run_is_replaced_and_the_demo_never_notices(stage: Stage) -> None:
     stage.gate.unlink()
-    worker = stage.worker()
+    worker = stage.worker(LEASE_MS=SHORT_LEASE_MS)
     demo = stage.demo_process(SESSION_ID="s1")
     await eventually(lambda: len(stage.executions) == 2, "two tools running")
     worker.kill()

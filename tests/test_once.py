@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from processes import NEXUM, PATIENCE_SECONDS, Finished, environment, eventually, run
-from test_demo import ROOT, Stage, completed, ended_calls, no_traceback, stage
+from test_demo import ROOT, SHORT_LEASE_MS, Stage, completed, ended_calls, no_traceback, stage
 from test_engine import CHAIN, LEASE_MS, ONE, PAIR, Bench, bench
 
 from nexum_runtime.errors import InvalidRequest, NotFound
@@ -547,7 +547,7 @@ async def say(stage: Stage, command: str, *words: str) -> Finished:
 async def cut_short(stage: Stage) -> Finished:
     """A first run, whose worker is killed while it visits three pages; another one is there at once."""
     stage.gate.unlink()
-    worker = stage.worker(HELD="visit_webpage")
+    worker = stage.worker(HELD="visit_webpage", LEASE_MS=SHORT_LEASE_MS)
     running = asyncio.create_task(once_demo(stage))
     await eventually(lambda: len(stage.executions) == 5, "three pages being visited")
     worker.kill()
@@ -566,7 +566,7 @@ async def test_a_worker_killed_in_the_middle_of_an_effect_that_happens_once_leav
         assert no_traceback(finished)
         assert ended_calls(finished.stdout, "unknown") == 3
         assert re.search(
-            r"^\[Nexum\] visit_webpage\(.*\) unknown \? Worker \S+ was silent for 1 s: "
+            r"^\[Nexum\] visit_webpage\(.*\) unknown \? Worker \S+ was silent for 2 s: "
             r"the effect may or may not have happened\. It is not run again\.$",
             finished.stdout,
             re.MULTILINE,
@@ -624,7 +624,7 @@ async def test_after_a_person_said_to_try_again_one_attempt_more_is_made(stage: 
 
 async def test_a_worker_that_was_only_stopped_for_a_while_settles_its_calls_itself(stage: Stage) -> None:
     stage.gate.unlink()
-    worker = stage.worker(HELD="visit_webpage")
+    worker = stage.worker(HELD="visit_webpage", LEASE_MS=SHORT_LEASE_MS)
     running = asyncio.create_task(once_demo(stage))
     await eventually(lambda: len(stage.executions) == 5, "three pages being visited")
     worker.send(signal.SIGSTOP)
