@@ -71,7 +71,8 @@ def durable_agent(
     with their worker. What is recorded of a tool is said at `durable_local`; of a guardrail it is what it found, with
     an `output_info` of classes of your own made plain JSON.
     A replay runs the agent's code again, but for its tools and guardrails: hooks, `on_handoff`, `is_enabled`, filters,
-    instructions that a function makes. What a recorded tool once did to the run's context it does not do again.
+    instructions that a function makes. What a recorded tool once did to the run's context it does not do again. An
+    interrupted run's `RunState` goes on with this very copy: another one counts identical calls from 0 again.
     Raises TypeError naming what cannot be made durable, ValueError for `effects` of a tool that no agent has,
     DurableCallError for a session id that is none.
     """
