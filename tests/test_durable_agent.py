@@ -33,6 +33,7 @@ from agents import (
     RunConfig,
     RunContextWrapper,
     Runner,
+    RunState,
     ShellTool,
     SQLiteSession,
     ToolGuardrailFunctionOutput,
@@ -481,6 +482,18 @@ async def test_an_approved_run_goes_on_and_a_replay_asks_for_the_approval_again_
         result = await Runner.run(durable, state)
         assert outputs(result) == ["paid"]
     assert happened == ["give"]
+
+
+async def test_an_interrupted_run_that_goes_on_in_its_own_copy_counts_its_identical_calls_on() -> None:
+    tool = dataclasses.replace(returns("paid"), needs_approval=True)
+    durable = durable_agent(agent_with(tool, turns=[calls(("give", {})), calls(("give", {})), says("done")]), "s")
+    result = await Runner.run(durable, "go")
+    for _ in range(2):
+        state: Any = await RunState.from_string(durable, result.to_state().to_string())
+        state.approve(result.interruptions[0])
+        result = await Runner.run(durable, state)
+    assert outputs(result) == ["paid", "paid"]
+    assert happened == ["give", "give"]
 
 
 async def _yes() -> bool:
