@@ -3,7 +3,8 @@
     python tests/chaos.py --rounds 20 [--seed 7]        or: make chaos ROUNDS=20
 
 A real server, two real workers and real clients, all processes. In every round two clients make a handful of calls
-while one fault strikes: SIGKILL at a named point, SIGKILL at any time, SIGSTOP for longer than a lease. What died is
+while one fault strikes: SIGKILL at a named point, SIGKILL at any time, SIGSTOP for longer than a lease. Some calls a
+client executes itself, as local effects. What died is
 started again, and each client until it has finished. Tools write a line to a ledger outside of Nexum for every real
 effect, clients write down what they are told. In the end ledger, answers and database must tell the same story.
 
@@ -15,6 +16,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import random
 import re
 import shutil
@@ -29,12 +31,13 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import chaos_client
 from chaos_client import Call, Order
+from chaos_tools import HERE, IN_THE_WORKER
 from processes import NEXUM, STARTED, NexumDev, Process, environment, eventually, run
 
 from nexum_runtime import Client as NexumClient
@@ -52,11 +55,14 @@ TOOLS: dict[str, Effect] = {
     "send": "once",
     "send_in_a_thread": "once",
     "decline": "once",  # it fails, in its own words
+    "put_here": "idempotent",
+    "send_here": "once",
+    "decline_here": "once",
 }
 RUN_AGAIN = ("read", "read_in_a_thread", "put", "put_in_a_thread")
 PAUSES_MS = (0, 0, 20, 100, 400)  # of a tool, a quarter of it before its effect
 SLOW_MS = 1_000
-CLIENTS, CALLS, SLOTS = 2, 6, 3  # clients of a round, calls of a client, slots of each of the two workers
+CLIENTS, CALLS, SLOTS = 2, 8, 3  # clients of a round, calls of a client, slots of each of the two workers
 SERVER_PAUSES_SECONDS = (1.4, 3.4)  # beyond the workers' lease; beyond what the server takes for an absence of its own
 LAST_STRIKE_SECONDS = 0.6
 FINISH_SECONDS = 60.0  # for a round's clients, once the faults have stopped
@@ -66,7 +72,7 @@ EVIDENCE_LIMIT = 5  # problems that are shown
 RESOLVED_EVERY = 3  # of the outcomes that are unknown in the end, a person settles the first, the fourth …
 
 FORK = multiprocessing.get_context("forkserver")  # importing the SDK takes seconds; a client forked from it does not
-FORK.set_forkserver_preload(["submit_task"])
+FORK.set_forkserver_preload(["durable_local"])
 
 
 Fault = Callable[["Chaos"], Awaitable[None]]
@@ -84,8 +90,9 @@ class Client:
         self._order = Order(session, calls, folder / f"told-{name}", folder / f"client-{name}.log", env)
         self._process: Any = None
 
-    def start(self, dies_when_told: int = 0) -> None:
-        order = Order(**vars(self._order) | {"dies_when_told": dies_when_told})
+    def start(self, dies_when_told: int = 0, crash_at: str = "") -> None:
+        env = self._order.environment | {"NEXUM_CRASH_AT": crash_at}
+        order = Order(**vars(self._order) | {"dies_when_told": dies_when_told, "environment": env})
         self._process = FORK.Process(target=chaos_client.run, args=(order,), daemon=True)
         self._process.start()
 
@@ -96,6 +103,14 @@ class Client:
     @property
     def code(self) -> int:
         return int(self._process.exitcode)
+
+    @property
+    def pid(self) -> int:
+        return int(self._process.pid)
+
+    def send(self, number: signal.Signals) -> None:
+        if self.alive:
+            os.kill(self.pid, number)
 
     def kill(self) -> None:
         if self._process.pid is not None:  # it was started
@@ -109,6 +124,9 @@ class Client:
     @property
     def output(self) -> str:
         return self._order.log.read_text() if self._order.log.exists() else ""
+
+
+AProcess = TypeVar("AProcess", Process, Client)
 
 
 class Chaos:
@@ -125,7 +143,7 @@ class Chaos:
         self.calls: list[Call] = []
         self.everyone: list[Client] = []
         self.clients: list[Client] = []  # of this round
-        self.paused: list[Process] = []
+        self.paused: list[Process | Client] = []
         self.settled: dict[str, tuple[str, str]] = {}  # label → what a person said of it: kind and text
 
     async def __aenter__(self) -> "Chaos":
@@ -162,16 +180,21 @@ class Chaos:
         worker.start()
         return worker
 
-    def enter_clients(self, pauses_ms: tuple[int, ...] = PAUSES_MS, dies_when_told: int = 0) -> None:
-        """Start this round's clients, in a third of the rounds both for one session and its calls."""
-        env = self.environment(NEXUM_ADDRESS=self.server.address)
-        twins = self.rng.random() < 1 / 3
+    def enter_clients(
+        self, pauses_ms: tuple[int, ...] = PAUSES_MS, dies_when_told: int = 0, crash_at: str = ""
+    ) -> None:
+        """Start this round's clients, now and then both for one session and its calls.
+
+        The first of them dies when it is told its answer of that number, or at that point.
+        """
+        env = self.environment(NEXUM_ADDRESS=self.server.address, LEDGER=str(self.ledger))
+        twins = self.rng.random() < 1 / 3 and not crash_at  # what one of them executes the other does not
         for number in range(CLIENTS):
             name = f"r{self.rounds}-{number}"
             if twins and self.clients:
                 session, calls = self.clients[0].session, self.clients[0].calls
             else:
-                tools = self.rng.sample(list(TOOLS), CALLS)
+                tools = [*HERE, *self.rng.sample(list(IN_THE_WORKER), CALLS - len(HERE))]
                 pauses = self.rng.choices(pauses_ms, k=CALLS)
                 session = name
                 calls = [
@@ -182,7 +205,10 @@ class Chaos:
             self.clients.append(Client(name, session, calls, self.folder, env))
         self.everyone += self.clients
         for client in self.clients:
-            client.start(dies_when_told if client is self.clients[0] else 0)
+            if client is self.clients[0]:
+                client.start(dies_when_told, crash_at)
+            else:
+                client.start()
 
     def alive(self) -> list[Process | Client]:
         everyone: list[Process | Client] = [self.server, *self.workers, *self.clients]
@@ -192,7 +218,7 @@ class Chaos:
         victim.kill()
         self.kills[f"{self.kind(victim)} {point}"] += 1
 
-    def pause(self, victim: Process) -> None:
+    def pause(self, victim: Process | Client) -> None:
         victim.send(signal.SIGSTOP)
         self.paused.append(victim)
         self.pauses[self.kind(victim)] += 1
@@ -274,38 +300,46 @@ class Chaos:
         self.enter_clients(dies_when_told=self.rng.randint(1, 3))
         await self.dies_at("answer come", self.clients[0])
 
+    async def client_dies_at(self, point: str) -> None:
+        self.enter_clients(crash_at=point)
+        await self.dies_at(point, self.clients[0])
+
     async def worker_is_paused(self) -> None:
         """Until its leases have expired: its word comes late, and is taken."""
-        await self.pause_a_worker()
+        await self.pause_in_the_middle_of(RUN_AGAIN, self.workers)
+
+    async def client_is_paused(self) -> None:
+        """Until its leases have expired, with another client there, or without."""
+        await self.pause_in_the_middle_of(tuple(HERE), self.clients)
 
     async def worker_is_paused_for_long(self) -> None:
         """Until others have done what it had begun: its word comes second, and is not taken."""
-        victim = await self.pause_a_worker()
+        victim = await self.pause_in_the_middle_of(RUN_AGAIN, self.workers)
         await self.finish()
         await self.heal()
         await victim.says("was completed already; this result was not recorded|was stopped by the server")
 
-    async def pause_a_worker(self) -> Process:
-        """Pause one that is in the middle of a tool that others may run again, until its lease has expired."""
+    async def pause_in_the_middle_of(self, tools: tuple[str, ...], among: list[AProcess]) -> AProcess:
+        """Pause one that is in the middle of such a tool, until its lease has expired."""
         self.enter_clients(pauses_ms=(SLOW_MS,))
-        again = {call.label for client in self.clients for call in client.calls if call.tool in RUN_AGAIN}
+        labels = {call.label for client in self.clients for call in client.calls if call.tool in tools}
 
-        def in_the_middle() -> Process | None:
+        def in_the_middle() -> AProcess | None:
             written, _, _ = self.ledger.read_text().rpartition("\n")  # the last line may be just on its way
             effects = [json.loads(line) for line in written.splitlines()]
-            begun = {effect["pid"] for effect in effects if effect["label"] in again}
-            return next((worker for worker in self.workers if worker.pid in begun), None)
+            begun = {effect["pid"] for effect in effects if effect["label"] in labels}
+            return next((one for one in among if one.pid in begun), None)
 
-        victim: Process = await eventually(in_the_middle, "the middle of a tool")
+        victim: AProcess = await eventually(in_the_middle, "the middle of a tool")
         self.pause(victim)
-        name = f"worker-{victim.pid}-"
+        name = f"-{victim.pid}-"
 
         async def silent() -> bool:
             async with NexumClient(self.server.address) as client:
                 histories = [h for one in self.clients async for h in client.history(f"{one.session}/")]
-            of_tool = [h for h in histories if h["input"]["tool_name"] in RUN_AGAIN]
+            of_tool = [h for h in histories if h["input"]["tool_name"] in tools]
             events = [event for history in of_tool for event in history["events"]]
-            return any(event["type"] == "LeaseExpired" and event["worker"].startswith(name) for event in events)
+            return any(event["type"] == "LeaseExpired" and name in event["worker"] for event in events)
 
         await eventually(silent, f"the end of the leases of {name}")
         return victim
@@ -330,7 +364,7 @@ class Chaos:
             if not (alive := self.alive()):
                 break
             victim = self.rng.choice(alive)
-            if isinstance(victim, Process) and self.rng.random() < 1 / 4:
+            if self.rng.random() < 1 / 4:
                 self.pause(victim)
             else:
                 self.kill(victim, "at any time")
@@ -374,6 +408,10 @@ def worker_dies_at(point: str) -> Fault:
     return lambda chaos: chaos.worker_dies_at(point)
 
 
+def client_dies_at(point: str) -> Fault:
+    return lambda chaos: chaos.client_dies_at(point)
+
+
 FAULTS: dict[str, Fault] = {
     "the server dies after it committed a start": server_dies_at("start-committed"),
     "the server dies after it committed a claim": server_dies_at("claim-committed"),
@@ -385,6 +423,11 @@ FAULTS: dict[str, Fault] = {
     "a worker dies before it sends a completion": worker_dies_at("effect-done"),
     "a client dies as its calls are started": Chaos.client_dies_as_its_calls_are_started,
     "a client dies as it is told": Chaos.client_dies_when_told,
+    "a client dies after its claim": client_dies_at("task-claimed"),
+    "a client dies in a local effect, before it happens": client_dies_at("before-effect"),
+    "a client dies in a local effect, after it happened": client_dies_at("after-effect"),
+    "a client dies before it records a local effect": client_dies_at("effect-done"),
+    "a client is paused beyond its lease": Chaos.client_is_paused,
     "a worker is paused beyond its lease": Chaos.worker_is_paused,
     "a worker is paused until others have done its work": Chaos.worker_is_paused_for_long,
     "the server is paused": Chaos.server_is_paused,
@@ -559,7 +602,9 @@ def check_result(story: Story, word: Word) -> Found:
     elif (
         story.error_code == "TOOL_ERROR"
         and not word
-        and (story.tool != "decline" or story.error not in {f"Declined, {nonce}." for nonce in story.nonces})
+        and (
+            not story.tool.startswith("decline") or story.error not in {f"Declined, {nonce}." for nonce in story.nonces}
+        )
     ):
         yield "untrue", "it failed, though its tool did not say so"
 

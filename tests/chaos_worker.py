@@ -1,74 +1,19 @@
-"""worker.py as it is, with tools for tests/chaos.py: each real effect is a line in the file LEDGER.
-
-A line holds what no other execution of a tool has: a nonce, which is also what the tool returns.
-"""
+"""worker.py as it is, with the tools of chaos_tools.py."""
 
 import asyncio
 import functools
-import json
-import os
 import sys
-import time
-import uuid
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from chaos_tools import IN_THE_WORKER, LEASE_MS
+
 import tools
 import worker
-from nexum_runtime import Worker, idempotency_key
-from nexum_runtime.crash import crash_point
-from workflow import ToolError
-
-LEASE_MS = 1_000
-LEDGER = Path(os.environ["LEDGER"])
-
-
-def have_an_effect(label: str) -> str:
-    nonce = uuid.uuid4().hex
-    line = json.dumps({"label": label, "key": idempotency_key(), "nonce": nonce, "pid": os.getpid()})
-    crash_point("before-effect")
-    with LEDGER.open("ab", buffering=0) as ledger:  # one write, whole or not at all
-        ledger.write(line.encode() + b"\n")
-    crash_point("after-effect")
-    return nonce
-
-
-async def on_the_loop(label: str, pause_ms: int) -> str:
-    await asyncio.sleep(pause_ms / 1000 / 4)
-    nonce = have_an_effect(label)
-    await asyncio.sleep(pause_ms / 1000 * 3 / 4)
-    return nonce
-
-
-def in_a_thread(label: str, pause_ms: int) -> str:
-    time.sleep(pause_ms / 1000 / 4)
-    nonce = have_an_effect(label)
-    time.sleep(pause_ms / 1000 * 3 / 4)
-    return nonce
-
-
-async def decline(label: str, pause_ms: int) -> str:
-    raise ToolError(f"Declined, {await on_the_loop(label, pause_ms)}.")
-
-
-def stumble(label: str, pause_ms: int) -> str:
-    nonce = in_a_thread(label, pause_ms)
-    if LEDGER.read_text().count(json.dumps(label)) == 1:
-        raise RuntimeError("the first attempt stumbles")
-    return nonce
-
+from nexum_runtime import Worker
 
 if __name__ == "__main__":
-    tools.TOOLS = {
-        "read": on_the_loop,
-        "read_in_a_thread": in_a_thread,
-        "put": on_the_loop,
-        "put_in_a_thread": in_a_thread,
-        "stumble": stumble,
-        "send": on_the_loop,
-        "send_in_a_thread": in_a_thread,
-        "decline": decline,
-    }
+    tools.TOOLS = dict(IN_THE_WORKER)
     vars(worker)["Worker"] = functools.partial(Worker, lease_ms=LEASE_MS)
     asyncio.run(worker.main())

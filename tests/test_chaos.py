@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 from chaos import FAULTS, Chaos, Story, check, read_stories
+from chaos_tools import HERE
 
 ROUNDS_AT_RANDOM = 3
 
@@ -97,6 +98,45 @@ async def test_a_client_is_killed_when_it_is_told_a_result_and_before_it_can_kee
     chaos = Chaos(tmp_path, seed=10)
     await survived(chaos, "a client dies as it is told")
     assert chaos.kills == {"client answer come": 1}
+
+
+def executed_by_clients(stories: list[Story]) -> list[Story]:
+    return [story for story in stories if story.tool in HERE]
+
+
+async def test_a_client_is_killed_after_its_claim_and_before_its_local_effect_begins(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=16)
+    stories = await survived(chaos, "a client dies after its claim")
+    assert chaos.kills == {"client task-claimed": 1}
+    assert any(len(story.effects) < story.attempts for story in given_up(executed_by_clients(stories)))
+
+
+async def test_a_client_is_killed_in_a_local_effect_before_it_happens(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=17)
+    stories = await survived(chaos, "a client dies in a local effect, before it happens")
+    assert chaos.kills == {"client before-effect": 1}
+    assert any(len(story.effects) < story.attempts for story in given_up(executed_by_clients(stories)))
+
+
+async def test_a_client_is_killed_in_a_local_effect_after_it_happened(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=18)
+    stories = await survived(chaos, "a client dies in a local effect, after it happened")
+    assert chaos.kills == {"client after-effect": 1}
+    assert any(len(story.effects) == story.attempts for story in given_up(executed_by_clients(stories)))
+
+
+async def test_a_client_is_killed_after_a_local_effect_and_before_it_can_record_it(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=19)
+    stories = await survived(chaos, "a client dies before it records a local effect")
+    assert chaos.kills == {"client effect-done": 1}
+    assert any(len(story.effects) == story.attempts for story in given_up(executed_by_clients(stories)))
+
+
+async def test_a_client_is_paused_for_longer_than_its_lease_and_then_goes_on(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=20)
+    stories = await survived(chaos, "a client is paused beyond its lease")
+    assert chaos.pauses == {"client": 1}
+    assert given_up(executed_by_clients(stories))
 
 
 async def test_a_worker_is_paused_for_longer_than_its_lease_and_then_goes_on(tmp_path: Path) -> None:
