@@ -169,11 +169,18 @@ def office_effects(desk: Desk) -> list[Any]:
 
 
 PARALLEL: list[Any] = [["deposit", 3], ["weather"], ["picture"], ["facts"]]
+EXPERT: list[Any] = [["model", "expert", 0], ["measure"], ["model", "expert", 1]]  # runs beside look_up
 MCP_CALLS: list[Any] = [["append", "one"], ["append", "two"], ["fail"]]
 
 
 def same(one: list[Any], other: list[Any]) -> bool:
     return sorted(map(json.dumps, one)) == sorted(map(json.dumps, other))
+
+
+def run_side_by_side(one: Any, other: Any) -> bool:
+    """Whether one may be under way, and so repeated, when the process is killed in the other."""
+    pair = (one, other)
+    return all(each in PARALLEL for each in pair) or (["look_up"] in pair and any(each in EXPERT for each in pair))
 
 
 async def killed_and_run_again(desk: Desk, **kill: str) -> str:
@@ -203,7 +210,7 @@ async def test_an_agent_killed_in_the_middle_of_any_effect_repeats_that_one_only
         await killed_and_run_again(desk, DIE_AT=str(number))
         killed = desk.ledger[number - 1]
         assert killed in desk.repeated
-        assert all(line == killed or (line in PARALLEL and killed in PARALLEL) for line in desk.repeated)
+        assert all(line == killed or run_side_by_side(line, killed) for line in desk.repeated)
         assert same(desk.ledger, office_effects(desk) + desk.repeated)
 
     await each(range(1, 18, 2), kill)
@@ -213,7 +220,7 @@ async def test_an_agent_killed_between_any_two_effects_repeats_none(desks: Desks
     async def kill(number: int) -> None:
         desk = desks.open("office-streamed", f"s{number}")
         await killed_and_run_again(desk, NEXUM_CRASH_AT=f"task-claimed:{number}")
-        assert all(line in PARALLEL for line in desk.repeated), "but what ran beside it"
+        assert all(line in [*PARALLEL, ["look_up"], *EXPERT] for line in desk.repeated), "but what ran beside it"
         assert same(desk.ledger, office_effects(desk) + desk.repeated)
 
     await each(range(2, 18, 2), kill)
