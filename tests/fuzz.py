@@ -28,7 +28,7 @@ from processes import NexumDev
 
 from nexum_runtime import wire
 from nexum_runtime.server.engine import Engine
-from nexum_runtime.server.service import NexumExtensions, NexumService, Waiting
+from nexum_runtime.server.service import NexumExtensions, NexumService, Registrations, Waiting
 
 CHANNELS = 4
 IN_FLIGHT = 50  # calls at once, over all channels
@@ -71,7 +71,7 @@ def methods() -> list[Method]:
     """Every method of the server's handler tables, with the message it takes."""
     found = []
     for service in (NexumService, NexumExtensions):
-        table = service(cast(Engine, None), Waiting()).handler()._method_handlers
+        table = service(cast(Engine, None), Waiting(), cast(Registrations, None)).handler()._method_handlers
         for path, handler in table.items():
             descriptor = handler.request_deserializer(b"").DESCRIPTOR
             fields = tuple((each.number, each.name, each.type == each.TYPE_STRING) for each in descriptor.fields)

@@ -94,7 +94,7 @@ def free_port() -> Iterator[int]:
 def all_methods() -> list[str]:
     """Every method that the server has, by its own tables, and some that it has not."""
     nobody: Any = None
-    handlers = [service(nobody, Waiting()).handler() for service in (NexumService, NexumExtensions)]
+    handlers = [service(nobody, Waiting(), nobody).handler() for service in (NexumService, NexumExtensions)]
     known = [method for handler in handlers for method in handler._method_handlers]
     assert len(known) >= 17, "the tables were read"
     return [*known, "/nexum.NexumService/Unknown", "/nexum.NexumExtensions/StreamTasks", "/other.Service/Do"]

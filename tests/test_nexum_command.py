@@ -56,7 +56,7 @@ async def start(client: Client, execution_id: str) -> None:
 
 
 async def claim(client: Client, wait_ms: int = 0) -> str:
-    claimed = await client.poll("worker-1", ECHO, lease_ms=60_000, wait_ms=wait_ms, stop=asyncio.Event())
+    claimed = await client.poll("worker-1", ECHO, lease_ms=60_000, wait_ms=wait_ms)
     assert claimed is not None
     return str(claimed.task_id)
 
@@ -93,9 +93,7 @@ async def test_a_signal_stops_dev_although_calls_wait(tmp_path: Path, number: si
         await claim(client)
         waiting: list[asyncio.Task[Any]] = [
             asyncio.create_task(client.status("e", wait_ms=FOREVER_MS)),
-            asyncio.create_task(
-                client.poll("worker-2", ECHO, lease_ms=1_000, wait_ms=FOREVER_MS, stop=asyncio.Event())
-            ),
+            asyncio.create_task(client.poll("worker-2", ECHO, lease_ms=1_000, wait_ms=FOREVER_MS)),
         ]
         await asyncio.sleep(0)  # they are on their way
         assert await client.executions()  # it went the same way as those that wait, after them
@@ -193,7 +191,7 @@ async def test_what_the_server_logs_cannot_move_the_terminal(tmp_path: Path) -> 
         for each in named:
             await client.register(each)
         async with Client(nexum.address) as other:  # has registered neither, and both have the same hash
-            await other.poll("worker-1", named[0], lease_ms=60_000, wait_ms=0, stop=asyncio.Event())
+            await other.poll("worker-1", named[0], lease_ms=60_000, wait_ms=0)
         await nexum.says("may get a task of any")
     logged = nexum.log.read_bytes().decode()
     assert printable(logged) == logged
@@ -399,7 +397,7 @@ async def test_show_cannot_be_made_to_move_the_terminal(client: Client, address:
     request = pb.StartRequest(workflow_id=built.workflow_id, version_hash=built.version_hash, input_json=sent)
     stub = pb_grpc.NexumServiceStub(client._channel)
     await stub.StartExecution(request, metadata=(("nexum-execution-id", "e"),))
-    claimed = await client.poll(f"worker{EVIL}", built, lease_ms=60_000, wait_ms=0, stop=asyncio.Event())
+    claimed = await client.poll(f"worker{EVIL}", built, lease_ms=60_000, wait_ms=0)
     assert claimed is not None
     await client.fail(claimed.task_id, f"why{EVIL}", retryable=False)
 
@@ -445,10 +443,7 @@ async def unknown(client: Client, definition: Any = ECHO, nodes: int = 1) -> Non
     """The execution "e" of what happens once, whose worker stopped in the middle of each of its nodes."""
     await client.register(definition)
     executing = asyncio.create_task(client.execute(definition, {}, execution_id="e", effect="once"))
-    claimed = [
-        await client.poll("worker-1", definition, lease_ms=60_000, wait_ms=FOREVER_MS, stop=asyncio.Event())
-        for _ in range(nodes)
-    ]
+    claimed = [await client.poll("worker-1", definition, lease_ms=60_000, wait_ms=FOREVER_MS) for _ in range(nodes)]
     for attempt in claimed:
         assert attempt is not None
         await client.fail(attempt.task_id, "Its worker was stopped.", interrupted=True)

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from processes import Process, environment, eventually, run
+from processes import Process, environment, run
 
 from nexum_runtime.server.engine import Engine
 from nexum_runtime.server.states import ErrorCode, Event, ExecutionStatus, TaskStatus
 from nexum_runtime.server.store.base import Execution, Reader, Store, StoreUnavailable, Task, Transaction, Workflow
-from nexum_runtime.server.store.sqlite import GROUP_LIMIT, MIGRATIONS, SCHEMA_VERSION, SqliteStore
+from nexum_runtime.server.store.sqlite import BUSY_LOOK_MS, GROUP_LIMIT, MIGRATIONS, SCHEMA_VERSION, SqliteStore
 
 BACKENDS: dict[str, Callable[[Path], Store]] = {
     "sqlite": lambda folder: SqliteStore(folder / "store.db"),
@@ -159,22 +159,6 @@ async def test_a_refused_statement_takes_the_whole_transaction_with_it(store: St
         await store.write(work)
     assert await store.read(lambda reader: reader.execution("other")) is None
     await add(store, an_execution("next"))
-
-
-async def test_a_read_sees_nothing_of_a_write_under_way(store: Store) -> None:
-    added, read = threading.Event(), threading.Event()
-
-    def work(tx: Transaction) -> bool:
-        tx.add_execution(an_execution("e"))
-        added.set()
-        return read.wait(10)
-
-    writing = asyncio.create_task(store.write(work))
-    assert await asyncio.to_thread(added.wait, 10)
-    assert await store.read(lambda reader: reader.execution("e")) is None
-    read.set()
-    assert await writing, "the read waited for the write"
-    assert await store.read(lambda reader: reader.execution("e")) == an_execution("e")
 
 
 # Moves
@@ -716,21 +700,13 @@ async def test_a_reader_of_the_file_beside_the_server_is_no_trouble(tmp_path: Pa
 # One commit for many writes
 
 
-class Group:
-    """A store whose writer is held up, so that the writes made meanwhile share one commit."""
-
-    def __init__(self, store: SqliteStore) -> None:
-        self.store = store
-        self._go = threading.Event()
-        self._held = asyncio.ensure_future(store.write(lambda _: self._go.wait(10)))
-
-    async def of(self, *works: Callable[[Transaction], Any]) -> "list[asyncio.Task[Any]]":
-        """The writes, made while an earlier one is under way, and all settled."""
-        writes = [asyncio.create_task(self.store.write(work)) for work in works]
+async def together(store: SqliteStore, *works: Callable[[Transaction], Any]) -> "list[asyncio.Task[Any]]":
+    """Writes that share one commit, all settled."""
+    async with store._turn:
+        writes = [asyncio.create_task(store.write(work)) for work in works]
         await asyncio.sleep(0)  # each is in line now
-        self._go.set()
-        await asyncio.wait([self._held, *writes])
-        return writes
+    await asyncio.wait(writes)
+    return writes
 
 
 def adds(execution_id: str, input_json: str = "{}") -> Callable[[Transaction], str]:
@@ -779,7 +755,7 @@ async def test_of_writes_that_share_a_commit_each_is_whole_or_not_at_all(sqlite_
         adds("refused")(tx)
         adds("a")(tx)
 
-    writes = await Group(sqlite_store).of(adds("a"), half, adds("b"), refused, adds("c"))
+    writes = await together(sqlite_store, adds("a"), half, adds("b"), refused, adds("c"))
     told = [write.exception() or write.result() for write in writes]
     assert [told[0], told[2], told[4]] == ["a", "b", "c"]
     assert isinstance(told[1], LookupError)
@@ -794,10 +770,8 @@ async def test_a_group_that_cannot_be_committed_is_told_to_everyone_in_it_and_le
     sqlite_store: SqliteStore, statement: str
 ) -> None:
     store, connection = sqlite_store, sqlite_store._write_connection
-    group = Group(store)
-    await eventually(lambda: connection.in_transaction)
     store._write_connection = cast(sqlite3.Connection, Faulty(connection, statement))
-    writes = await group.of(adds("a"), adds("b"), adds("c"))
+    writes = await together(store, adds("a"), adds("b"), adds("c"))
     told = [write.exception() for write in writes]
     assert [str(error).partition(". ")[0] for error in told] == [
         f"Cannot use the database {store.path}: disk I/O error"
@@ -817,13 +791,11 @@ async def test_what_could_not_be_rolled_back_is_not_committed_with_what_comes_ne
         raise LookupError("on second thoughts")
 
     store, connection = sqlite_store, sqlite_store._write_connection
-    group = Group(store)
-    await eventually(lambda: connection.in_transaction)
     faulty = Faulty(connection, statement)
     if statement == "ROLLBACK":
         faulty = Faulty(faulty, "COMMIT")
     store._write_connection = cast(sqlite3.Connection, faulty)
-    writes = await group.of(half, adds("a"))
+    writes = await together(store, half, adds("a"))
     assert [type(write.exception()) for write in writes] == (
         [StoreUnavailable] * 2 if statement != "ROLLBACK" else [LookupError, StoreUnavailable]
     )
@@ -831,43 +803,64 @@ async def test_what_could_not_be_rolled_back_is_not_committed_with_what_comes_ne
     assert await stored(store) == ["next"]
 
 
+async def test_a_read_sees_nothing_of_a_write_under_way(sqlite_store: SqliteStore) -> None:
+    go = threading.Event()
+    sqlite_store._disk.submit(go.wait, 10)
+    executed = asyncio.Event()
+    writing = asyncio.create_task(sqlite_store.write(adds("a"), executed=executed.set))
+    await executed.wait()
+    assert await stored(sqlite_store) == []
+    go.set()
+    assert await writing == "a", "the read waited for the write"
+    assert await stored(sqlite_store) == ["a"]
+
+
 async def test_a_write_that_was_given_up_while_it_waited_is_not_made(sqlite_store: SqliteStore) -> None:
-    group = Group(sqlite_store)
-    given_up = asyncio.ensure_future(sqlite_store.write(adds("given up")))
-    await asyncio.sleep(0)
-    given_up.cancel()
-    writes = await group.of(adds("a"))
+    async with sqlite_store._turn:
+        given_up = asyncio.ensure_future(sqlite_store.write(adds("given up")))
+        await asyncio.sleep(0)
+        given_up.cancel()
+        writing = asyncio.ensure_future(sqlite_store.write(adds("a")))
+    assert await writing == "a"
     assert given_up.cancelled()
-    assert [write.result() for write in writes] == ["a"]
     assert await stored(sqlite_store) == ["a"]
 
 
 async def test_a_write_that_was_given_up_while_it_was_made_is_whole(sqlite_store: SqliteStore) -> None:
-    begun, go = threading.Event(), threading.Event()
+    settled: list[Any] = []
 
-    def work(tx: Transaction) -> None:
-        adds("a")(tx)
-        begun.set()
-        go.wait(10)
-        adds("b")(tx)
+    def give_up() -> None:
+        given_up.cancel()
 
-    given_up = asyncio.ensure_future(sqlite_store.write(work))
-    assert await asyncio.to_thread(begun.wait, 10)
-    given_up.cancel()
-    go.set()
-    assert await sqlite_store.write(adds("c")) == "c"
+    given_up = asyncio.ensure_future(sqlite_store.write(adds("a"), executed=give_up, settled=settled.append))
+    await asyncio.sleep(0)  # it is in line now
+    assert await sqlite_store.write(adds("b")) == "b"
     assert given_up.cancelled()
-    assert await stored(sqlite_store) == ["a", "b", "c"]
+    assert settled == [None]
+    assert await stored(sqlite_store) == ["a", "b"]
+
+
+async def test_a_write_lock_that_another_program_has_is_waited_for_and_holds_up_nobody(
+    sqlite_store: SqliteStore,
+) -> None:
+    with closing(sqlite3.connect(sqlite_store.path, isolation_level=None)) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        writing = asyncio.ensure_future(sqlite_store.write(adds("a")))
+        await asyncio.sleep(3 * BUSY_LOOK_MS / 1000)  # the event loop goes on
+        assert await stored(sqlite_store) == []
+        assert not writing.done()
+        shell.execute("COMMIT")
+    assert await writing == "a"
 
 
 async def test_writes_that_wait_when_the_store_is_closed_are_made_and_told(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path / "store.db")
     names = [f"e{i}" for i in range(2 * GROUP_LIMIT + 1)]
-    group = Group(store)
-    writes = [asyncio.ensure_future(store.write(adds(name))) for name in names]
-    await asyncio.sleep(0)
-    closing = asyncio.ensure_future(store.close())
-    await group.of()
+    async with store._turn:
+        writes = [asyncio.ensure_future(store.write(adds(name))) for name in names]
+        await asyncio.sleep(0)
+        closing = asyncio.ensure_future(store.close())
+        await asyncio.sleep(0)
     await closing
     assert [write.result() for write in writes] == names
     store = SqliteStore(tmp_path / "store.db")
@@ -879,10 +872,10 @@ async def test_a_group_has_its_limit_and_whoever_is_beyond_it_has_the_next(sqlit
     commits: list[str] = []
     sqlite_store._write_connection.set_trace_callback(commits.append)
     names = [f"e{i}" for i in range(2 * GROUP_LIMIT + 1)]
-    writes = await Group(sqlite_store).of(*(adds(name) for name in names))
+    writes = await together(sqlite_store, *(adds(name) for name in names))
     assert [write.result() for write in writes] == names
     assert await stored(sqlite_store) == names
-    assert commits.count("COMMIT") == 1 + 3
+    assert commits.count("COMMIT") == 3
 
 
 async def test_a_group_that_is_killed_before_its_commit_leaves_nothing_and_was_told_to_nobody(tmp_path: Path) -> None:

@@ -605,7 +605,7 @@ async def test_a_call_whose_workers_all_vanished_is_told_as_failed_and_tried_aga
     tool = durable_tool(add, effect="read", max_attempts=1)
     first = asyncio.create_task(run("s1", [turn], tool, on_event=events.append))
     await eventually(partial(client.executions, "s1/"))
-    claimed = await client.poll("gone", definition, lease_ms=60_000, wait_ms=9_000, stop=asyncio.Event())
+    claimed = await client.poll("gone", definition, lease_ms=60_000, wait_ms=9_000)
     assert claimed is not None
     await client.fail(claimed.task_id, "Its worker was stopped.", interrupted=True)
     (told,) = tool_outputs(await first)

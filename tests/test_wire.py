@@ -550,7 +550,7 @@ async def test_what_is_held_is_given_up_at_once_when_its_owner_is_seen_no_more(
 
 async def test_a_claim_whose_caller_vanishes_is_given_back(server: Server, wired: Wire, client: Client) -> None:
     gate = threading.Event()
-    blocking = asyncio.create_task(server.store.write(lambda _: gate.wait(PATIENCE_SECONDS)))
+    server.store._disk.submit(gate.wait, PATIENCE_SECONDS)
     async with wire_to(server.port) as vanishing:
         call = asyncio.create_task(
             vanishing.call("Execute", start_request(), execution_id="e", claim="me", wait_ms=FOREVER_MS)
@@ -559,7 +559,6 @@ async def test_a_claim_whose_caller_vanishes_is_given_back(server: Server, wired
     await asyncio.gather(call, return_exceptions=True)
     await eventually(lambda: not server.waiting._calls, "the server has heard of it")
     gate.set()
-    await blocking
     await eventually(lambda: not server.engine._jobs)
     (history,) = [each async for each in client.history("e")]
     assert [event["type"] for event in history["events"]] == ["ExecutionStarted", "AttemptStarted", "AttemptReturned"]

@@ -7,8 +7,8 @@ import re
 import ssl
 import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -37,6 +37,7 @@ from nexum_runtime.text import redact
 RPC_SECONDS = 10.0  # for an answer that does not wait for anything
 FIRST_WAIT_MS, WAIT_MS = 1_500, 8_000  # of one Execute: short at first, so that `on_wait` can speak up early
 PRUNE_SECONDS = 600.0
+JOURNAL_SECONDS = 60.0
 ERROR_LIMIT = 16 * 1024  # characters sent of an error's text
 RECONNECT_SECONDS_MIN, RECONNECT_SECONDS_MAX = 0.1, 1.0
 
@@ -105,6 +106,10 @@ class Client:
         self._prune = self._extension("Prune", pb.StatusRequest, pb.AckResponse)
         self._heartbeat = self._extension("Heartbeat", pb.PollRequest, pb.AckResponse)
         self._history = self._streaming_extension("History", pb.StatusRequest, pb.StatusResponse)
+        self._journal = self._streaming_extension("Journal", pb.StatusRequest, pb.StatusResponse)
+        self._stream_tasks = self._channel.stream_stream(
+            f"/{wire.EXTENSIONS}/StreamTasks", pb.CompleteRequest.SerializeToString, pb.PollResponse.FromString
+        )
         self._attend = self._streaming_extension("Attend", pb.PollRequest, pb.AckResponse)
 
     async def __aenter__(self) -> "Client":
@@ -342,6 +347,22 @@ class Client:
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from None
 
+    async def journal(self, prefix: str) -> dict[str, dict[str, Any]]:
+        """The outputs of every COMPLETED execution under a prefix, in one call: `{execution_id: {node: output}}`.
+
+        These are final. Raises ServerUnavailable when no server answers.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        call = self._journal(
+            pb.StatusRequest(execution_id=prefix), metadata=self._metadata({}), timeout=JOURNAL_SECONDS
+        )
+        try:
+            async for part in call:
+                found |= json.loads(part.completed_nodes_json)
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error) from None
+        return found
+
     async def attend(self, worker_id: str) -> AsyncIterator[None]:
         """Be seen by the server as this worker: yields when it does. Its tasks are given up when this ends."""
         call = self._attend(pb.PollRequest(worker_id=worker_id), metadata=self._metadata({}))
@@ -382,41 +403,55 @@ class Client:
 
     # The worker's side
 
-    async def poll(
-        self, worker_id: str, workflow: Definition, *, lease_ms: int, wait_ms: int, stop: asyncio.Event
-    ) -> Any | None:
-        """Claim a task of this workflow, waiting up to `wait_ms` for one: nexum-py's PollResponse, or None.
-
-        When `stop` is set the wait ends, and what is claimed by then is returned: no claim is ever dropped.
-        """
-        call = self._stub.PollTask(
+    async def poll(self, worker_id: str, workflow: Definition, *, lease_ms: int, wait_ms: int = 0) -> Any | None:
+        """Claim one task of this workflow, waiting up to `wait_ms` for it: nexum-py's PollResponse, or None."""
+        metadata = {wire.LEASE_MS: str(lease_ms), wire.WAIT_MS: str(wait_ms)}
+        answer = await self._call(
+            self._stub.PollTask,
             pb.PollRequest(worker_id=worker_id, version_hash=workflow.version_hash),
-            metadata=self._metadata(
-                {wire.LEASE_MS: str(lease_ms), wire.WAIT_MS: str(wait_ms)}
-                # For a name that no header can carry, the server goes by what this channel has registered.
-                | ({wire.WORKFLOW_ID: workflow.workflow_id} if wire.fits_header(workflow.workflow_id) else {})
-            ),
+            metadata | self._named(workflow),
             timeout=RPC_SECONDS + wait_ms / 1000,
         )
-        # Cancelling the call, unlike cancelling who awaits it, has no effect on an answer that is here already.
-        stopping = asyncio.create_task(stop.wait())
-        stopping.add_done_callback(lambda _: call.cancel())
+        return answer if answer.has_task else None
+
+    async def stream_tasks(
+        self, worker_id: str, workflow: Definition, *, lease_ms: int, slots: int, outgoing: "Outgoing"
+    ) -> AsyncGenerator[Any, None]:
+        """A worker's long call for one workflow: nexum-py's PollResponses, tasks and acknowledgements, as they come.
+
+        At most `slots` tasks are unfinished at a time, of all its workflows together. What `outgoing` has is sent
+        meanwhile; when that has ended, no new task comes, and the call ends when everything is acknowledged.
+        """
+        metadata = {
+            wire.WORKER_ID: worker_id,
+            wire.VERSION_HASH: workflow.version_hash,
+            wire.LEASE_MS: str(lease_ms),
+            wire.SLOTS: str(slots),
+        }
+        call = self._stream_tasks(metadata=self._metadata(metadata | self._named(workflow)))
+        sending = asyncio.create_task(outgoing.send(call))
         try:
-            answer = await call
+            async for answer in call:
+                yield answer
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from None
-        except asyncio.CancelledError:
-            if not stop.is_set():
-                raise
-            return None
         finally:
-            stopping.cancel()
-        return answer if answer.has_task else None
+            call.cancel()
+            sending.cancel()
+            await asyncio.wait([sending])
+
+    def _named(self, workflow: Definition) -> dict[str, str]:
+        """For a name that no header can carry, the server goes by what this channel has registered."""
+        return {wire.WORKFLOW_ID: workflow.workflow_id} if wire.fits_header(workflow.workflow_id) else {}
+
+    def check_size(self, output_json: str) -> None:
+        """Raise LimitExceeded for a result that is larger than what the server accepts."""
+        if reason := wire.too_large("The result", output_json, self._max_message_bytes):
+            raise LimitExceeded(reason)
 
     async def complete(self, task_id: str, output_json: str) -> str:
         """Record a task's result. Returns "", or in words why it was not recorded. Raises LimitExceeded."""
-        if reason := wire.too_large("The result", output_json, self._max_message_bytes):
-            raise LimitExceeded(reason)
+        self.check_size(output_json)
         request = pb.CompleteRequest(task_id=task_id, output_json=output_json)
         return str((await self._call(self._stub.CompleteTask, request)).message)
 
@@ -511,6 +546,25 @@ class Client:
             f"No Nexum server answers at {self.address}. Start one with `nexum dev`, "
             "or set NEXUM_ADDRESS to where one runs."
         )
+
+
+class Outgoing:
+    """The completions that a worker sends on its stream."""
+
+    def __init__(self) -> None:
+        self._queue: asyncio.Queue[Any] = asyncio.Queue()
+
+    def put(self, task_id: str, output_json: str) -> None:
+        self._queue.put_nowait(pb.CompleteRequest(task_id=task_id, output_json=output_json))
+
+    def end(self) -> None:
+        self._queue.put_nowait(None)
+
+    async def send(self, call: Any) -> None:
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # whoever reads the call is told why
+            while (request := await self._queue.get()) is not None:
+                await call.write(request)
+            await call.done_writing()
 
 
 def _channel(address: str, tls_ca: Path | None) -> Any:

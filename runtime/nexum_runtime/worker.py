@@ -12,19 +12,19 @@ import os
 import threading
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 
+import grpc
 from nexum.context import ContextView
 from pydantic_core import to_json
 
 from nexum_runtime import wire
-from nexum_runtime.client import Client
+from nexum_runtime.client import Client, Outgoing
 from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import (
-    DatabaseUnavailable,
     InvalidRequest,
     LimitExceeded,
     NexumError,
@@ -38,9 +38,9 @@ T = TypeVar("T")
 
 LEASE_MS = 10_000
 HEARTBEATS_PER_LEASE = 3
-POLL_WAIT_MS = 30_000
-POLL_WAIT_MS_SHARED = 500  # of one workflow among several, which take turns
+STATUS_WAIT_MS = 30_000
 DRAIN_SECONDS = 10.0  # what running handlers get to finish once the worker is told to stop
+END_SECONDS = 1.0  # what the server gets to acknowledge the last results
 HAND_BACK_SECONDS = 2.0
 CANCEL_SECONDS = 1.0  # what a cancelled handler gets to clean up; less than HAND_BACK_SECONDS
 
@@ -71,11 +71,13 @@ class Worker:
         self._lease_ms = lease_ms
         self._drain_seconds = drain_seconds
         self.worker_id = f"worker-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._slots = asyncio.Semaphore(concurrency)
+        self._concurrency = concurrency
         self._stop = asyncio.Event()
         self._running: dict[str, asyncio.Task[None]] = {}  # task id → its handler
         self._told_to_stop: set[str] = set()
         self._reporting: set[str] = set()  # the handler has ended; its result is on the way
+        self._results: dict[str, tuple[Any, str]] = {}  # task id → its workflow and result, until that is recorded
+        self._streams: dict[int, Outgoing] = {}  # of the streams that are open, by the workflow
         self._left_alone: set[asyncio.Task[Any]] = set()  # handlers that went on when they were cancelled
         self._connected: bool | None = None
 
@@ -86,27 +88,30 @@ class Worker:
         """
         async with Client(self._address) as client:
             beats = asyncio.create_task(self._beat(client))
-            polls = [asyncio.create_task(self._poll(client, workflow)) for workflow in self._workflows]
+            takes = [asyncio.create_task(self._take(client, each)) for each in self._workflows]
             stopped = asyncio.create_task(self._stop.wait())
             try:
-                await asyncio.wait({stopped, *polls}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({stopped, *takes}, return_when=asyncio.FIRST_COMPLETED)
                 self.stop()
-                for _ in polls:
-                    self._slots.release()  # a poll that waits for a free slot is to see that it is over
-                await asyncio.wait(polls)
+                await asyncio.wait(takes, timeout=END_SECONDS)
                 if self._running:
                     await asyncio.wait(self._running.values(), timeout=self._drain_seconds)
             finally:
                 self.stop()
-                for job in (beats, stopped, *polls):
+                for job in (beats, stopped, *takes):
                     job.cancel()
-                await self._hand_back()
-            for poll in polls:
-                poll.result()  # a workflow that the server refuses ends the worker
+                await asyncio.wait([beats, stopped, *takes])
+                await self._hand_back(client)
+            for take in takes:
+                if not take.cancelled():
+                    take.result()  # a workflow that the server refuses ends the worker
 
     def stop(self) -> None:
         """Take nothing new, and end `run()`."""
         self._stop.set()
+        for outgoing in self._streams.values():
+            outgoing.end()
+        self._streams.clear()
 
     async def run_until_complete(self, execution_id: str, timeout: float = 60) -> dict[str, Any]:
         """Work until this execution has ended. Returns `{node: output}` of a COMPLETED one.
@@ -128,51 +133,59 @@ class Worker:
 
     async def _outputs(self, execution_id: str) -> dict[str, Any]:
         async with Client(self._address) as client:
-            while (outcome := await client.status(execution_id, wait_ms=POLL_WAIT_MS)).status == "RUNNING":
+            while (outcome := await client.status(execution_id, wait_ms=STATUS_WAIT_MS)).status == "RUNNING":
                 pass
         if outcome.status != "COMPLETED":
             raise NexumError(f"Execution {execution_id} is {outcome.status}: {outcome.error}")
         return outcome.outputs
 
-    async def _poll(self, client: Client, workflow: Any) -> None:
-        """Claim this workflow's tasks, one at a time and only while there is a slot to run it in."""
-        wait_ms = POLL_WAIT_MS if len(self._workflows) == 1 else POLL_WAIT_MS_SHARED
-        registered = False
+    async def _take(self, client: Client, workflow: Any) -> None:
+        """Take this workflow's tasks, and tell what came of them, on one stream after the other."""
         while not self._stop.is_set():
+            reason = f"The Nexum server at {self._address} has stopped."
             try:
-                if not registered:
-                    await client.register(workflow)
-                    registered = True
-                    self._note_connection(True)
-                await self._slots.acquire()
-                if self._stop.is_set():
-                    return
-                claimed = None
-                try:
-                    claimed = await client.poll(
-                        self.worker_id, workflow, lease_ms=self._lease_ms, wait_ms=wait_ms, stop=self._stop
-                    )
-                finally:
-                    if claimed is None:
-                        self._slots.release()
-                self._note_connection(True)
+                await client.register(workflow)  # who comes back may be another server
+                if not self._stop.is_set():
+                    await self._take_from_stream(client, workflow)
             except ServerUnavailable as error:
-                if not isinstance(error, DatabaseUnavailable):
-                    registered = False  # who comes back may be another server
-                self._note_connection(False, str(error))
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stop.wait(), self._poll_interval)
-                continue
-            if claimed is not None:
-                job = asyncio.create_task(self._work(client, workflow, claimed))
-                self._running[claimed.task_id] = job
-                job.add_done_callback(partial(self._finished, claimed.task_id))
+                reason = str(error)
+            if self._stop.is_set():
+                return
+            self._note_connection(False, reason)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), self._poll_interval)
+
+    async def _take_from_stream(self, client: Client, workflow: Any) -> None:
+        """Until the stream ends."""
+        place, outgoing = id(workflow), Outgoing()
+        self._streams[place] = outgoing
+        for task_id, (whose, output_json) in self._results.items():  # told before, and not acknowledged
+            if whose is workflow:
+                outgoing.put(task_id, output_json)
+        self._note_connection(True)
+        answers = client.stream_tasks(
+            self.worker_id, workflow, lease_ms=self._lease_ms, slots=self._concurrency, outgoing=outgoing
+        )
+        try:
+            async with aclosing(answers):
+                async for answer in answers:
+                    if answer.has_task:
+                        self._begin(client, workflow, answer)
+                    else:
+                        self._note_answer(client, answer)
+        finally:
+            if self._streams.get(place) is outgoing:
+                del self._streams[place]
+
+    def _begin(self, client: Client, workflow: Any, claimed: Any) -> None:
+        job = asyncio.create_task(self._work(client, workflow, claimed))
+        self._running[claimed.task_id] = job
+        job.add_done_callback(partial(self._finished, claimed.task_id))
 
     def _finished(self, task_id: str, _: asyncio.Task[None]) -> None:
         del self._running[task_id]
         self._told_to_stop.discard(task_id)
         self._reporting.discard(task_id)
-        self._slots.release()
 
     def _note_connection(self, connected: bool, reason: str = "") -> None:
         if connected == self._connected:
@@ -187,21 +200,23 @@ class Worker:
         """Keep the leases alive, and stop what the server wants stopped."""
         while True:
             await asyncio.sleep(self._lease_ms / HEARTBEATS_PER_LEASE / 1000)
-            if not self._running:
+            if not (held := [*self._running, *self._results]):
                 continue
             try:
-                stops = await client.heartbeat(self.worker_id, list(self._running))
+                stops = await client.heartbeat(self.worker_id, held)
             except NexumError:
                 continue
             for task_id in (set(stops) & set(self._running)) - self._reporting:  # a result is told all the same
                 self._told_to_stop.add(task_id)
                 self._running[task_id].cancel()
 
-    async def _hand_back(self) -> None:
+    async def _hand_back(self, client: Client) -> None:
         """Stop what still runs; each tells the server, so that another worker can take it at once."""
         unfinished = list(self._running.values())
         for job in unfinished:
             job.cancel()
+        for task_id, (_, output_json) in self._results.items():
+            unfinished.append(asyncio.create_task(self._report(client.complete, task_id, output_json)))
         if unfinished:
             await asyncio.wait(unfinished, timeout=HAND_BACK_SECONDS)
 
@@ -238,10 +253,44 @@ class Worker:
         else:
             crash_point("effect-done")
             try:
-                await self._report(client.complete, task_id, output_json)
+                await self._deliver(client, workflow, task_id, output_json)
             except (LimitExceeded, InvalidRequest) as error:
-                log.warning("%s %s: %s", claimed.execution_id, claimed.node_id, error)
-                await self._report(client.fail, task_id, str(error), retryable=False, unknown=True)
+                await self._not_recorded(client, task_id, str(error))
+
+    async def _deliver(self, client: Client, workflow: Any, task_id: str, output_json: str) -> None:
+        """Tell the server the result, by the stream if one is open: what is not acknowledged is told again."""
+        client.check_size(output_json)
+        if (outgoing := self._streams.get(id(workflow))) is not None:
+            self._results[task_id] = workflow, output_json
+            outgoing.put(task_id, output_json)
+        elif self._stop.is_set():
+            await self._report(client.complete, task_id, output_json)
+        else:
+            self._results[task_id] = workflow, output_json
+
+    def _note_answer(self, client: Client, answer: Any) -> None:
+        """What the server says of results: they are recorded, or changed nothing, or are refused by a status code."""
+        if answer.node_type == grpc.StatusCode.UNAVAILABLE.name:
+            asyncio.get_running_loop().call_later(self._poll_interval, self._tell_again, answer.task_id)
+            return
+        for task_id in answer.task_id.split():
+            self._results.pop(task_id, None)
+        if answer.node_type in (grpc.StatusCode.INVALID_ARGUMENT.name, grpc.StatusCode.RESOURCE_EXHAUSTED.name):
+            job = asyncio.create_task(self._not_recorded(client, answer.task_id, answer.input_json))
+            self._running[answer.task_id] = job
+            job.add_done_callback(partial(self._finished, answer.task_id))
+        elif answer.input_json:
+            log.warning("%s", answer.input_json)
+
+    def _tell_again(self, task_id: str) -> None:
+        workflow, output_json = self._results.get(task_id, (None, ""))
+        if (outgoing := self._streams.get(id(workflow))) is not None:
+            outgoing.put(task_id, output_json)
+
+    async def _not_recorded(self, client: Client, task_id: str, reason: str) -> None:
+        """The effect has happened, and its result cannot be recorded."""
+        log.warning("%s: %s", task_id, reason)
+        await self._report(client.fail, task_id, reason, retryable=False, unknown=True)
 
     async def _report(self, send: Callable[..., Awaitable[str]], task_id: str, *args: Any, **kwargs: Any) -> None:
         """Tell the server, for as long as it takes: a result that was paid for is not thrown away."""

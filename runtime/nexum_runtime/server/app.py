@@ -14,7 +14,7 @@ import grpc
 from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest
 from nexum_runtime.server.engine import Engine
-from nexum_runtime.server.service import NexumExtensions, NexumService, TokenCheck, Waiting
+from nexum_runtime.server.service import NexumExtensions, NexumService, Registrations, TokenCheck, Waiting
 from nexum_runtime.server.store.sqlite import SqliteStore
 from nexum_runtime.text import MIB
 
@@ -96,7 +96,8 @@ class Server:
                 ("grpc.server.max_pending_requests_hard_limit", PENDING_LIMIT),
             ],
         )
-        services = (NexumService(self.engine, self.waiting), NexumExtensions(self.engine, self.waiting))
+        shared = (self.engine, self.waiting, Registrations(self.engine))
+        services = (NexumService(*shared), NexumExtensions(*shared))
         self._grpc.add_generic_rpc_handlers(tuple(service.handler() for service in services))
         try:
             for host in self._hosts():

@@ -10,9 +10,9 @@ import random
 import re
 import time
 import uuid
-from collections import OrderedDict, defaultdict
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import suppress
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -28,6 +28,7 @@ from nexum_runtime.server.lifecycle import (
     Resolution,
     Started,
     StartOrder,
+    Taker,
     attempt_number,
     is_current,
     is_wanted,
@@ -45,6 +46,7 @@ from nexum_runtime.server.store.base import (
     Transaction,
     Workflow,
 )
+from nexum_runtime.server.streams import Stream, Streams, Work
 from nexum_runtime.text import MIB
 
 T = TypeVar("T")
@@ -57,6 +59,7 @@ STOPS_LIMIT = 10_000  # attempts that workers are still to be told to stop, the 
 ERROR_LIMIT = 64 * 1024  # characters kept of an error's text
 NAME_LIMIT = 200  # characters of a workflow id, a version hash or a worker id
 PRUNE_BATCH = 200  # executions deleted in one transaction, so that pruning holds up nobody
+JOURNAL_PART_CHARS = 1_000_000  # about, of outputs in one message of a journal
 EXECUTION_ID_LIMIT = 200  # characters
 EXECUTION_ID = re.compile(rf"[A-Za-z0-9._:/@=-]{{1,{EXECUTION_ID_LIMIT}}}")
 
@@ -78,8 +81,13 @@ class Snapshot:
 
     @property
     def outputs_json(self) -> str:
-        """`{node: output}` as one JSON text, made without parsing what is in it."""
-        return "{" + ",".join(f"{wire.canonical_json(n)}:{text}" for n, text in self.outputs.items()) + "}"
+        return _outputs_json(self.outputs)
+
+
+class Waiter(asyncio.Event):
+    """Set when there is something to see; `ended` is what, when that is the end of an execution."""
+
+    ended: Snapshot | None = None
 
 
 class Engine:
@@ -101,14 +109,17 @@ class Engine:
         self._clock = clock
         self._lifecycle = Lifecycle(clock, jitter)
         # execution id → who waits for its end, or for a task of it that can be taken
-        self._watched: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
-        self._ready: defaultdict[str, set[asyncio.Event]] = defaultdict(set)  # version hash → polls that wait
+        self._watched: defaultdict[str, set[Waiter]] = defaultdict(set)
+        self._ready: defaultdict[str, set[Waiter]] = defaultdict(set)  # version hash → polls that wait
+        self._streams = Streams()
+        self._backlog: set[Work] = set()  # tasks of these may be READY that no stream had a slot for
+        self._present: Counter[str] = Counter()  # worker id → how many calls of Attend it holds open
         self._stops: OrderedDict[str, tuple[str, int]] = OrderedDict()  # task id → worker id, since when
         self._jobs: set[asyncio.Task[Any]] = set()
         self._last_sweep_ms = clock()
         self._deaf = False  # leases could not be renewed since
         self._outage_ms: int | None = None  # when the store last failed; None once that is over
-        self._closing = asyncio.Event()
+        self.closing = asyncio.Event()  # set when this server stops
 
     # Workflows
 
@@ -133,7 +144,50 @@ class Engine:
 
     async def start(self, order: StartOrder) -> Started:
         """Start an execution, or find the one that has this id: same id and same input, same execution."""
-        order = replace(order, execution_id=order.execution_id or f"exec-{uuid.uuid4()}")
+        order = self._checked(order)
+        started, _ = await self._claiming(self._start(order), lambda found: found[0].claimed)
+        return started
+
+    async def execute(self, order: StartOrder, wait_ms: int) -> tuple[Started, Snapshot]:
+        """Start, and wait up to `wait_ms` for the end.
+
+        Who claims gets its task at once, and else waits also for a task of this execution that it could claim.
+        """
+        order = self._checked(order)
+        with self._waiter(self._watched, order.execution_id) as woken:
+            if order.claim:
+                started, found = await self._claiming(self._start(order), lambda found: found[0].claimed)
+            else:
+                started, found = await self._start(order)
+            if found is None:
+                found = await self._end_of(order.execution_id, woken, wait_ms, or_ready=bool(order.claim))
+        return started, found
+
+    async def _start(self, order: StartOrder) -> tuple[Started, Snapshot | None]:
+        """Start or find it, and tell how it is if there is nothing to wait for."""
+        stream = None if order.claim else self._streams.reserve((order.workflow_id, order.version_hash))
+        given: list[tuple[Stream, Claimed]] = []
+
+        def work(tx: Transaction, notices: Notices) -> tuple[Started, Snapshot | None]:
+            started = self._lifecycle.start(tx, notices, order, stream.taker if stream else None)
+            if stream is not None and started.taken is not None:
+                given.append((stream, started.taken))
+            is_new = started.before == wire.NEW and started.claimed is None
+            found = None if is_new else _snapshot(tx, order.execution_id, self._clock())
+            waits = found is None or (found.execution.status == ExecutionStatus.RUNNING and started.claimed is None)
+            return started, None if waits else found
+
+        try:
+            result = await self._commit(work, given=given)
+        finally:
+            if stream is not None and not given:
+                stream.pool.free += 1
+        crash_point("start-committed")
+        return result
+
+    def _checked(self, order: StartOrder) -> StartOrder:
+        if not order.execution_id:
+            order = replace(order, execution_id=f"exec-{uuid.uuid4()}")
         _check_execution_id(order.execution_id)
         self._check_size("The input", order.input_json)
         if order.restart not in ("", "failed", "unknown"):
@@ -145,21 +199,7 @@ class Engine:
         if order.claim:
             _check_name("worker id", order.claim)
         _check_json(f"The input of {order.execution_id}", order.input_json)
-        started = await self._claiming(
-            self._commit(lambda tx, notices: self._lifecycle.start(tx, notices, order)), lambda started: started.claimed
-        )
-        crash_point("start-committed")
-        return started
-
-    async def execute(self, order: StartOrder, wait_ms: int) -> tuple[Started, Snapshot]:
-        """Start, and wait up to `wait_ms` for the end.
-
-        Who claims gets its task at once, and else waits also for a task of this execution that it could claim.
-        """
-        started = await self.start(order)
-        if started.claimed is None:
-            return started, await self.snapshot(started.execution_id, wait_ms, or_ready=bool(order.claim))
-        return started, await self._claiming(self.snapshot(started.execution_id), lambda _: started.claimed)
+        return order
 
     async def snapshot(self, execution_id: str, wait_ms: int = 0, *, or_ready: bool = False) -> Snapshot:
         """The execution as it is; with `wait_ms`, as soon as it has ended or when that time is up.
@@ -167,16 +207,23 @@ class Engine:
         With `or_ready` also as soon as no task of it runs, and one could.
         """
         _check_execution_id(execution_id)
+        with self._waiter(self._watched, execution_id) as woken:
+            found = await self._read_snapshot(execution_id)
+            if _is_over(found, or_ready) or not wait_ms:
+                return found
+            return await self._end_of(execution_id, woken, wait_ms, or_ready)
 
-        async def now() -> Snapshot:
-            return await self._store.read(lambda reader: _snapshot(reader, execution_id, self._clock()))
+    async def _read_snapshot(self, execution_id: str) -> Snapshot:
+        return await self._store.read(lambda reader: _snapshot(reader, execution_id, self._clock()))
 
-        async def ended() -> Snapshot | None:
-            found = await now()
-            over = found.execution.status != ExecutionStatus.RUNNING or (or_ready and found.waits_for_worker)
-            return found if over else None
+    async def _end_of(self, execution_id: str, woken: Waiter, wait_ms: int, or_ready: bool) -> Snapshot:
+        """The execution as soon as it is over, or as it is when the time is up."""
 
-        return await self._wait(self._watched, execution_id, ended, wait_ms) or await now()
+        async def look() -> Snapshot | None:
+            found = woken.ended or await self._read_snapshot(execution_id)
+            return found if _is_over(found, or_ready) else None
+
+        return await self._next(woken, look, wait_ms) or await self._read_snapshot(execution_id)
 
     async def executions(self, workflow_id: str, status: str, prefix: str, limit: int) -> list[Execution]:
         """The newest first; an empty filter lets all pass."""
@@ -190,6 +237,21 @@ class Engine:
         return await self._store.read(
             lambda reader: (_snapshot(reader, execution_id, self._clock()), reader.events(execution_id))
         )
+
+    async def journal(self, prefix: str) -> AsyncGenerator[str, None]:
+        """What the COMPLETED executions under a prefix have recorded, `{execution_id: {node: output}}`, in parts."""
+        _check_execution_id(prefix)
+        after = ""
+
+        def part(reader: Reader) -> tuple[dict[str, dict[str, str]], str]:
+            return reader.journal(prefix, after, JOURNAL_PART_CHARS)
+
+        while True:
+            outputs, after = await self._store.read(part)
+            if not outputs:
+                return
+            named = (f"{wire.canonical_json(id)}:{_outputs_json(each)}" for id, each in outputs.items())
+            yield f"{{{','.join(named)}}}"
 
     async def cancel(self, execution_id: str) -> str:
         """Cancel a RUNNING execution and all its open tasks. Returns what came of it, in words."""
@@ -239,7 +301,7 @@ class Engine:
         """Claim the READY task that was scheduled first, waiting up to `wait_ms` for one."""
         _check_name("worker id", worker_id)
         _check_name("version hash", version_hash)
-        if self._closing.is_set():
+        if self.closing.is_set():
             return None
 
         async def look() -> Claimed | None:
@@ -248,7 +310,8 @@ class Engine:
                 lambda claimed: claimed.task if claimed else None,
             )
 
-        return await self._wait(self._ready, version_hash, look, wait_ms)
+        with self._waiter(self._ready, version_hash) as woken:
+            return await look() or await self._next(woken, look, wait_ms)
 
     async def _claiming(self, commit: Coroutine[Any, Any, T], claimed: Callable[[T], Task | None]) -> T:
         """What `commit` returns. If its caller leaves before it could be told what it has claimed, that is undone."""
@@ -276,8 +339,13 @@ class Engine:
             message = await self.fail(task_id, str(error), retryable=False, unknown=True)
             return f"{error} {message or 'The task has failed.'}"
         _check_json(f"The output of task {task_id[:80]!r}", output_json)
-        message = await self._commit(lambda tx, notices: self._lifecycle.complete(tx, notices, task_id, output_json))
+
+        def work(tx: Transaction, notices: Notices) -> str:
+            return self._lifecycle.complete(tx, notices, task_id, output_json)
+
+        message = await self._commit(work)
         self._stops.pop(task_id, None)
+        self._release(task_id)
         if message:
             log.info("%s: %s", task_id, message)
         return message
@@ -304,6 +372,7 @@ class Engine:
             )
         )
         self._stops.pop(task_id, None)
+        self._release(task_id)
         return message
 
     async def heartbeat(self, worker_id: str, held: list[str] | None = None) -> list[str]:
@@ -332,11 +401,15 @@ class Engine:
         When it is closed before that, the worker has gone, and what it held is given up at once.
         """
         _check_name("worker id", worker_id)
+        self._present[worker_id] += 1
         try:
             yield
-            await self._closing.wait()
+            await self.closing.wait()
         finally:
-            if not self._closing.is_set():
+            self._present[worker_id] -= 1
+            if not self._present[worker_id]:
+                del self._present[worker_id]
+            if worker_id not in self._present and not self.closing.is_set():
                 self._spawn(self._give_up(worker_id)).add_done_callback(_for_nobody)
 
     async def _give_up(self, worker_id: str) -> None:
@@ -375,6 +448,7 @@ class Engine:
             await self._commit(self._lifecycle.expire)
         for version_hash in list(self._ready):
             self._wake(self._ready, version_hash)
+        self._fill_slots(look=True)
         for task_id in [task_id for task_id, (_, since_ms) in self._stops.items() if now_ms - since_ms > STOP_KEPT_MS]:
             del self._stops[task_id]
 
@@ -391,39 +465,142 @@ class Engine:
 
     # Commits and waits
 
-    async def _commit(self, work: Callable[[Transaction, Notices], T], *, renews: bool = False) -> T:
+    async def _commit(
+        self,
+        work: Callable[[Transaction, Notices], T],
+        *,
+        given: Sequence[tuple[Stream, Claimed]] = (),
+        renews: bool = False,
+    ) -> T:
         """Run one transaction and wake whoever waits for what it did, even if the caller has gone meanwhile.
+
+        `work` adds to `given` what it claims for streams.
 
         When one that `renews` leases fails, none expires until all could be renewed. Any other is no such reason: a
         result that the disk has no room for is sent again and again, and would keep the tasks of dead workers.
         """
+        notices = Notices()
+        ended: dict[str, Snapshot] = {}
 
-        async def run() -> T:
-            notices = Notices()
-            try:
-                result = await self._store.write(lambda tx: work(tx, notices))
-            except StoreUnavailable as error:
-                self._note_outage(error)
-                self._deaf = self._deaf or renews
-                raise
-            for execution_id in notices.ended:
-                self._wake(self._watched, execution_id)
-            for version_hash, execution_id in notices.ready:
-                self._wake(self._ready, version_hash)
-                self._wake(self._watched, execution_id)
-            for task in notices.stop:
-                if task.worker_id is not None:
-                    self._stops[task.task_id] = (task.worker_id, self._clock())
-                    if len(self._stops) > STOPS_LIMIT:
-                        self._stops.popitem(last=False)
+        def run(tx: Transaction) -> T:
+            result = work(tx, notices)
+            for execution_id in notices.ended & self._watched.keys():
+                ended[execution_id] = _snapshot(tx, execution_id, self._clock())
             return result
 
-        job = self._spawn(run())
+        given_later: list[tuple[Stream, Claimed]] = []
+
+        def executed() -> None:
+            """What may be done again need not wait for the disk: should this be lost, it is begun anew."""
+            for stream, claimed in given:
+                if claimed.is_once or self._outage_ms is not None:
+                    given_later.append((stream, claimed))
+                else:
+                    self._streams.give(stream, claimed)
+
+        def settled(error: BaseException | None) -> None:
+            if isinstance(error, StoreUnavailable):
+                self._note_outage(error)
+                self._deaf = self._deaf or renews
+            if error is not None:
+                for stream, _ in given_later:
+                    stream.pool.free += 1
+                return
+            for stream, claimed in given_later:
+                crash_point("claim-committed")
+                self._streams.give(stream, claimed)
+            self._follow(notices, ended)
+
+        return await self._store.write(run, executed=executed, settled=settled)
+
+    def _follow(self, notices: Notices, ended: dict[str, Snapshot]) -> None:
+        """Wake whoever waits for what has been committed."""
+        for execution_id in notices.ended:
+            self._wake(self._watched, execution_id, ended.get(execution_id))
+        for workflow_id, version_hash, execution_id in notices.ready:
+            self._backlog.add((workflow_id, version_hash))
+            self._wake(self._ready, version_hash)
+            self._wake(self._watched, execution_id)
+        for task in notices.stop:
+            self._streams.release(task.task_id)
+            if task.worker_id is not None:
+                self._stops[task.task_id] = (task.worker_id, self._clock())
+                if len(self._stops) > STOPS_LIMIT:
+                    self._stops.popitem(last=False)
+        if notices.ready or notices.stop:
+            self._fill_slots()
+
+    # Streams of workers
+
+    async def open_stream(
+        self,
+        worker_id: str,
+        version_hash: str,
+        workflow_ids: Sequence[str],
+        lease_ms: int,
+        slots: int,
+        push: Callable[[Claimed], None],
+    ) -> Stream:
+        """Give this worker tasks from now on, each by a call of `push`, until the stream is closed.
+
+        Its streams have `slots` together; what it holds from before takes some of them.
+        """
+        _check_name("worker id", worker_id)
+        _check_name("version hash", version_hash)
+        held = await self._store.read(lambda reader: reader.held(worker_id))
+        works = [(workflow_id, version_hash) for workflow_id in workflow_ids]
+        stream = Stream(Taker(worker_id, lease_ms), works, self._streams.pool(worker_id, slots), push)
+        self._streams.open(stream, [task.task_id for task in held])
+        self._backlog.update(works)
+        self._fill_slots()
+        return stream
+
+    async def close_stream(self, stream: Stream, unsent: Sequence[Claimed]) -> None:
+        """Give it no more, and give back what was not sent to it."""
+        self._streams.close(stream)
+
+        def give_back(tx: Transaction, notices: Notices) -> None:
+            for claimed in unsent:
+                self._lifecycle.give_back(tx, notices, claimed.task)
+
+        if unsent:
+            with suppress(StoreUnavailable):  # their leases will end
+                await self._commit(give_back)
+
+    def _release(self, task_id: str) -> None:
+        """Whoever held this task has a slot again."""
+        if self._streams.release(task_id):
+            self._fill_slots()
+
+    def _fill_slots(self, *, look: bool = False) -> None:
+        """Let streams with free slots have the tasks that wait; `look` also where none is known to."""
+        if self.closing.is_set():
+            return
+        for stream in self._streams:
+            works = [work for work in stream.works if look or work in self._backlog]
+            if works and stream.pool.free > 0:
+                slots, stream.pool.free = stream.pool.free, 0
+                self._spawn(self._fill(stream, works, slots)).add_done_callback(_for_nobody)
+
+    async def _fill(self, stream: Stream, works: list[Work], slots: int) -> None:
+        """Claim tasks that wait for this stream, whose slots were reserved."""
+        given: list[tuple[Stream, Claimed]] = []
+
+        def work(tx: Transaction, notices: Notices) -> None:
+            for workflow_id, version_hash in works:
+                while len(given) < slots:
+                    taker = stream.taker
+                    claimed = self._lifecycle.claim(tx, version_hash, [workflow_id], taker.worker_id, taker.lease_ms)
+                    if claimed is None:
+                        self._backlog.discard((workflow_id, version_hash))
+                        break
+                    given.append((stream, claimed))
+
         try:
-            return await asyncio.shield(job)
-        except asyncio.CancelledError:
-            job.add_done_callback(_for_nobody)
-            raise
+            with suppress(StoreUnavailable):  # it is noted, and the next sweep tries again
+                await self._commit(work, given=given)
+        finally:
+            stream.pool.free += slots - len(given)
 
     def _spawn(self, job: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(job)
@@ -431,39 +608,40 @@ class Engine:
         task.add_done_callback(self._jobs.discard)
         return task
 
-    async def _wait(
-        self,
-        waiters: defaultdict[str, set[asyncio.Event]],
-        key: str,
-        look: Callable[[], Coroutine[Any, Any, T | None]],
-        wait_ms: int,
-    ) -> T | None:
-        """`look()` until it finds something: now, whenever `key` is woken, and not beyond `wait_ms`."""
-        deadline = asyncio.get_running_loop().time() + wait_ms / 1000
-        woken = asyncio.Event()
+    @contextmanager
+    def _waiter(self, waiters: defaultdict[str, set[Waiter]], key: str) -> Iterator[Waiter]:
+        """Woken from now on whenever `key` is."""
+        woken = Waiter()
         waiters[key].add(woken)
         try:
-            while True:
-                woken.clear()  # before looking, so that nothing that happens from here on is missed
-                found = await look()
-                remaining = deadline - asyncio.get_running_loop().time()
-                if found is not None or remaining <= 0 or self._closing.is_set():
-                    return found
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(remaining):  # wait_for may lose a cancellation that comes with the wake
-                        await woken.wait()
+            yield woken
         finally:
             waiters[key].discard(woken)
             if not waiters[key]:
                 del waiters[key]
 
-    def _wake(self, waiters: defaultdict[str, set[asyncio.Event]], key: str) -> None:
+    async def _next(self, woken: Waiter, look: Callable[[], Coroutine[Any, Any, T | None]], wait_ms: int) -> T | None:
+        """What `look()` finds, asked whenever there is something to see, but not beyond `wait_ms`."""
+        deadline = asyncio.get_running_loop().time() + wait_ms / 1000
+        while not self.closing.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout_at(deadline):  # wait_for may lose a cancellation that comes with the wake
+                    await woken.wait()
+            if not woken.is_set():
+                return None
+            woken.clear()  # before looking, so that nothing that happens from here on is missed
+            if (found := await look()) is not None:
+                return found
+        return None
+
+    def _wake(self, waiters: defaultdict[str, set[Waiter]], key: str, ended: Snapshot | None = None) -> None:
         for woken in waiters.get(key, ()):
+            woken.ended = ended
             woken.set()
 
     async def close(self) -> None:
         """Let every waiting call answer with what there is, and finish what has begun."""
-        self._closing.set()
+        self.closing.set()
         for waiters in (self._watched, self._ready):
             for key in list(waiters):
                 self._wake(waiters, key)
@@ -491,6 +669,15 @@ def _snapshot(reader: Reader, execution_id: str, now_ms: int) -> Snapshot:
     ready = any(task.status == TaskStatus.READY and task.available_at_ms <= now_ms for task in tasks)
     running = any(task.status == TaskStatus.RUNNING for task in tasks)
     return Snapshot(execution, reader.outputs(execution_id), attempts, ready and not running)
+
+
+def _outputs_json(outputs: dict[str, str]) -> str:
+    """`{node: output}` as one JSON text, made without parsing what is in it."""
+    return "{" + ",".join(f"{wire.canonical_json(node)}:{text}" for node, text in outputs.items()) + "}"
+
+
+def _is_over(found: Snapshot, or_ready: bool) -> bool:
+    return found.execution.status != ExecutionStatus.RUNNING or (or_ready and found.waits_for_worker)
 
 
 def _check_json(what: str, text: str) -> None:

@@ -4,7 +4,7 @@ Synchronous, without waits and without time of its own: each method reads and ch
 transaction it is given, adds the event, and notes in `Notices` whom the engine is to wake after the commit.
 """
 
-import uuid
+import secrets
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,14 @@ RUNNING_LIMIT = 10_000  # executions of one session at once
 WORKFLOWS_LIMIT = 10_000  # versions of all workflows in one database
 GRAPHS_KEPT = 500  # versions whose graphs are at hand
 EVENTS_LIMIT = 100_000  # of one execution: with more it is started afresh no more, and no attempt is free
+SESSIONS_KEPT = 1_000  # whose number of executions under way is known well enough not to be counted
 SHOWN_CHARS = 120  # of an input in an error
+
+ENDS = {
+    ExecutionStatus.COMPLETED: Event.EXECUTION_COMPLETED,
+    ExecutionStatus.FAILED: Event.EXECUTION_FAILED,
+    ExecutionStatus.CANCELLED: Event.EXECUTION_CANCELLED,
+}
 
 
 @dataclass(frozen=True)
@@ -44,10 +51,19 @@ class StartOrder:
 
 
 @dataclass(frozen=True)
+class Taker:
+    """A worker that can take a task at once."""
+
+    worker_id: str
+    lease_ms: int
+
+
+@dataclass(frozen=True)
 class Started:
     execution_id: str
     before: str  # wire.NEW, or the status found
     claimed: Task | None = None  # what `claim` got
+    taken: "Claimed | None" = None  # what the taker got
 
 
 @dataclass(frozen=True)
@@ -62,6 +78,7 @@ class Resolution:
 class Claimed:
     task: Task
     input_json: str  # {"input": …, "deps": {node: output}}, and "timeout_ms" where an attempt has one
+    is_once: bool  # its effect must not begin before the claim is synced
 
 
 @dataclass
@@ -69,7 +86,7 @@ class Notices:
     """Whom to wake once the transaction is committed."""
 
     ended: set[str] = field(default_factory=set)  # execution ids
-    ready: set[tuple[str, str]] = field(default_factory=set)  # (version hash, execution id)
+    ready: set[tuple[str, str, str]] = field(default_factory=set)  # (workflow id, version hash, execution id)
     stop: list[Task] = field(default_factory=list)  # attempts whose worker should stop
 
 
@@ -80,6 +97,7 @@ class Lifecycle:
         self._clock = clock
         self._jitter = jitter
         self._graphs: dict[tuple[str, str], graph.Graph] = {}
+        self._running_at_most: dict[str, int] = {}  # session → executions
 
     def register(self, tx: Transaction, workflow_id: str, version_hash: str, ir_json: str, new: graph.Graph) -> str:
         """Record one version of a workflow, whose IR is parsed as `new`. Returns its compatibility with the latest."""
@@ -100,25 +118,29 @@ class Lifecycle:
 
     # Executions
 
-    def start(self, tx: Transaction, notices: Notices, order: StartOrder) -> Started:
-        """Start an execution, or find the one of this id: same id and same input, same execution."""
-        before = self._find_or_start(tx, notices, order)
-        return Started(order.execution_id, before, self._claim_own(tx, notices, order) if order.claim else None)
+    def start(self, tx: Transaction, notices: Notices, order: StartOrder, taker: Taker | None = None) -> Started:
+        """Start an execution, or find the one of this id: same id and same input, same execution.
 
-    def _find_or_start(self, tx: Transaction, notices: Notices, order: StartOrder) -> str:
-        """See to it that the execution is there, and runs if it is to. Returns what it was before."""
+        The first task of one that is new is given to the taker.
+        """
         existing = tx.execution(order.execution_id)
         if existing is None:
-            _check_room(tx, order.execution_id)
-            self._start_new(tx, notices, order)
-            return wire.NEW
+            taken = self._start_new(tx, notices, order, taker)
+            before: str = wire.NEW
+        else:
+            taken, before = None, existing.status
+            self._start_existing(tx, notices, order, existing)
+        claimed = self._claim_own(tx, notices, order) if order.claim else None
+        return Started(order.execution_id, before, claimed, taken)
+
+    def _start_existing(self, tx: Transaction, notices: Notices, order: StartOrder, existing: Execution) -> None:
+        """See to it that it runs, if it is to."""
         _check_same_call(existing, order)
         if _may_restart(existing, order) and not (_for_once(existing, order) and _has_begun(tx, existing)):
             _check_story(tx, existing)
             self._run_again(tx, notices, _declared_anew(tx, existing, order))
         elif _becomes_once(existing, order) and not _has_begun(tx, existing):
             _declared_anew(tx, existing, order)
-        return existing.status
 
     def _claim_own(self, tx: Transaction, notices: Notices, order: StartOrder) -> Task | None:
         """Begin an attempt at a task of this execution for the one who started it."""
@@ -132,16 +154,20 @@ class Lifecycle:
         )
         return claimed.task if claimed else None
 
-    def _start_new(self, tx: Transaction, notices: Notices, order: StartOrder) -> None:
-        workflow = tx.workflow(order.workflow_id, order.version_hash)
-        if workflow is None:
-            version = f" of version {order.version_hash[:80]!r}" if order.version_hash else ""
-            raise NotFound(f"No workflow {order.workflow_id[:80]!r}{version} is registered.")
+    def _start_new(self, tx: Transaction, notices: Notices, order: StartOrder, taker: Taker | None) -> Claimed | None:
+        self._check_room(tx, order.execution_id)
+        version_hash = order.version_hash
+        if (order.workflow_id, version_hash) not in self._graphs:
+            workflow = tx.workflow(order.workflow_id, version_hash)
+            if workflow is None:
+                version = f" of version {version_hash[:80]!r}" if version_hash else ""
+                raise NotFound(f"No workflow {order.workflow_id[:80]!r}{version} is registered.")
+            version_hash = workflow.version_hash
         now_ms = self._clock()
         execution = Execution(
             execution_id=order.execution_id,
-            workflow_id=workflow.workflow_id,
-            version_hash=workflow.version_hash,
+            workflow_id=order.workflow_id,
+            version_hash=version_hash,
             status=ExecutionStatus.RUNNING,
             input_json=order.input_json,
             max_attempts=order.max_attempts,
@@ -154,17 +180,20 @@ class Lifecycle:
         )
         tx.add_execution(execution)
         tx.add_event(execution.execution_id, now_ms, Event.EXECUTION_STARTED)
-        self._schedule(tx, notices, execution)
+        return self._add_tasks(tx, notices, execution, self._graph(tx, execution).ready((), ()), taker)
 
     def _run_again(self, tx: Transaction, notices: Notices, execution: Execution) -> None:
         """What is recorded stays; every other task gets attempts anew."""
+        session, _, _ = execution.execution_id.partition("/")
+        if session in self._running_at_most:
+            self._running_at_most[session] += 1
         tx.move_execution(execution.execution_id, ExecutionStatus.RUNNING)
         tx.add_event(execution.execution_id, self._clock(), Event.EXECUTION_RESTARTED)
         for task in tx.tasks(execution.execution_id):
             if task.status in (TaskStatus.FAILED, TaskStatus.CANCELLED):
                 limit = task.attempt + execution.max_attempts
                 tx.move_task(task.task_key, TaskStatus.READY, attempt_limit=limit)
-        notices.ready.add((execution.version_hash, execution.execution_id))
+        notices.ready.add((execution.workflow_id, execution.version_hash, execution.execution_id))
         self._schedule(tx, notices, execution)
 
     def cancel(self, tx: Transaction, notices: Notices, execution_id: str) -> str:
@@ -193,7 +222,7 @@ class Lifecycle:
 
     def _end_cancelled(self, tx: Transaction, notices: Notices, execution: Execution) -> None:
         error = "The execution was cancelled."
-        self._end(tx, notices, execution, ExecutionStatus.CANCELLED, error, ErrorCode.CANCELLED)
+        self._end(tx, notices, execution.execution_id, ExecutionStatus.CANCELLED, error, ErrorCode.CANCELLED)
 
     # Tasks
 
@@ -211,14 +240,18 @@ class Lifecycle:
         task = tx.claim(version_hash, workflow_ids, worker_id, lease_ms, now_ms, execution_id)
         if task is None:
             return None
-        data = {"worker": worker_id, "lease_ms": lease_ms}
+        return self._begun(tx, task, _execution_of(tx, task), now_ms)
+
+    def _begun(self, tx: Transaction, task: Task, execution: Execution, now_ms: int) -> Claimed:
+        """Tell the events of an attempt that begins, and make what its worker gets."""
+        data = {"worker": task.worker_id, "lease_ms": task.lease_ms}
         tx.add_event(task.execution_id, now_ms, Event.ATTEMPT_STARTED, task.node_id, task.attempt, data)
-        execution = _execution_of(tx, task)
         dependencies = self._graph(tx, execution).nodes[task.node_id].dependencies
         outputs = tx.outputs(task.execution_id) if dependencies else {}
         deps = ",".join(f"{wire.canonical_json(node_id)}:{outputs[node_id]}" for node_id in dependencies)
         timeout = f',"timeout_ms":{execution.timeout_ms}' if execution.timeout_ms else ""
-        return Claimed(task, f'{{"input":{execution.input_json},"deps":{{{deps}}}{timeout}}}')
+        input_json = f'{{"input":{execution.input_json},"deps":{{{deps}}}{timeout}}}'
+        return Claimed(task, input_json, _is_once(task, execution))
 
     def give_back(self, tx: Transaction, notices: Notices, claimed: Task) -> None:
         """Undo a claim whose worker never learned of it: the attempt did not happen and is not counted."""
@@ -231,27 +264,42 @@ class Lifecycle:
         data = {"worker": claimed.worker_id}
         now_ms = self._clock()
         tx.add_event(claimed.execution_id, now_ms, Event.ATTEMPT_RETURNED, claimed.node_id, claimed.attempt, data)
-        notices.ready.add((claimed.version_hash, claimed.execution_id))
+        notices.ready.add((claimed.workflow_id, claimed.version_hash, claimed.execution_id))
 
     def complete(self, tx: Transaction, notices: Notices, task_id: str, output_json: str) -> str:
         """Record a task's result. The first word wins; returns "" if it was this one, else why nothing changed."""
+        finished = tx.finish(task_key(task_id), attempt_number(task_id), output_json)
+        if finished is not None:
+            self._finished(tx, notices, finished, output_json)
+            return ""
         task, attempt, execution = _find_attempt(tx, task_id)
         if task.status == TaskStatus.DONE:
             return f"Node {task.node_id} was completed already; this result was not recorded."
         settled = task.status == TaskStatus.FAILED and task.error_code != ErrorCode.OUTCOME_UNKNOWN
         if settled or task.status == TaskStatus.CANCELLED:
             return f"Execution {execution.execution_id} is {execution.status}; this result was not recorded."
-        late = not is_current(task, attempt)
-        if late and task.status == TaskStatus.RUNNING:
+        if task.status == TaskStatus.RUNNING:
             notices.stop.append(task)  # the attempt that took its place
         tx.move_task(task.task_key, TaskStatus.DONE, output_json=output_json)
-        data = {"output_bytes": len(output_json.encode())} | ({"late": True} if late else {})
+        data = {"output_bytes": len(output_json.encode()), "late": True}
         tx.add_event(execution.execution_id, self._clock(), Event.TASK_COMPLETED, task.node_id, attempt, data)
         if execution.status == ExecutionStatus.RUNNING:
             self._schedule(tx, notices, execution)
         elif task.status == TaskStatus.FAILED:  # what was unknown is settled now
             self._settled(tx, notices, execution)
         return ""
+
+    def _finished(self, tx: Transaction, notices: Notices, task: Task, output_json: str) -> None:
+        """The attempt that ran has its result: go on with what depends on it."""
+        data = {"output_bytes": len(output_json.encode())}
+        tx.add_event(task.execution_id, self._clock(), Event.TASK_COMPLETED, task.node_id, task.attempt, data)
+        nodes = self._graphs.get((task.workflow_id, task.version_hash))
+        if nodes is not None and len(nodes.nodes) == 1:
+            self._end(tx, notices, task.execution_id, ExecutionStatus.COMPLETED)  # unless it has ended otherwise
+            return
+        execution = _execution_of(tx, task)
+        if execution.status == ExecutionStatus.RUNNING:
+            self._schedule(tx, notices, execution)
 
     def resolve(self, tx: Transaction, notices: Notices, execution_id: str, node_id: str, word: Resolution) -> str:
         """A person's word on an unknown outcome, or that what ended without a result is to be tried again."""
@@ -353,7 +401,7 @@ class Lifecycle:
         if _may_try_again(task, execution):
             notices.stop.append(task)
             tx.move_task(task.task_key, TaskStatus.READY)
-            notices.ready.add((task.version_hash, task.execution_id))
+            notices.ready.add((task.workflow_id, task.version_hash, task.execution_id))
             return
         if not _is_once(task, execution):
             reason = f"{reason} That was attempt {tries(task, execution)}, the last one."
@@ -372,7 +420,7 @@ class Lifecycle:
         for other in tx.tasks(task.execution_id):
             if other.status == TaskStatus.READY:
                 tx.move_task(other.task_key, TaskStatus.CANCELLED)
-        self._end(tx, notices, execution, ExecutionStatus.FAILED, error, error_code)
+        self._end(tx, notices, execution.execution_id, ExecutionStatus.FAILED, error, error_code)
 
     def _say_why(self, tx: Transaction, execution: Execution) -> None:
         """Keep the error of a FAILED execution true: an unknown outcome among its tasks outweighs the rest."""
@@ -388,43 +436,79 @@ class Lifecycle:
         tasks = tx.tasks(execution.execution_id)
         done = {task.node_id for task in tasks if task.status == TaskStatus.DONE}
         if len(done) == len(nodes.nodes):
-            self._end(tx, notices, execution, ExecutionStatus.COMPLETED)
+            self._end(tx, notices, execution.execution_id, ExecutionStatus.COMPLETED)
             return
-        for node in nodes.ready(done, {task.node_id for task in tasks}):
-            tx.add_task(
-                Task(
-                    task_key=uuid.uuid4().hex,
-                    execution_id=execution.execution_id,
-                    workflow_id=execution.workflow_id,
-                    version_hash=execution.version_hash,
-                    node_id=node.id,
-                    node_type=node.type,
-                    status=TaskStatus.READY,
-                    attempt=0,
-                    attempt_limit=execution.max_attempts,
-                )
+        self._add_tasks(tx, notices, execution, nodes.ready(done, {task.node_id for task in tasks}))
+
+    def _add_tasks(
+        self,
+        tx: Transaction,
+        notices: Notices,
+        execution: Execution,
+        nodes: list[graph.Node],
+        taker: Taker | None = None,
+    ) -> Claimed | None:
+        """Add a task for each of these nodes, and begin an attempt at the first of them for the taker."""
+        now_ms, taken = self._clock(), None
+        for node in nodes:
+            task = Task(
+                task_key=f"{now_ms:012x}{secrets.token_hex(10)}",  # in the order of time, which its index likes
+                execution_id=execution.execution_id,
+                workflow_id=execution.workflow_id,
+                version_hash=execution.version_hash,
+                node_id=node.id,
+                node_type=node.type,
+                status=TaskStatus.READY,
+                attempt=0,
+                attempt_limit=execution.max_attempts,
             )
-            notices.ready.add((execution.version_hash, execution.execution_id))
+            if taker is None:
+                tx.add_task(task)
+                notices.ready.add((execution.workflow_id, execution.version_hash, execution.execution_id))
+                continue
+            task = replace(
+                task,
+                status=TaskStatus.RUNNING,
+                attempt=1,
+                worker_id=taker.worker_id,
+                lease_ms=taker.lease_ms,
+                lease_expires_at_ms=now_ms + taker.lease_ms,
+            )
+            tx.add_task(task)
+            taken, taker = self._begun(tx, task, execution, now_ms), None
+        return taken
 
     def _end(
         self,
         tx: Transaction,
         notices: Notices,
-        execution: Execution,
+        execution_id: str,
         status: ExecutionStatus,
         error: str | None = None,
         error_code: ErrorCode | None = None,
     ) -> None:
         now_ms = self._clock()
-        event = {
-            ExecutionStatus.COMPLETED: Event.EXECUTION_COMPLETED,
-            ExecutionStatus.FAILED: Event.EXECUTION_FAILED,
-            ExecutionStatus.CANCELLED: Event.EXECUTION_CANCELLED,
-        }[status]
-        tx.move_execution(execution.execution_id, status, error=error, error_code=error_code, ended_at_ms=now_ms)
+        if not tx.move_execution(execution_id, status, error=error, error_code=error_code, ended_at_ms=now_ms):
+            return
         data = {"error": error, "error_code": error_code} if error else {}
-        tx.add_event(execution.execution_id, now_ms, event, data=data)
-        notices.ended.add(execution.execution_id)
+        tx.add_event(execution_id, now_ms, ENDS[status], data=data)
+        notices.ended.add(execution_id)
+
+    def _check_room(self, tx: Transaction, execution_id: str) -> None:
+        """Refuse one more execution of a session, whose ids all begin with "{session}/", when too many of it run."""
+        session, slash, _ = execution_id.partition("/")
+        if not slash:
+            return
+        at_most = self._running_at_most
+        if at_most.get(session, RUNNING_LIMIT) >= RUNNING_LIMIT:  # those that ended since are still in the number
+            if len(at_most) >= SESSIONS_KEPT:
+                at_most.clear()
+            at_most[session] = tx.count_running(session + slash, RUNNING_LIMIT)
+        if at_most[session] >= RUNNING_LIMIT:
+            raise LimitExceeded(
+                f"Session {session} has {RUNNING_LIMIT} executions under way; let some of them end first."
+            )
+        at_most[session] += 1
 
     def _retry_delay_ms(self, tries_so_far: int) -> int:
         delay_ms = min(RETRY_DELAY_MS_MIN * 2 ** (tries_so_far - 1), RETRY_DELAY_MS_MAX)
@@ -552,13 +636,6 @@ def _would_run_again(task: Task) -> bool:
 
 def _or_not(reason: str) -> str:
     return f"{reason.rstrip('.')}: the effect may or may not have happened."
-
-
-def _check_room(tx: Transaction, execution_id: str) -> None:
-    """Refuse one more execution of a session, whose ids all begin with "{session}/", when too many of it run."""
-    session, slash, _ = execution_id.partition("/")
-    if slash and tx.count_running(session + slash, RUNNING_LIMIT) >= RUNNING_LIMIT:
-        raise LimitExceeded(f"Session {session} has {RUNNING_LIMIT} executions under way; let some of them end first.")
 
 
 def _check_story(tx: Transaction, execution: Execution) -> None:

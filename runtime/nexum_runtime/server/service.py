@@ -1,8 +1,9 @@
 """The gRPC services: messages in, engine calls, messages and status codes out."""
 
+import asyncio
 import hmac
 import logging
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NexumError, NotFound
 from nexum_runtime.idempotency import key_of
 from nexum_runtime.server.engine import Engine, Snapshot
-from nexum_runtime.server.lifecycle import Resolution, Started, StartOrder
+from nexum_runtime.server.lifecycle import Claimed, Resolution, Started, StartOrder
 from nexum_runtime.server.states import ExecutionStatus
 from nexum_runtime.server.store.base import EventRow, StoreUnavailable
 from nexum_runtime.text import MIB, size_text
@@ -33,6 +34,8 @@ WARNINGS_LIMIT = 10_000  # connections that were warned of an ambiguous hash are
 HELD_LIMIT = 10_000  # tasks of one worker in one heartbeat
 WAITING_LIMIT = 2_000  # calls of one client that are held until there is something to say …
 WAITING_MIB_LIMIT = 256  # … and their requests, which stay in memory as long
+COMPLETIONS_LIMIT = 1_000  # of one stream that are being recorded; more are not read yet
+ACKNOWLEDGE_SECONDS = 0.05  # for so long acknowledgements are collected: a worker has no use for one at once
 AGE_MS_LIMIT = 10**14  # of what is pruned: 3,000 years
 DETAILS_LIMIT = 500  # characters of an error's text: it travels in a header, percent-encoded, of at most 8 KiB
 
@@ -134,61 +137,23 @@ class Waiting:
                 del self._calls[peer], self._bytes[peer]
 
 
-class NexumService:
-    """`nexum.NexumService`, as nexum-py 0.2.0 has it."""
+class Registrations:
+    """Which connection has registered which workflows: whose tasks it asks for when it names only a hash."""
 
-    def __init__(self, engine: Engine, waiting: Waiting) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._waiting = waiting
         self._registered: OrderedDict[tuple[str, str, str], None] = OrderedDict()  # (peer, workflow, hash)
         self._warned: set[tuple[str, str]] = set()  # (peer, hash): said once, though it polls ten times a second
 
-    @_answering
-    async def RegisterWorkflow(self, request: Any, context: Context) -> Any:
-        compatibility = await self._engine.register(request.workflow_id, request.version_hash, request.ir_json)
-        registered = (context.peer(), request.workflow_id, request.version_hash)
+    def add(self, peer: str, workflow_id: str, version_hash: str) -> None:
+        registered = (peer, workflow_id, version_hash)
         self._registered[registered] = None
         self._registered.move_to_end(registered)
         if len(self._registered) > REGISTRATIONS_LIMIT:
             self._registered.popitem(last=False)
-        context.set_trailing_metadata(((wire.MAX_MESSAGE_BYTES, str(self._engine.max_message_bytes)),))
-        return pb.AckResponse(ok=True, compatibility=compatibility)
 
-    @_answering
-    async def StartExecution(self, request: Any, context: Context) -> Any:
-        started = await self._engine.start(_start_order(request, context))
-        context.set_trailing_metadata(_started_metadata(started))
-        return pb.StartResponse(execution_id=started.execution_id)
-
-    @_answering
-    async def PollTask(self, request: Any, context: Context) -> Any:
-        metadata = _metadata(context)
-        with self._waiting.place(context, request):
-            claimed = await self._engine.poll(
-                request.worker_id,
-                request.version_hash,
-                await self._served_workflows(request.version_hash, metadata.get(wire.WORKFLOW_ID), context.peer()),
-                _lease_ms(metadata),
-                _number(metadata, wire.WAIT_MS, 0, 0, wire.WAIT_MS_LIMIT),
-            )
-        if claimed is None:
-            return pb.PollResponse(has_task=False)
-        crash_point("claim-committed")
-        task = claimed.task
-        return pb.PollResponse(
-            has_task=True,
-            task_id=task.task_id,
-            execution_id=task.execution_id,
-            node_id=task.node_id,
-            node_type=task.node_type,
-            input_json=claimed.input_json,
-            idempotency_key=key_of(task.execution_id, task.node_id, task.version_hash),
-        )
-
-    async def _served_workflows(self, version_hash: str, workflow_id: str | None, peer: str) -> list[str]:
-        """Whose tasks a poll asks for. A stock worker names only the hash, which several workflows may share."""
-        if workflow_id is not None:
-            return [workflow_id]
+    async def served(self, peer: str, version_hash: str) -> list[str]:
+        """Whose tasks are asked for by a hash alone, which several workflows may share."""
         candidates = await self._engine.workflow_ids(version_hash)
         own = [candidate for candidate in candidates if (peer, candidate, version_hash) in self._registered]
         if not own and len(candidates) > 1 and (peer, version_hash) not in self._warned:
@@ -204,10 +169,48 @@ class NexumService:
             )
         return own or candidates
 
+
+class NexumService:
+    """`nexum.NexumService`, as nexum-py 0.2.0 has it."""
+
+    def __init__(self, engine: Engine, waiting: Waiting, registrations: Registrations) -> None:
+        self._engine = engine
+        self._waiting = waiting
+        self._registrations = registrations
+
+    @_answering
+    async def RegisterWorkflow(self, request: Any, context: Context) -> Any:
+        compatibility = await self._engine.register(request.workflow_id, request.version_hash, request.ir_json)
+        self._registrations.add(context.peer(), request.workflow_id, request.version_hash)
+        context.set_trailing_metadata(((wire.MAX_MESSAGE_BYTES, str(self._engine.max_message_bytes)),))
+        return pb.AckResponse(ok=True, compatibility=compatibility)
+
+    @_answering
+    async def StartExecution(self, request: Any, context: Context) -> Any:
+        started = await self._engine.start(_start_order(request, context))
+        context.set_trailing_metadata(_started_metadata(started))
+        return pb.StartResponse(execution_id=started.execution_id)
+
+    @_answering
+    async def PollTask(self, request: Any, context: Context) -> Any:
+        metadata = _metadata(context)
+        named = metadata.get(wire.WORKFLOW_ID)
+        with self._waiting.place(context, request):
+            claimed = await self._engine.poll(
+                request.worker_id,
+                request.version_hash,
+                [named] if named else await self._registrations.served(context.peer(), request.version_hash),
+                _lease_ms(metadata),
+                _number(metadata, wire.WAIT_MS, 0, 0, wire.WAIT_MS_LIMIT),
+            )
+        if claimed is None:
+            return pb.PollResponse(has_task=False)
+        crash_point("claim-committed")
+        return _task_response(claimed)
+
     @_answering
     async def CompleteTask(self, request: Any, context: Context) -> Any:
         message = await self._engine.complete(request.task_id, request.output_json)
-        crash_point("completion-committed")
         return pb.AckResponse(ok=True, message=message)
 
     @_answering
@@ -312,9 +315,10 @@ class NexumService:
 class NexumExtensions:
     """`nexum.NexumExtensions`: what the stock service lacks, made of the same messages."""
 
-    def __init__(self, engine: Engine, waiting: Waiting) -> None:
+    def __init__(self, engine: Engine, waiting: Waiting, registrations: Registrations) -> None:
         self._engine = engine
         self._waiting = waiting
+        self._registrations = registrations
 
     @_answering
     async def Execute(self, request: Any, context: Context) -> Any:
@@ -334,6 +338,58 @@ class NexumExtensions:
         held = _task_ids(request.version_hash) if request.version_hash else None
         stops = await self._engine.heartbeat(request.worker_id, held)
         return pb.AckResponse(ok=True, message=wire.canonical_json(stops))
+
+    async def StreamTasks(self, requests: AsyncIterator[Any], context: Context) -> None:
+        """A worker's one long call: tasks go out as they become ready, completions come in and are acknowledged.
+
+        A worker that sends no more is given nothing new; the call ends when what it has sent is committed.
+        """
+        try:
+            metadata = _metadata(context)
+            slots = _number(metadata, wire.SLOTS, 1, 1, wire.SLOTS_LIMIT)
+            version_hash, named = metadata.get(wire.VERSION_HASH, ""), metadata.get(wire.WORKFLOW_ID)
+            workflow_ids = [named] if named else await self._registrations.served(context.peer(), version_hash)
+            with self._waiting.place(context, pb.EmptyRequest()):
+                outbox = Outbox()
+                stream = await self._engine.open_stream(
+                    metadata.get(wire.WORKER_ID, ""),
+                    version_hash,
+                    workflow_ids,
+                    _lease_ms(metadata),
+                    slots,
+                    outbox.put_task,
+                )
+                receiving = asyncio.create_task(self._receive(requests, outbox))
+                try:
+                    await outbox.send(context, receiving, self._engine.closing)
+                finally:
+                    receiving.cancel()
+                    await self._engine.close_stream(stream, outbox.unsent_tasks())
+        except NexumError as error:
+            await _abort(context, error)
+
+    async def _receive(self, requests: AsyncIterator[Any], outbox: "Outbox") -> None:
+        """Record the completions that a worker sends, many at a time."""
+        under_way: set[asyncio.Task[None]] = set()
+        async for request in requests:
+            job = asyncio.create_task(self._complete(request, outbox))
+            under_way.add(job)
+            job.add_done_callback(under_way.discard)
+            if len(under_way) >= COMPLETIONS_LIMIT:
+                await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+        if under_way:
+            await asyncio.wait(under_way)
+
+    async def _complete(self, request: Any, outbox: "Outbox") -> None:
+        if isinstance(request, Unreadable):
+            return  # whose it is cannot be told
+        try:
+            message = await self._engine.complete(request.task_id, request.output_json)
+            crash_point("completion-committed")
+        except (NexumError, StoreUnavailable) as error:
+            outbox.refuse(request.task_id, CODES[type(error)].name, str(error))
+        else:
+            outbox.acknowledge(request.task_id, message)
 
     async def Attend(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """Held open by who executes tasks in its own process: the end of this call is its own end."""
@@ -364,6 +420,15 @@ class NexumExtensions:
         )
         return pb.AckResponse(ok=True, message=wire.canonical_json({"executions": executions, "bytes": size_bytes}))
 
+    async def Journal(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        """What every COMPLETED execution under a prefix has recorded, `{execution_id: {node: output}}`, in parts."""
+        try:
+            async with aclosing(self._engine.journal(_readable(request).execution_id)) as parts:
+                async for part in parts:
+                    yield pb.StatusResponse(status=ExecutionStatus.COMPLETED, completed_nodes_json=part)
+        except (NexumError, StoreUnavailable) as error:
+            await _abort(context, error)
+
     async def History(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """All that is known of one execution, or of every execution under a prefix that ends in "/"."""
         try:
@@ -389,6 +454,12 @@ class NexumExtensions:
                 "Heartbeat": _unary(self.Heartbeat, pb.PollRequest, pb.AckResponse),
                 "Resolve": _unary(self.Resolve, pb.RejectRequest, pb.AckResponse),
                 "Prune": _unary(self.Prune, pb.StatusRequest, pb.AckResponse),
+                "StreamTasks": grpc.stream_stream_rpc_method_handler(
+                    self.StreamTasks, _reader(pb.CompleteRequest), pb.PollResponse.SerializeToString
+                ),
+                "Journal": grpc.unary_stream_rpc_method_handler(
+                    self.Journal, _reader(pb.StatusRequest), pb.StatusResponse.SerializeToString
+                ),
                 "Attend": grpc.unary_stream_rpc_method_handler(
                     self.Attend, _reader(pb.PollRequest), pb.AckResponse.SerializeToString
                 ),
@@ -397,6 +468,77 @@ class NexumExtensions:
                 ),
             },
         )
+
+
+class Outbox:
+    """What goes out on the stream of one worker, in the order in which it came."""
+
+    def __init__(self) -> None:
+        self._queue: deque[Claimed | Any] = deque()  # tasks, and PollResponses that acknowledge
+        self._recorded: list[str] = []  # task ids that are acknowledged together, a moment later
+        self._filled = asyncio.Event()
+
+    def put_task(self, claimed: Claimed) -> None:
+        self._put(claimed)
+
+    def acknowledge(self, task_id: str, message: str) -> None:
+        """The completion is committed, or `message` says why it changed nothing."""
+        if message:
+            self._put(pb.PollResponse(task_id=task_id, input_json=message))
+            return
+        self._recorded.append(task_id)
+        if len(self._recorded) == 1:
+            asyncio.get_running_loop().call_later(ACKNOWLEDGE_SECONDS, self._acknowledge_together)
+
+    def refuse(self, task_id: str, code: str, message: str) -> None:
+        """The completion is not recorded: a gRPC status code says how, and `message` why."""
+        self._put(pb.PollResponse(task_id=task_id, node_type=code, input_json=message))
+
+    def unsent_tasks(self) -> list[Claimed]:
+        return [each for each in self._queue if isinstance(each, Claimed)]
+
+    async def send(self, context: Context, receiving: "asyncio.Task[None]", closing: asyncio.Event) -> None:
+        """Send what there is, until the worker sends no more or the server stops."""
+        ends = (receiving, asyncio.create_task(closing.wait()))
+        for end in ends:
+            end.add_done_callback(lambda _: self._filled.set())
+        try:
+            while not any(end.done() for end in ends):
+                await self._filled.wait()
+                self._filled.clear()
+                while self._queue:
+                    await context.write(_outgoing(self._queue.popleft()))
+            self._acknowledge_together()
+            for each in [each for each in self._queue if not isinstance(each, Claimed)]:
+                await context.write(each)
+        finally:
+            ends[1].cancel()
+
+    def _put(self, what: Any) -> None:
+        self._queue.append(what)
+        self._filled.set()
+
+    def _acknowledge_together(self) -> None:
+        if self._recorded:
+            self._put(pb.PollResponse(task_id=" ".join(self._recorded)))
+            self._recorded.clear()
+
+
+def _outgoing(what: Any) -> Any:
+    return _task_response(what) if isinstance(what, Claimed) else what
+
+
+def _task_response(claimed: Claimed) -> Any:
+    task = claimed.task
+    return pb.PollResponse(
+        has_task=True,
+        task_id=task.task_id,
+        execution_id=task.execution_id,
+        node_id=task.node_id,
+        node_type=task.node_type,
+        input_json=claimed.input_json,
+        idempotency_key=key_of(task.execution_id, task.node_id, task.version_hash),
+    )
 
 
 def _unary(method: Any, request: Any, response: Any) -> Any:

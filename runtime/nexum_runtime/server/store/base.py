@@ -2,8 +2,8 @@
 
 A store runs the engine's decisions as transactions: `write(work)` calls `work(tx)` with a Transaction and commits
 what it did, all of it or nothing; when `write` returns, the commit is synced to disk. Writes run one after another.
-`read(work)` sees what was committed before it began and changes nothing. `work` is plain synchronous code and runs
-in the store's own thread.
+`read(work)` sees what was committed before it began and changes nothing. `work` is plain synchronous code; that of a
+write is quick, for it may hold up the event loop.
 
 Times are integer epoch milliseconds, JSON travels as text and comes back as the very text that was stored.
 """
@@ -116,6 +116,13 @@ class Reader(Protocol):
     def outputs(self, execution_id: str) -> dict[str, str]:
         """The output's JSON text of every node that is DONE, in the order they were done."""
 
+    def journal(self, prefix: str, after: str, limit_chars: int) -> tuple[dict[str, dict[str, str]], str]:
+        """The outputs of COMPLETED executions whose ids begin with `prefix`, by id, in the order of ids.
+
+        Those that follow the id `after`, and about as many as `limit_chars` allow, but whole executions, and one at
+        the least. Returns also where to go on: the id of the last.
+        """
+
     def tasks(self, execution_id: str) -> list[Task]:
         """In the order they were scheduled."""
 
@@ -177,6 +184,9 @@ class Transaction(Reader, Protocol):
     ) -> bool:
         """An `attempt_limit` of None stays as it is; the lease ends with every move."""
 
+    def finish(self, task_key: str, attempt: int, output_json: str) -> Task | None:
+        """The attempt that runs is DONE: the task, or None when this is not the attempt that runs."""
+
     def settle_failure(self, task_key: str, error: str) -> None:
         """Say of a FAILED task whose outcome was unknown that it failed, and why."""
 
@@ -213,8 +223,19 @@ class Transaction(Reader, Protocol):
 
 class Store(ABC):
     @abstractmethod
-    async def write(self, work: Callable[[Transaction], T]) -> T:
-        """Run `work` as one transaction. Raises what `work` raised (then nothing is kept), or StoreUnavailable."""
+    async def write(
+        self,
+        work: Callable[[Transaction], T],
+        *,
+        executed: Callable[[], None] | None = None,
+        settled: Callable[[BaseException | None], None] | None = None,
+    ) -> T:
+        """Run `work` as one transaction. Raises what `work` raised (then nothing is kept), or StoreUnavailable.
+
+        `executed` is called when `work` has returned and before that is committed: it may yet be lost. `settled` is
+        called once it is synced, or with the error, also when the caller has been cancelled meanwhile; a caller who is
+        cancelled before `work` was begun has it not run at all.
+        """
 
     @abstractmethod
     async def read(self, work: Callable[[Reader], T]) -> T: ...

@@ -1,6 +1,8 @@
-"""The store in one SQLite file: one writer thread, one reader thread, and nothing acknowledged before it is synced.
+"""The store in one SQLite file: one connection that writes, one that reads, nothing acknowledged before it is synced.
 
-Writes that wait while one commit is synced share the next one (a group commit).
+The statements of writes run on the event loop, each a matter of microseconds: in a thread of their own they would spend
+most of their time on changing threads. So does the commit, unless the disk turns out to be slow: then it has a thread.
+Writes that come meanwhile share the next one (a group commit).
 """
 
 import asyncio
@@ -10,9 +12,10 @@ import sqlite3
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from dataclasses import astuple, fields
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,10 +42,12 @@ from nexum_runtime.server.store.base import (
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 APPLICATION_ID = 0x4E58554D  # "NXUM": another program's database is never taken for ours
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 BUSY_TIMEOUT_MS = 5_000  # a person's sqlite3 shell may hold the write lock for a moment
+BUSY_LOOK_MS = 20
+QUICK_COMMIT_MS = 2.0
 GROUP_LIMIT = 100  # writes that share one commit
 VACUUM_PAGES = 1_000  # given back in one transaction, so that other writes need not wait for long
 CHECK_MS = 300  # at most, of looking for damage when the database is opened
@@ -55,6 +60,15 @@ MIGRATIONS = {  # schema version → the SQL that makes it the next one
         ALTER TABLE executions ADD COLUMN timeout_ms INTEGER;
         CREATE INDEX executions_running ON executions (execution_id) WHERE status = 'RUNNING';
     """,
+    2: """
+        DROP INDEX executions_by_workflow;
+        DROP INDEX executions_by_status;
+        DROP INDEX tasks_leased;
+        DROP INDEX tasks_of_worker;
+        CREATE INDEX executions_by_workflow ON executions (workflow_id);
+        CREATE INDEX executions_without_result ON executions (status) WHERE status IN ('FAILED', 'CANCELLED');
+        CREATE INDEX tasks_running ON tasks (worker_id, lease_expires_at_ms) WHERE status = 'RUNNING';
+    """,
 }
 
 _NEXT = {  # SQLite's error → what to do about it
@@ -66,9 +80,58 @@ _NEXT = {  # SQLite's error → what to do about it
     sqlite3.SQLITE_BUSY: "Another program is writing to it: let that one finish.",
 }
 
-_EXECUTION = ", ".join(field.name for field in fields(Execution))
-_TASK = ", ".join(field.name for field in fields(Task))
+
+def _listed(states: Collection[str]) -> str:
+    return ", ".join(f"'{state}'" for state in sorted(states))
+
+
+_EXECUTION_NAMES = [field.name for field in fields(Execution)]
+_EXECUTION = ", ".join(_EXECUTION_NAMES)
+_EXECUTION_STATUS, _EXECUTION_ERROR_CODE = map(_EXECUTION_NAMES.index, ("status", "error_code"))
+_execution_values = attrgetter(*_EXECUTION_NAMES)
+_TASK_NAMES = [field.name for field in fields(Task)]
+_TASK = ", ".join(_TASK_NAMES)
+_TASK_STATUS, _TASK_ERROR_CODE = map(_TASK_NAMES.index, ("status", "error_code"))
+_task_values = attrgetter(*_TASK_NAMES)
 _WORKFLOW = "workflow_id, version_hash, ir_json, compatibility, registered_at_ms"
+
+# The statements of every call: the same text each time, so that SQLite's module finds them prepared.
+_ADD_EXECUTION = f"INSERT INTO executions ({_EXECUTION}) VALUES ({', '.join('?' * len(fields(Execution)))})"
+_ADD_TASK = f"INSERT INTO tasks ({_TASK}) VALUES ({', '.join('?' * len(fields(Task)))})"
+_ADD_EVENT = "INSERT INTO events (execution_id, at_ms, type, node_id, attempt, data_json) VALUES (?, ?, ?, ?, ?, ?)"
+_FINISH = (
+    "UPDATE tasks SET status = 'DONE', output_json = ?, lease_expires_at_ms = NULL, available_at_ms = 0, error = NULL, "
+    f"error_code = NULL WHERE task_key = ? AND attempt = ? AND status = 'RUNNING' RETURNING {_TASK}"
+)
+_MOVE_EXECUTION = {
+    to: f"UPDATE executions SET status = '{to}', error = ?, error_code = ?, ended_at_ms = ? "
+    f"WHERE execution_id = ? AND status IN ({_listed(sources)})"
+    for to, sources in EXECUTION_SOURCES.items()
+}
+_MOVE_TASK = {
+    to: f"UPDATE tasks SET status = '{to}', output_json = ?, lease_expires_at_ms = NULL, available_at_ms = ?, "
+    f"attempt_limit = coalesce(?, attempt_limit), error = ?, error_code = ? "
+    f"WHERE task_key = ? AND status IN ({_listed(sources)})"
+    for to, sources in TASK_SOURCES.items()
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    work: Callable[[Transaction], Any]
+    executed: Callable[[], None] | None
+    settled: Callable[[BaseException | None], None] | None
+    outcome: asyncio.Future[Any]
+
+    def settle(self, result: Any, error: BaseException | None = None) -> None:
+        if self.settled is not None:
+            self.settled(error)
+        if self.outcome.cancelled():  # whoever waited has left
+            return
+        if error is not None:
+            self.outcome.set_exception(error)
+        else:
+            self.outcome.set_result(result)
 
 
 class SqliteStore(Store):
@@ -85,8 +148,11 @@ class SqliteStore(Store):
             raise StoreUnavailable(f"Python's SQLite is {sqlite3.sqlite_version}; Nexum needs {oldest} or newer.")
         files.make_folder(self.path)
         self._lock = files.Lock(self.path)
-        self._waiting: deque[tuple[Callable[[Transaction], Any], Future[Any]]] = deque()
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-write")
+        self._waiting: deque[_Write] = deque()
+        self._writing: asyncio.Task[None] | None = None
+        self._disk_is_quick = False  # as of the last commit
+        self._turn = asyncio.Lock()  # of the connection that writes
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-disk")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-read")
         try:
             with ExitStack() as on_failure:
@@ -98,6 +164,7 @@ class SqliteStore(Store):
                 on_failure.callback(self._write_connection.close)
                 self._create_schema()
                 self._migrate()
+                self._write_connection.execute("PRAGMA busy_timeout = 0")  # see _begin
                 self._read_connection = self._connect()
                 self._read_connection.execute("PRAGMA query_only = ON")
                 self._opened = dict(files.identities(self.path))
@@ -105,68 +172,116 @@ class SqliteStore(Store):
         except sqlite3.Error as error:
             raise self._unavailable(error) from error
 
-    async def write(self, work: Callable[[Transaction], T]) -> T:
-        outcome: Future[T] = Future()
-        self._waiting.append((work, outcome))
-        self._writer.submit(self._write_group)
-        return await asyncio.wrap_future(outcome)
+    async def write(
+        self,
+        work: Callable[[Transaction], T],
+        *,
+        executed: Callable[[], None] | None = None,
+        settled: Callable[[BaseException | None], None] | None = None,
+    ) -> T:
+        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Write(work, executed, settled, outcome))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_groups())
+        return await outcome
 
     async def read(self, work: Callable[[Reader], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, work)
 
     async def compact(self) -> int:
-        loop = asyncio.get_running_loop()
         given_back = 0
-        while size_bytes := await loop.run_in_executor(self._writer, self._vacuum):
+        while size_bytes := await self._on_disk(self._vacuum):
             given_back += size_bytes  # and other writes have their turn
-        await loop.run_in_executor(self._writer, self._empty_log)
+        await self._on_disk(self._empty_log)
         return given_back
 
     async def close(self) -> None:
-        for executor, connection in (
-            (self._reader, self._read_connection),
-            (self._writer, self._write_connection),
-        ):
-            await asyncio.get_running_loop().run_in_executor(executor, connection.close)
-            executor.shutdown()
+        if self._writing is not None:
+            await self._writing
+        await self._on_disk(self._write_connection.close)
+        await asyncio.get_running_loop().run_in_executor(self._reader, self._read_connection.close)
+        self._disk.shutdown()
+        self._reader.shutdown()
         self._lock.release()
 
-    def _write_group(self) -> None:
+    async def _on_disk(self, job: Callable[[], T]) -> T:
+        async with self._turn:
+            return await asyncio.get_running_loop().run_in_executor(self._disk, job)
+
+    async def _write_groups(self) -> None:
+        while self._waiting:
+            async with self._turn:
+                await self._write_group()
+
+    async def _write_group(self) -> None:
         """Run the writes that wait, each whole or not at all, and commit them together."""
         group = [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP_LIMIT))]
-        group = [(work, outcome) for work, outcome in group if outcome.set_running_or_notify_cancel()]
-        if not group:  # an earlier group took what this call was made for
-            return
         connection = self._write_connection
-        results: list[tuple[Future[Any], Any]] = []
+        results: list[tuple[_Write, Any]] = []
         try:
             self._check_in_place()
             _roll_back(connection)  # what an earlier failure may have left open
-            connection.execute("BEGIN IMMEDIATE")  # take the write lock now, not in the middle of the work
-            for work, outcome in group:
-                connection.execute("SAVEPOINT work")
-                try:
-                    results.append((outcome, work(_SqliteTransaction(connection))))
-                except BaseException as error:
-                    if not connection.in_transaction:  # SQLite itself rolled all of it back
-                        raise
-                    connection.execute("ROLLBACK TO work")
-                    outcome.set_exception(self._told(error))
-                connection.execute("RELEASE work")
-                crash_point("in-commit")
-                if len(results) > 1:
-                    crash_point("in-group-commit")
-            connection.execute("COMMIT")
+            await self._begin()
+            group = [write for write in group if not write.outcome.cancelled()]
+            results = self._run_each(group)
+            await asyncio.sleep(0)  # what has been executed can be on its way to a worker meanwhile
+            await self._commit()
             self._check_in_place()  # what went into a file that is gone is not acknowledged
         except BaseException as error:
             with suppress(sqlite3.Error):  # the next group tries it again
                 _roll_back(connection)
-            for _, outcome in group:
-                if not outcome.done():
-                    outcome.set_exception(self._told(error))
+            for write in group:
+                if not write.outcome.done() or write.outcome.cancelled():
+                    write.settle(None, self._told(error))
             return
-        for outcome, result in results:
-            outcome.set_result(result)
+        for write, result in results:
+            write.settle(result)
+
+    async def _commit(self) -> None:
+        """While the disk is quick, waiting for it takes less than changing threads would."""
+        began = time.perf_counter()
+        if self._disk_is_quick:
+            self._write_connection.execute("COMMIT")
+        else:
+            await asyncio.get_running_loop().run_in_executor(self._disk, self._write_connection.execute, "COMMIT")
+        self._disk_is_quick = time.perf_counter() - began < QUICK_COMMIT_MS / 1000
+
+    async def _begin(self) -> None:
+        """Take the write lock now, not in the middle of the work, and hold up nobody while another program has it."""
+        deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+        while True:
+            try:
+                self._write_connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(BUSY_LOOK_MS / 1000)
+
+    def _run_each(self, group: "list[_Write]") -> "list[tuple[_Write, Any]]":
+        """What the works of the group return. One that raises is told so, and leaves nothing."""
+        connection, results = self._write_connection, []
+        transaction = _SqliteTransaction(connection)
+        for write in group:
+            connection.execute("SAVEPOINT work")
+            try:
+                result = write.work(transaction)
+                transaction.flush()
+                results.append((write, result))
+            except BaseException as error:
+                if not connection.in_transaction:  # SQLite itself rolled all of it back
+                    raise
+                transaction.forget()
+                connection.execute("ROLLBACK TO work")
+                write.settle(None, self._told(error))
+            connection.execute("RELEASE work")
+            crash_point("in-commit")
+            if len(results) > 1:
+                crash_point("in-group-commit")
+        for write, _ in results:
+            if write.executed is not None:
+                write.executed()
+        return results
 
     def _vacuum(self) -> int:
         """Give back some of the pages that are free. Returns how many bytes they are."""
@@ -174,6 +289,7 @@ class SqliteStore(Store):
         try:
             self._check_in_place()
             _roll_back(connection)
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
             before = self._size_bytes()
             if _pragma(connection, "auto_vacuum") == 0:  # a file of schema version 1
                 connection.execute("VACUUM")
@@ -182,6 +298,8 @@ class SqliteStore(Store):
             return max(before - self._size_bytes(), 0)
         except sqlite3.Error as error:
             raise self._unavailable(error) from error
+        finally:
+            connection.execute("PRAGMA busy_timeout = 0")
 
     def _empty_log(self) -> None:
         try:
@@ -300,7 +418,7 @@ class SqliteStore(Store):
         return self._unavailable(error) if isinstance(error, sqlite3.Error) else error
 
     def _unavailable(self, error: sqlite3.Error) -> StoreUnavailable:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest of it are details
+        code = _code(error)
         if code not in _NEXT:
             return self._damaged(str(error))
         return files.unusable(self.path, str(error), _NEXT[code])
@@ -346,9 +464,12 @@ class _SqliteReader:
         return _execution(row) if row else None
 
     def executions(self, workflow_id: str, status: str, prefix: str, limit: int) -> list[Execution]:
-        filters = {"workflow_id = ?": workflow_id, "status = ?": status}
-        conditions = [condition for condition, value in filters.items() if value]
-        parameters: list[Any] = [value for value in filters.values() if value]
+        conditions, parameters = [], []
+        if workflow_id:
+            conditions.append("workflow_id = ?")
+            parameters.append(workflow_id)
+        if status:
+            conditions.append(f"status = '{ExecutionStatus(status)}'")  # spelled out: the indexes are of some of them
         if prefix:
             conditions.append("execution_id >= ? AND execution_id < ?")
             parameters += [prefix, _after_prefix(prefix)]
@@ -380,6 +501,22 @@ class _SqliteReader:
             (execution_id,),
         )
         return dict(rows.fetchall())
+
+    def journal(self, prefix: str, after: str, limit_chars: int) -> tuple[dict[str, dict[str, str]], str]:
+        rows = self._sql(
+            "SELECT execution_id, node_id, output_json FROM executions CROSS JOIN tasks USING (execution_id) "
+            "WHERE execution_id > ? AND execution_id < ? AND executions.status = 'COMPLETED' "
+            "AND tasks.status = 'DONE' ORDER BY execution_id, tasks.seq",
+            (max(prefix, after), _after_prefix(prefix)),
+        )
+        found: dict[str, dict[str, str]] = {}
+        chars = 0
+        for execution_id, node_id, output_json in rows:
+            if execution_id not in found and chars >= limit_chars:
+                break
+            found.setdefault(execution_id, {})[node_id] = output_json
+            chars += len(output_json) + len(execution_id)
+        return found, next(reversed(found), after)
 
     def tasks(self, execution_id: str) -> list[Task]:
         rows = self._sql(f"SELECT {_TASK} FROM tasks WHERE execution_id = ? ORDER BY seq", (execution_id,))
@@ -418,6 +555,27 @@ class _SqliteReader:
 
 
 class _SqliteTransaction(_SqliteReader):
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        super().__init__(connection)
+        self._insert_many = connection.executemany
+        self._new_events: list[tuple[Any, ...]] = []  # inserted together
+
+    def flush(self) -> None:
+        if self._new_events:
+            self._insert_many(_ADD_EVENT, self._new_events)
+            self._new_events.clear()
+
+    def forget(self) -> None:
+        self._new_events.clear()
+
+    def events(self, execution_id: str) -> list[EventRow]:
+        self.flush()
+        return super().events(execution_id)
+
+    def count_events(self, execution_id: str) -> int:
+        self.flush()
+        return super().count_events(execution_id)
+
     def add_workflow(self, workflow: Workflow) -> None:
         self._sql(
             f"INSERT INTO workflows ({_WORKFLOW}) VALUES (?, ?, ?, ?, ?)",
@@ -438,8 +596,7 @@ class _SqliteTransaction(_SqliteReader):
         )
 
     def add_execution(self, execution: Execution) -> None:
-        values = astuple(execution)
-        self._sql(f"INSERT INTO executions ({_EXECUTION}) VALUES ({_marks(values)})", values)
+        self._sql(_ADD_EXECUTION, _execution_values(execution))
 
     def move_execution(
         self,
@@ -450,12 +607,7 @@ class _SqliteTransaction(_SqliteReader):
         error_code: ErrorCode | None = None,
         ended_at_ms: int | None = None,
     ) -> bool:
-        sources = EXECUTION_SOURCES[to]
-        cursor = self._sql(
-            "UPDATE executions SET status = ?, error = ?, error_code = ?, ended_at_ms = ? "
-            f"WHERE execution_id = ? AND status IN ({_marks(sources)})",
-            (to, error, error_code, ended_at_ms, execution_id, *sources),
-        )
+        cursor = self._sql(_MOVE_EXECUTION[to], (error, error_code, ended_at_ms, execution_id))
         return cursor.rowcount == 1
 
     def set_execution_error(self, execution_id: str, error: str, error_code: ErrorCode) -> None:
@@ -480,8 +632,7 @@ class _SqliteTransaction(_SqliteReader):
             self._sql(f"DELETE FROM {table} WHERE execution_id = ?", (execution_id,))
 
     def add_task(self, task: Task) -> None:
-        values = astuple(task)
-        self._sql(f"INSERT INTO tasks ({_TASK}) VALUES ({_marks(values)})", values)
+        self._sql(_ADD_TASK, _task_values(task))
 
     def move_task(
         self,
@@ -494,14 +645,12 @@ class _SqliteTransaction(_SqliteReader):
         error: str | None = None,
         error_code: ErrorCode | None = None,
     ) -> bool:
-        sources = TASK_SOURCES[to]
-        cursor = self._sql(
-            "UPDATE tasks SET status = ?, output_json = ?, lease_expires_at_ms = NULL, available_at_ms = ?, "
-            "attempt_limit = coalesce(?, attempt_limit), error = ?, error_code = ? "
-            f"WHERE task_key = ? AND status IN ({_marks(sources)})",
-            (to, output_json, available_at_ms, attempt_limit, error, error_code, task_key, *sources),
-        )
+        cursor = self._sql(_MOVE_TASK[to], (output_json, available_at_ms, attempt_limit, error, error_code, task_key))
         return cursor.rowcount == 1
+
+    def finish(self, task_key: str, attempt: int, output_json: str) -> Task | None:
+        rows = self._sql(_FINISH, (output_json, task_key, attempt)).fetchall()
+        return _task(rows[0]) if rows else None
 
     def settle_failure(self, task_key: str, error: str) -> None:
         self._sql(
@@ -553,10 +702,12 @@ class _SqliteTransaction(_SqliteReader):
         attempt: int | None = None,
         data: dict[str, Any] | None = None,
     ) -> None:
-        self._sql(
-            "INSERT INTO events (execution_id, at_ms, type, node_id, attempt, data_json) VALUES (?, ?, ?, ?, ?, ?)",
-            (execution_id, at_ms, type, node_id, attempt, json.dumps(data or {}, ensure_ascii=False)),
-        )
+        data_json = json.dumps(data, ensure_ascii=False) if data else "{}"
+        self._new_events.append((execution_id, at_ms, type.value, node_id, attempt, data_json))
+
+
+def _code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest of it are details
 
 
 def _pragma(connection: sqlite3.Connection, name: str) -> int:
@@ -573,17 +724,19 @@ def _roll_back(connection: sqlite3.Connection) -> None:
 
 
 def _execution(row: tuple[Any, ...]) -> Execution:
-    execution = dict(zip((field.name for field in fields(Execution)), row, strict=True))
-    execution["status"] = ExecutionStatus(execution["status"])
-    execution["error_code"] = ErrorCode(execution["error_code"]) if execution["error_code"] else None
-    return Execution(**execution)
+    values = list(row)
+    values[_EXECUTION_STATUS] = ExecutionStatus(values[_EXECUTION_STATUS])
+    if (code := values[_EXECUTION_ERROR_CODE]) is not None:
+        values[_EXECUTION_ERROR_CODE] = ErrorCode(code)
+    return Execution(*values)
 
 
 def _task(row: tuple[Any, ...]) -> Task:
-    task = dict(zip((field.name for field in fields(Task)), row, strict=True))
-    task["status"] = TaskStatus(task["status"])
-    task["error_code"] = ErrorCode(task["error_code"]) if task["error_code"] else None
-    return Task(**task)
+    values = list(row)
+    values[_TASK_STATUS] = TaskStatus(values[_TASK_STATUS])
+    if (code := values[_TASK_ERROR_CODE]) is not None:
+        values[_TASK_ERROR_CODE] = ErrorCode(code)
+    return Task(*values)
 
 
 def _marks(values: Collection[Any]) -> str:

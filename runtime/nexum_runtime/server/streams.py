@@ -1,0 +1,94 @@
+"""The workers that wait at their streams: who can take a task at once.
+
+Only what is in memory: which slots are free, and which task has which. What a task is, and whose, is in the store.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from nexum_runtime.server.lifecycle import Claimed, Taker
+
+Work: TypeAlias = tuple[str, str]  # workflow id, version hash
+
+
+@dataclass(eq=False)
+class Pool:
+    """The slots of one worker."""
+
+    free: int
+    held: set[str] = field(default_factory=set)  # task ids: each has a slot
+    streams: int = 0
+
+
+@dataclass(eq=False)
+class Stream:
+    """One worker's long call. `push` sends it a task."""
+
+    taker: Taker
+    works: Sequence[Work]
+    pool: Pool
+    push: Callable[[Claimed], None]
+
+
+class Streams:
+    """All streams that are open."""
+
+    def __init__(self) -> None:
+        self._open: list[Stream] = []
+        self._pools: dict[str, Pool] = {}  # by worker id
+        self._holders: dict[str, Pool] = {}  # by task id
+
+    def __iter__(self) -> Iterator[Stream]:
+        return iter(self._open)
+
+    def pool(self, worker_id: str, slots: int) -> Pool:
+        """What this worker's streams share."""
+        return self._pools.get(worker_id) or Pool(slots)
+
+    def open(self, stream: Stream, held: Sequence[str]) -> None:
+        """`held` are the tasks that its worker has from before."""
+        self._open.append(stream)
+        stream.pool.streams += 1
+        self._pools[stream.taker.worker_id] = stream.pool
+        for task_id in held:
+            if task_id not in stream.pool.held:
+                stream.pool.free -= 1
+                self._hold(stream.pool, task_id)
+
+    def close(self, stream: Stream) -> None:
+        self._open.remove(stream)
+        pool = stream.pool
+        pool.streams -= 1
+        if not pool.streams:
+            del self._pools[stream.taker.worker_id]
+            for task_id in pool.held:
+                del self._holders[task_id]
+
+    def reserve(self, work: Work) -> Stream | None:
+        """Take a slot for a task of this work, of the worker that has most of them."""
+        able = [stream for stream in self._open if work in stream.works and stream.pool.free > 0]
+        if not able:
+            return None
+        stream = max(able, key=lambda each: each.pool.free)
+        stream.pool.free -= 1
+        return stream
+
+    def give(self, stream: Stream, claimed: Claimed) -> None:
+        """Send a task into a slot that was reserved."""
+        if stream.pool.streams:
+            self._hold(stream.pool, claimed.task.task_id)
+        stream.push(claimed)
+
+    def release(self, task_id: str) -> bool:
+        """Its slot is free, if it had one."""
+        pool = self._holders.pop(task_id, None)
+        if pool is None:
+            return False
+        pool.held.discard(task_id)
+        pool.free += 1
+        return True
+
+    def _hold(self, pool: Pool, task_id: str) -> None:
+        pool.held.add(task_id)
+        self._holders[task_id] = pool
