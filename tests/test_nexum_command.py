@@ -273,6 +273,8 @@ async def test_the_largest_message_is_the_one_it_was_told(tmp_path: Path) -> Non
         ("resolve", "e", "--retry"),
         ("retry", "e"),
         ("prune", "--older-than", "0s"),
+        ("versions",),
+        ("diff", "w"),
     ],
     ids=" ".join,
 )

@@ -1,9 +1,9 @@
 """The `nexum` command: flags and printing. Everything it does is in the modules it calls, imported when needed."""
 
-from nexum_runtime.cli import dev, people, ps, show, upkeep  # each adds its commands
+from nexum_runtime.cli import dev, doctor, people, ps, show, upkeep, versions  # each adds its commands
 from nexum_runtime.cli.base import app
 
-__all__ = ["app", "dev", "main", "people", "ps", "show", "upkeep"]
+__all__ = ["app", "dev", "doctor", "main", "people", "ps", "show", "upkeep", "versions"]
 
 ORDER = [
     "dev",
@@ -16,6 +16,9 @@ ORDER = [
     "resolve",
     "retry",
     "prune",
+    "versions",
+    "diff",
+    "doctor",
 ]
 
 app.registered_commands.sort(key=lambda command: ORDER.index(getattr(command.callback, "__name__", "")))
