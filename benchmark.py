@@ -1,189 +1,163 @@
-"""What durability costs, and what it saves: a plain agent, the same agent on Nexum cold, and run again.
+"""What a durable call costs: beside the least that it could cost, beside a plain agent, beside DBOS, and as it grows.
 
-    python benchmark.py [--rounds 5] [--live]
+    python benchmark.py [--rounds 9] [--only floor calls] [--full] [--json FILE] [--chart FOLDER]
+    python benchmark.py --live      # the demo's agent with a real model on the real web; needs a key
 
-Offline by default, with a server and a worker of its own in a temporary folder: an agent that makes twenty tool calls
-in twenty turns of its model. --live asks a real model what the demo asks it, and needs a key and the network. You will
-see, a minute later, a table of medians with what a call and a turn take, and what a run again saves.
+Real servers and workers in a temporary folder, no key and no network. It measures in rounds, each of them everything
+once in another order, and tells medians with the least and the most of the rounds. You will see, two minutes later, a
+table for each section and what it means, and what was compared within each round.
+
+    floor    one synced commit, one round trip, and a call written by hand with nothing else in it
+    calls    a call that is executed, and one that is recorded already; how many in a second
+    agent    twenty tool calls in twenty turns: plain, cold, replayed
+    dbos     DBOS on its default SQLite, if it is installed (requirements-dev.txt)
+    sizes    results from 1 KB to 5 MB
+    growth   with a hundred, ten thousand, and by --full or --only growth a million stored calls
 """
 
 import argparse
 import asyncio
+import json
 import os
-import secrets
-import socket
-import statistics
 import sys
 import tempfile
-import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import openai
-from agents import Agent, ModelProvider, RunConfig, RunHooks, Runner, function_tool
 from agents.exceptions import AgentsException
-from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from demo import MAX_TURNS, QUESTION, build_agent, choose_model
-from dev import local_nexum
-from durable_model import durable_models
-from durable_session import durable_session, nexum_client
+from bench import dbos, growth, report
+from bench.context import Context
+from bench.measure import BenchmarkError, Results, run_rounds
+from demo import choose_model
 from nexum_runtime import NexumError
+from nexum_runtime.signals import stop_requested
 from nexum_runtime.text import error_line
-from offline.model import OfflineModels, SearchAfterSearch
-from offline.web import DEFAULT_DELAY_MS
-from submit_task import WORKFLOW
-from tools import visit_webpage, web_search
-from workflow import MODEL_TURN
 
-KINDS = {"plain": "plain", "cold": "on Nexum, cold", "tools": "tools replayed ⚡", "all": "all replayed ⚡"}
-
-
-class Run(RunHooks[Any]):
-    """One run of an agent, timed as the agent sees it: all of it, each of its calls, and each of its turns."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.calls: list[float] = []  # in seconds, like the turns
-        self.turns: list[float] = []
-        self.tools_executed = self.turns_asked = 0  # for this run, and not replayed
-        self._since: dict[str, float] = {}  # by the call's id; "" is the turn
-
-    async def on_llm_start(self, *_: Any, **__: Any) -> None:
-        self._since[""] = time.perf_counter()
-
-    async def on_llm_end(self, *_: Any, **__: Any) -> None:
-        self.turns.append(time.perf_counter() - self._since[""])
-
-    async def on_tool_start(self, context: Any, *_: Any, **__: Any) -> None:
-        self._since[context.tool_call_id] = time.perf_counter()
-
-    async def on_tool_end(self, context: Any, *_: Any, **__: Any) -> None:
-        self.calls.append(time.perf_counter() - self._since[context.tool_call_id])
+SECTIONS = ("floor", "calls", "agent", "dbos", "sizes", "growth")
+NOT_INSTALLED = "not installed; get it with: pip install -r requirements-dev.txt"
+TOGETHER = ("floor", "calls", "agent", "dbos", "live")  # in the same rounds; the others by themselves, in a few
+ROUNDS_FEW = 3
+ROUNDS, CALLS = 9, 50  # and so many calls of each kind in a round
+CANCEL_AGAIN_SECONDS = 5.0  # by then what was started is stopped
+TOOL_MS = 50  # of the agent's tool, where it takes its time
+COLUMNS = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
 
 
-Round = dict[str, Run]  # one of each of KINDS, one after the other
+async def measure(
+    names: Sequence[str], sections: dict[str, ModuleType], rounds: int, arguments: argparse.Namespace, results: Results
+) -> None:
+    """Open these sections, and measure them together in as many rounds."""
+    stored = growth.STORED + ((growth.STORED_MOST,) if arguments.full else ())
+    with (
+        tempfile.TemporaryDirectory(prefix="nexum-benchmark-") as folder,
+        Progress(*COLUMNS, transient=True, auto_refresh=False) as progress,  # by itself it would draw while we measure
+    ):
+        task = progress.add_task(f"starting {', '.join(names)}", total=None)
+        progress.refresh()
+        async with AsyncExitStack() as stack:
+            context = Context(stack, Path(folder), calls=arguments.calls, tool_ms=arguments.tool_ms, stored=stored)
+            kinds = [kind for name in names for kind in await sections[name].kinds(context)]
+            progress.update(task, total=sum(kind.slices for kind in kinds) * (rounds + 1))
+
+            def note(what: str) -> None:
+                progress.update(task, description=what, advance=1, refresh=True)
+
+            await run_rounds(kinds, rounds, results, note)
+            for runs in context.executed:
+                for key, executed in runs.items():
+                    tools, turns = zip(*executed[1:], strict=True)  # the first of them warmed up
+                    results.executed[key] = (sum(tools), sum(turns))
 
 
-async def begun(session_id: str) -> Counter[str]:
-    """How many attempts at each workflow have begun in this session, by Nexum's events."""
-    counts = Counter[str]()
-    async for history in nexum_client().history(f"{session_id}/"):
-        counts[history["workflow_id"]] += sum(event["type"] == "AttemptStarted" for event in history["events"])
-    return counts
+class Interrupted(Exception):
+    """Ctrl-C, or SIGTERM."""
 
 
-async def run_agent(agent: Agent[Any], models: ModelProvider, session_id: str, *, durable_turns: bool) -> Run:
-    before, run = await begun(session_id), Run()
-    with durable_session(session_id):
-        run_config = RunConfig(model_provider=durable_models(session_id, models) if durable_turns else models)
-        started = time.perf_counter()
-        await Runner.run(agent, QUESTION, max_turns=MAX_TURNS, run_config=run_config, hooks=run)
-        run.seconds = time.perf_counter() - started
-    now = await begun(session_id) - before
-    run.tools_executed = now[WORKFLOW.workflow_id]
-    run.turns_asked = now[MODEL_TURN.workflow_id] if durable_turns else len(run.turns)
-    return run
+async def until_stopped(work: Coroutine[Any, Any, None]) -> None:
+    """Await `work`. Raises Interrupted when a signal comes first, after all that it has started is stopped."""
+    working, stopping = asyncio.create_task(work), asyncio.create_task(stop_requested())
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if working.done():
+        stopping.cancel()
+        return working.result()
+    while not working.done():  # the SDK may take a cancellation for a tool's failure, tell the model, and go on
+        working.cancel()
+        await asyncio.wait({working}, timeout=CANCEL_AGAIN_SECONDS)
+    raise Interrupted
 
 
-async def run_round(model: str, models: ModelProvider) -> Round:
-    durable = build_agent(model)
-    plain = durable.clone(tools=[function_tool(web_search), function_tool(visit_webpage)])
-    session_id = f"bench-{secrets.token_hex(4)}"  # a new one, so that cold is cold
-    return {
-        "plain": await run_agent(plain, models, session_id, durable_turns=False),
-        "cold": await run_agent(durable, models, session_id, durable_turns=True),
-        "tools": await run_agent(durable, models, session_id, durable_turns=False),
-        "all": await run_agent(durable, models, session_id, durable_turns=True),
-    }
-
-
-async def measure(model: str, models: ModelProvider, rounds: int, console: Console) -> list[Round]:
-    await run_round(model, models)  # warm-up: imports, connections
-    results = []
-    with console.status("") as status:
-        for number in range(1, rounds + 1):
-            status.update(f"round {number} of {rounds}")
-            results.append(await run_round(model, models))
-    return results
-
-
-def mean(seconds: list[float]) -> float:
-    return statistics.fmean(seconds) if seconds else 0.0
-
-
-def report(console: Console, rounds: list[Round], mode: str) -> None:
-    def median(measured: Callable[[Round], float]) -> float:
-        return statistics.median(map(measured, rounds))
-
-    def anew(kind: str) -> tuple[int, int]:
-        runs = [each[kind] for each in rounds]
-        return sum(run.tools_executed for run in runs), sum(run.turns_asked for run in runs)
-
-    of_calls, of_turns = median(lambda each: len(each["cold"].calls)), median(lambda each: len(each["cold"].turns))
-    title = f"median of {len(rounds)} × {of_calls:g} calls in {of_turns:g} turns, {mode}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("agent")
-    for name in ("a run", "least – most", "× plain", "a call", "a turn"):
-        table.add_column(name, justify="right")
-    for kind, name in KINDS.items():
-        seconds = sorted(each[kind].seconds for each in rounds)
-        table.add_row(
-            name,
-            f"{statistics.median(seconds):.2f} s",
-            f"{seconds[0]:.2f} – {seconds[-1]:.2f} s",
-            f"{statistics.median(each[kind].seconds / each['plain'].seconds for each in rounds):.2f}",
-            f"{statistics.median(mean(each[kind].calls) for each in rounds) * 1000:.1f} ms",
-            f"{statistics.median(mean(each[kind].turns) for each in rounds) * 1000:.1f} ms",
-        )
-    console.print(table)
-    call_ms = median(lambda each: mean(each["cold"].calls) - mean(each["plain"].calls)) * 1000
-    turn_ms = median(lambda each: mean(each["cold"].turns) - mean(each["plain"].turns)) * 1000
-    step_ms = median(lambda each: mean(each["all"].calls + each["all"].turns)) * 1000
-    console.print(f"Cold, Nexum adds {call_ms:.1f} ms to a call and {turn_ms:.1f} ms to a turn.")
-    console.print(f"A call or turn that is replayed takes {step_ms:.1f} ms.")
-    cold = median(lambda each: each["cold"].seconds)
-    saved = median(lambda each: each["cold"].seconds - each["all"].seconds)
-    (tools, turns), (other_tools, other_turns) = anew("all"), anew("tools")
-    console.print(
-        f"A run again saves {saved:.2f} s of {cold:.2f} s. It executes {tools} tools and asks {turns} turns anew; "
-        f"with its tools replayed alone, {other_tools} and {other_turns}."
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Measure what a durable call costs. Without flags it takes about two minutes.",
     )
-
-
-async def main() -> None:
-    parser = argparse.ArgumentParser(description="Time a plain agent against the same agent on Nexum.")
-    parser.add_argument("--rounds", type=int, default=5, metavar="N", help="rounds to take the median of (default 5)")
-    parser.add_argument("--live", action="store_true", help="a real model and the real web; needs a key")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help="to take the median of (default 9)")
+    parser.add_argument(
+        "--calls", type=int, default=CALLS, metavar="N", help="calls of each kind in a round (default 50)"
+    )
+    parser.add_argument(
+        "--tool-ms", type=int, default=TOOL_MS, metavar="MS", help="that the agent's slow tool takes (default 50)"
+    )
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
+    parser.add_argument(
+        "--full", action="store_true", help="growth up to a million stored calls; so does --only growth"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results to FILE")
+    parser.add_argument("--chart", type=Path, metavar="FOLDER", help="draw benchmark.svg and .png into FOLDER")
+    parser.add_argument("--live", action="store_true", help="a real model and the real web alone; needs a key")
     arguments = parser.parse_args()
-    if arguments.rounds < 1:
-        parser.error("--rounds must be at least 1")
-    model, models, mode = choose_model(offline=not arguments.live)
-    if arguments.live and mode != "live":
+    for name, least in (("rounds", 1), ("calls", 1), ("tool_ms", 0)):
+        if getattr(arguments, name) < least:
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}")
+    if arguments.json and not arguments.json.absolute().parent.is_dir():
+        parser.error(f"--json: there is no folder {arguments.json.absolute().parent}")
+    arguments.full = arguments.full or arguments.only == ["growth"]
+    if arguments.live and choose_model(offline=False)[2] != "live":
         parser.error("--live needs OPENAI_API_KEY or GEMINI_API_KEY")
-    if not arguments.live:
-        models = OfflineModels(SearchAfterSearch)
-        mode = f"offline, {os.environ.get('OFFLINE_WEB_DELAY_MS', DEFAULT_DELAY_MS)} ms a search"
-    console = Console()
-    with tempfile.TemporaryDirectory(prefix="nexum-benchmark-") as folder:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            address = f"localhost:{free.getsockname()[1]}"
-        os.environ["NEXUM_ADDRESS"] = address
-        os.environ.pop("NEXUM_TLS_CA", None)  # the server of its own, on loopback, speaks no TLS
-        try:
-            async with local_nexum(address, Path(folder)):
-                rounds = await measure(model, models, arguments.rounds, console)
-        except (NexumError, AgentsException, openai.OpenAIError) as error:
-            sys.exit(f"The benchmark could not be run: {error_line(error)}")
-    report(console, rounds, mode)
+    if arguments.only and "dbos" in arguments.only and not dbos.is_installed():
+        parser.error(f"dbos is {NOT_INSTALLED}")
+    if arguments.chart and find_spec("matplotlib") is None:
+        parser.error(f"--chart needs matplotlib, which is {NOT_INSTALLED}")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    results, console = Results(), Console()
+    names = ["live"] if arguments.live else arguments.only or list(SECTIONS)
+    if "dbos" in names and not dbos.is_installed():
+        names.remove("dbos")
+        console.print(f"DBOS is left out: it is {NOT_INSTALLED}")
+    sections = {name: import_module(f"bench.{name}") for name in names}
+    together = [name for name in names if name in TOGETHER]
+    for name in ("NEXUM_TOKEN", "NEXUM_TLS_CA"):
+        os.environ.pop(name, None)  # the servers brought here, on loopback, ask for neither
+    try:
+        for group in [together, *([name] for name in names if name not in together)]:
+            if group:
+                rounds = arguments.rounds if group is together else min(arguments.rounds, ROUNDS_FEW)
+                asyncio.run(until_stopped(measure(group, sections, rounds, arguments, results)))
+    except (BenchmarkError, NexumError, AgentsException, openai.OpenAIError) as error:
+        sys.exit(f"The benchmark could not be run: {error_line(error)}")
+    except Interrupted:
+        sys.exit(130)
+    report.show(console, results, sections)
+    report.show_comparisons(console, results)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report.as_json(results, arguments.rounds), indent=1, ensure_ascii=False))
+    if arguments.chart:
+        from bench.chart import draw
+
+        draw(results, arguments.chart)
 
 
 if __name__ == "__main__":
-    try:
-        asyncio.run(main())
-    except KeyboardInterrupt:
-        sys.exit(130)
+    main()

@@ -36,7 +36,6 @@ PAGES_READ = 3
 RANK_DAMPING = 10  # reciprocal rank fusion's k: how little a first place is worth more than a second
 QUOTES_PER_PAGE = 4
 OPENING_WEIGHT = 1.5  # a page's first paragraph defines its subject
-SEARCHES = 20  # of SearchAfterSearch, in as many turns
 SAME_SAID = 0.5  # the share of a sentence's words from which on another one has said the same
 
 NOT_COVERED = "The offline pages do not cover this question, so there is nothing to answer it with."
@@ -87,20 +86,6 @@ class OfflineModel(Model):
 
     def _turn(self, input: str | list[TResponseInputItem], tools: list[Tool]) -> list[TResponseOutputItem]:
         return _next_turn(input, tools)
-
-
-class SearchAfterSearch(OfflineModel):
-    """Searches twice in its first turn, once in each further one, and answers in the twentieth: for the benchmark."""
-
-    def _turn(self, input: str | list[TResponseInputItem], tools: list[Tool]) -> list[TResponseOutputItem]:
-        question, calls = _since_last_question(input)
-        last = min(len(calls) + (1 if calls else 2), SEARCHES)
-        queries = [f"{question} {number} {SITE}" for number in range(len(calls), last)]
-        if not queries:
-            return [_message(len(calls), f"That was found in {len(calls)} searches.")]
-        return [
-            _function_call(number, "web_search", {"query": query}) for number, query in enumerate(queries, len(calls))
-        ]
 
 
 class OfflineModels(ModelProvider):

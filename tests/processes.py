@@ -1,13 +1,19 @@
 """Real processes for the tests: started with their output in a file, waited for by condition, never left behind."""
 
 import asyncio
+import codecs
+import fcntl
 import inspect
 import os
+import pty
 import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +22,7 @@ PATIENCE_SECONDS = 20.0  # a condition that has not come true by then never will
 LOOK_SECONDS = 0.01
 NEXUM = str(Path(sys.executable).with_name("nexum"))
 
-STARTED: list["Process"] = []
+STARTED: list["Process | Terminal"] = []
 """Every process of the test that runs; conftest.py kills what is left of them when it ends."""
 
 
@@ -204,3 +210,44 @@ class NexumDev(Process):
 
     async def __aexit__(self, *_: object) -> None:
         self.kill()
+
+
+class Terminal:
+    """A command on a terminal of its own, of 80 columns and 24 lines. It runs from the beginning."""
+
+    def __init__(self, *command: str, env: Mapping[str, str]) -> None:
+        self._master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        self.raw = ""  # all that was written to it
+        self._popen = subprocess.Popen(command, env=dict(env), stdin=slave, stdout=slave, stderr=slave)
+        os.close(slave)
+        os.set_blocking(self._master, False)
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        STARTED.append(self)
+
+    @property
+    def text(self) -> str:
+        """The same without what moves and colors it."""
+        self._read()
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.raw).replace("\r", "")
+
+    async def says(self, pattern: str) -> None:
+        await eventually(lambda: re.search(pattern, self.text), f"{pattern!r} on the terminal")
+
+    async def ended(self) -> int:
+        await eventually(lambda: self.text and self._popen.poll() is not None, "the end of what the terminal runs")
+        return int(self._popen.returncode)
+
+    def send(self, number: signal.Signals) -> None:
+        self._popen.send_signal(number)
+
+    def kill(self) -> None:
+        self._popen.kill()
+        self._popen.wait()
+        with suppress(OSError):
+            os.close(self._master)
+
+    def _read(self) -> None:
+        with suppress(OSError):  # there is nothing now, or it has ended
+            while data := os.read(self._master, 65536):
+                self.raw += self._decoder.decode(data)

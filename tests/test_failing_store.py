@@ -27,6 +27,7 @@ from processes import NEXUM, NexumDev, Process, environment, eventually, run
 from pydantic import BaseModel
 
 from nexum_runtime import Client, ExecutionTimeout, ServerUnavailable, Worker
+from nexum_runtime.cli.base import NO_SERVER
 from nexum_runtime.client import Outcome
 from nexum_runtime.server.engine import Engine
 from nexum_runtime.server.lifecycle import StartOrder
@@ -531,7 +532,7 @@ async def test_pruning_on_a_full_disk_says_so_and_prunes_later(tmp_path: Path) -
         limit(nexum, 8 * KIB)
         env = environment(NEXUM_ADDRESS=nexum.address)
         told = await run(NEXUM, "prune", "--older-than", "0s", env=env)
-        assert told.code == 1
+        assert told.code == NO_SERVER
         assert told.stderr.startswith(f"Cannot use the database {nexum.database}: ")
         limit(nexum, None)
         pruned = await run(NEXUM, "prune", "--older-than", "0s", env=env)

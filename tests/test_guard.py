@@ -20,6 +20,7 @@ from processes import NEXUM, Finished, NexumDev, Process, environment, eventuall
 from test_demo import KEYS, ROOT
 
 from nexum_runtime import Client, InvalidRequest, ServerUnavailable, Unauthenticated, Worker, wire
+from nexum_runtime.cli.base import NO_SERVER
 from nexum_runtime.server.app import CannotBind, Server, ServerConfig, Tls, is_loopback
 from nexum_runtime.server.service import NexumExtensions, NexumService, Waiting
 from workflow import tool_call_workflow
@@ -71,9 +72,9 @@ async def guarded(tmp_path: Path) -> Any:
     await server.stop()
 
 
-def in_words(finished: Finished, sentence: str) -> None:
-    """Exit code 1 and on stderr one line with `sentence`, without the token."""
-    assert finished.code == 1, finished
+def in_words(finished: Finished, sentence: str, code: int = 1) -> None:
+    """An exit code, and on stderr one line with `sentence`, without the token."""
+    assert finished.code == code, finished
     assert finished.stdout == ""
     assert sentence in finished.stderr
     assert finished.stderr.count("\n") == 1, finished.stderr
@@ -418,7 +419,7 @@ async def test_a_client_and_a_server_that_do_not_agree_on_tls_say_what_to_set(
     async with NexumDev(tmp_path, *(server.options if server else ())) as nexum:
         said = sentence.format(address=nexum.address)
         env = environment(NEXUM_ADDRESS=nexum.address) | ({"NEXUM_TLS_CA": str(trusted.certificate)} if trusted else {})
-        in_words(await run(NEXUM, "ps", env=env), said)
+        in_words(await run(NEXUM, "ps", env=env), said, NO_SERVER)
         demo = await run(sys.executable, ROOT / "demo.py", "--offline", env=env, cwd=tmp_path)
         assert demo.code == 1
         assert said in " ".join(demo.stdout.split())

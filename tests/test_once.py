@@ -578,7 +578,7 @@ async def test_a_worker_killed_in_the_middle_of_an_effect_that_happens_once_leav
 
     commands = re.findall(COMMAND, second.stdout, re.MULTILINE)
     assert len(commands) == 3
-    assert (await say(stage, commands[0])).code == 1, "as it stands it decides nothing"
+    assert (await say(stage, commands[0])).code == 2, "as it stands it decides nothing"
     for command in commands:
         settled = await say(stage, command, "--result", "# A page\n\nDurable execution records it's calls.")
         assert (settled.code, settled.stderr) == (0, "")
@@ -594,7 +594,7 @@ async def test_a_worker_killed_in_the_middle_of_an_effect_that_happens_once_leav
     assert "Durable execution records it's calls." in third.stdout
     assert len(stage.executions) == 5
 
-    shown = await run(NEXUM, "show", "s1", env=stage.environment())
+    shown = await run(NEXUM, "show", "s1", "--events", env=stage.environment())
     assert shown.stdout.count("tool_call: a person said: it happened, and this is its result") == 3
 
 
@@ -607,7 +607,7 @@ async def test_after_a_person_said_that_it_failed_every_run_tells_so_and_execute
         assert ended_calls(again.stdout, "failed ✗ The page was never asked for.") == 3
         assert "- The page was never asked for." in again.stdout, "so the model was told"
     assert len(stage.executions) == 5
-    shown = await run(NEXUM, "show", "s1", env=stage.environment())
+    shown = await run(NEXUM, "show", "s1", "--events", env=stage.environment())
     assert shown.stdout.count("tool_call: a person said: it failed: The page was never asked for.") == 3
 
 
@@ -618,7 +618,7 @@ async def test_after_a_person_said_to_try_again_one_attempt_more_is_made(stage: 
     again = await once_demo(stage)
     assert ended_calls(again.stdout, "stored") + ended_calls(again.stdout, "cached") == 5
     assert len(stage.executions) == 5 + 3
-    shown = await run(NEXUM, "show", "s1", env=stage.environment())
+    shown = await run(NEXUM, "show", "s1", "--events", env=stage.environment())
     assert shown.stdout.count("a person said: try again") == 3
 
 

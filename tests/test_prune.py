@@ -10,12 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from command import ECHO, assert_refused, claim, finish, nexum, start
 from nexum.proto import nexum_pb2 as pb
 from processes import NEXUM, Finished, NexumDev, environment, run
 from test_engine import FOREVER_MS, ONE, PAIR, Bench, bench
-from test_nexum_command import ECHO, assert_refused, claim, finish, start
 
 from nexum_runtime import Client, InvalidRequest, NotFound
+from nexum_runtime.cli.base import NO_SERVER, USAGE
 from nexum_runtime.server.app import Server
 from nexum_runtime.server.engine import PRUNE_BATCH
 from nexum_runtime.server.service import AGE_MS_LIMIT
@@ -272,7 +273,7 @@ async def test_a_server_that_dies_in_mid_prune_leaves_a_sound_database_and_prune
     async with dying:
         env = environment(NEXUM_ADDRESS=dying.address)
         finished = await run(NEXUM, "prune", "--older-than", "0s", env=env)
-        assert_refused(finished, f"No Nexum server answers at {dying.address}.")
+        assert_refused(finished, f"No Nexum server answers at {dying.address}.", NO_SERVER)
         assert await dying.ended() == -signal.SIGKILL
     # The first write is the server's own, at its start, and what dies in a commit is not in the database.
     assert rows(dying.database)["executions"] == (12 - nth) * PRUNE_BATCH
@@ -286,7 +287,7 @@ async def test_a_server_that_dies_in_mid_prune_leaves_a_sound_database_and_prune
 
 
 async def prune(address: str, *words: str) -> Finished:
-    return await run(NEXUM, "prune", *words, env=environment(NEXUM_ADDRESS=address))
+    return await nexum(address, "prune", *words)
 
 
 async def test_the_command_counts_deletes_and_tells(client: Client, address: str) -> None:
@@ -318,8 +319,9 @@ async def test_a_session_is_that_session_or_one_tool_of_it_and_never_another_tha
 
 @pytest.mark.parametrize("age", ["", "d", "30", "-1d", "1.5h", "30 d", "1w", "1D", "٣d", "1e3s", "1000000d", "0"])
 async def test_an_age_that_is_none_is_told_in_a_sentence(age: str) -> None:
-    finished = await run(NEXUM, "prune", "--older-than", age)
-    assert_refused(finished, f"--older-than is {age!r}; it must be a whole number with s, m, h or d, such as 30d.")
+    finished = await nexum("localhost:1", "prune", "--older-than", age)
+    said = f"--older-than is {age!r}; it must be a whole number with s, m, h or d, such as 30d."
+    assert_refused(finished, said, USAGE)
 
 
 async def test_the_greatest_age_is_taken(address: str) -> None:
@@ -329,7 +331,7 @@ async def test_the_greatest_age_is_taken(address: str) -> None:
 async def test_an_empty_session_is_refused_instead_of_pruning_all(client: Client, address: str) -> None:
     await finish(client, "e")
     refused = await prune(address, "--older-than", "0s", "--session", "")
-    assert_refused(refused, "--session is empty; leave it out to prune every session.")
+    assert_refused(refused, "--session is empty; leave it out to prune every session.", USAGE)
     assert_refused(await prune(address, "--older-than", "0s", "--session", "a b"), "is not 1 to 200 of A-Z")
     assert (await client.status("e")).status == "COMPLETED"
 

@@ -1,19 +1,29 @@
 """What the README shows is what the programs print, and what it tells to type works."""
 
+import asyncio
+import json
 import re
 import shutil
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from processes import Process, run
+import pytest
+from command import Text, claim, finish, nexum, start, unused
+from nexum import workflow
+from nexum.proto import nexum_pb2 as pb
+from processes import Process, eventually, run
 from test_demo import Stage, stage
 from test_once import cut_short
+
+from nexum_runtime import Client
 
 __all__ = ["stage"]
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+LONELY = workflow("lonely").effect("run", Text, unused).build()
 
 
 def transcript(name: str) -> list[str]:
@@ -27,6 +37,11 @@ def comparable(lines: list[str]) -> Counter[str]:
     return Counter(re.sub(r"\b\d+(\.\d+)? m?s\b", "N ms", re.sub(r"worker-\d+-\w+", "it", line)) for line in lines)
 
 
+def bars(lines: list[str]) -> Counter[str]:
+    """What has a bar in a timeline, without how long it took and when, and without digests of what a model is asked."""
+    return Counter(line.partition("/")[0] for line in lines if re.search(r"[▏▎▍▌▋▊▉█]", line))
+
+
 async def test_the_readmes_crash_and_second_run_are_what_one_sees(stage: Stage) -> None:
     stage.worker()
     for name, arguments in (("crash", ("--crash-after", "2")), ("again", ())):
@@ -36,6 +51,8 @@ async def test_the_readmes_crash_and_second_run_are_what_one_sees(stage: Stage) 
         )
         missing = comparable(transcript(name)) - comparable(printed.splitlines())
         assert not missing, printed
+    shown = (await nexum(stage.nexum.address, "show", "s1")).stdout
+    assert bars(shown.splitlines()[1:]) == bars(transcript("show")[1:]), shown
 
 
 async def test_the_readmes_unsettled_call_is_what_one_sees(stage: Stage) -> None:
@@ -44,6 +61,87 @@ async def test_the_readmes_unsettled_call_is_what_one_sees(stage: Stage) -> None
     printed = re.sub(r"SESSION_ID=s1 \S+ \S+once_demo\.py", "SESSION_ID=s5 python demo.py", printed)
     missing = comparable(transcript("unknown")) - comparable(printed.splitlines())
     assert not missing, printed
+
+
+# The nexum command
+
+
+async def test_the_readme_lists_the_commands_as_their_help_does() -> None:
+    listed = re.findall(r"(?m)^\| `nexum (\w+)` \| ([A-Z].+) \|$", README)
+    helped = (await nexum("localhost:1", "--help")).stdout.partition("Commands:\n")[2].partition("\n\n")[0]
+    assert listed == [tuple(line.strip().split(maxsplit=1)) for line in helped.splitlines()]
+
+
+OF_ANY_KEYS = {"input", "executions", "output_bytes", "added", "removed", "changed"}
+
+
+def shape(value: Any, key: str = "") -> str:
+    """The keys of a JSON value and of what is in it, as the README writes them."""
+    if isinstance(value, list):
+        return f"[{shape(value[0])}]" if value and isinstance(value[0], dict) else "[…]"
+    if key in OF_ANY_KEYS:
+        return "{…}"
+    more = ["…"] if "at_ms" in value else []  # each kind of event has its own besides
+    inside = {name: f": {shape(part, name)}" for name, part in value.items() if isinstance(part, dict | list)}
+    return "{" + ", ".join([f'"{name}"{inside.get(name, "")}' for name in value] + more) + "}"
+
+
+async def test_the_json_of_every_command_has_the_shape_that_the_readme_shows(
+    client: Client, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await start(client, "s/lost")
+    await claim(client, lease_ms=1_000)
+    await finish(client, "s/done")
+    for nodes in (["pay"], ["pay", "ship"]):
+        built = workflow("checkout")
+        for node in nodes:
+            built = built.effect(node, Text, unused, depends_on=[])
+        await client.register(built.build())
+    await start(client, "s/runs")
+    await claim(client)
+    await start(client, "s/waits")
+    executing = asyncio.create_task(client.execute(LONELY, {}, execution_id="s/unknown", effect="once"))
+    await eventually(lambda: client.executions("s/unknown"))
+    lonely = await client.poll("worker-2", LONELY, lease_ms=60_000, wait_ms=20_000)
+    assert lonely is not None
+    await client.fail(lonely.task_id, "Its worker was stopped.", interrupted=True)
+    await executing
+
+    async def expired() -> bool:
+        return bool((await client.inspect())["expired"])
+
+    await eventually(expired)
+
+    async def approvals(_: Client) -> list[Any]:
+        told = {
+            "execution_id": "s/runs",
+            "node_id": "approve",
+            "workflow_id": "echo",
+            "started_at": "2026-11-25T18:22Z",
+        }
+        return list(pb.PendingApprovalsResponse(items=[told]).items)
+
+    monkeypatch.setattr(Client, "approvals", approvals)
+    shapes = dict(re.findall(r"(?m)^\| `nexum (\w[^`]*)` \| `(\{.+\})` \|$", README))
+    arguments = {
+        "ps": ("ps",),
+        "show": ("show", "s/done"),
+        "show … --output": ("show", "s/done", "--output"),
+        "approvals": ("approvals",),
+        "versions": ("versions",),
+        "diff": ("diff", "checkout"),
+        "doctor": ("doctor",),
+    }
+    told = {
+        name: json.loads((await nexum(address, *words, "--json")).stdout.splitlines()[0])
+        for name, words in arguments.items()
+    }
+    assert told.pop("show … --output") == {"run": {"text": "é"}}
+    assert shapes.pop("show … --output") == "{node: output}"
+    assert shapes == {name: shape(value) for name, value in told.items()}
+
+
+# What can go wrong, files and settings
 
 
 def test_whatever_can_go_wrong_has_a_test_of_the_name_it_is_shown_with() -> None:

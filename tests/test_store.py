@@ -522,6 +522,7 @@ async def test_versions_of_a_workflow_are_listed_newest_first_with_what_they_run
     def look(reader: Reader) -> None:
         assert reader.workflows("w") == [two, replace(one, active_executions=2)]
         assert reader.workflows("none") == []
+        assert [each.workflow_id for each in reader.workflows("")] == ["v", "w", "w"], "of every workflow"
         assert reader.workflow("w", "h") == one
         assert reader.workflow("w", "") == two
         assert reader.workflow("w", "h3") is None
@@ -539,6 +540,59 @@ async def test_what_is_not_there_is_none(store: Store) -> None:
         assert reader.workflow("w", "") is None
 
     await store.read(look)
+
+
+async def test_what_a_person_asks_who_wonders_what_is_wrong(store: Store) -> None:
+    names = ("waits", "runs", "lost", "over", "unknown")
+    await add(store, *map(an_execution, names))
+    await add(store, *(a_task(f"t-{name}", name) for name in ("runs", "waits", "lost")))
+    await add(store, replace(a_task("later"), execution_id="waits", available_at_ms=NOW_MS + 9_000))
+    await add(store, replace(a_task("a-person"), execution_id="waits", node_type="HUMAN_APPROVAL"))
+    assert (await claim(store, now_ms=NOW_MS + 1_000)) is not None
+    lost = {"worker": "w", "error": "silent"}
+
+    def work(tx: Transaction) -> None:
+        tx.touch()
+        tx.add_event("waits", NOW_MS + 500, Event.EXECUTION_STARTED)
+        tx.add_event("lost", NOW_MS + 2_000, Event.LEASE_EXPIRED, "t-lost", 1, lost)
+        tx.add_event("lost", NOW_MS + 2_000, Event.LEASE_EXPIRED, "t-lost", 1, lost | {"worker": "process-1-a"})
+        tx.add_event("over", NOW_MS + 2_000, Event.LEASE_EXPIRED, "x", 1, lost)
+        tx.add_event("runs", NOW_MS - 10**7, Event.LEASE_EXPIRED, "t-runs", 1, lost)
+        tx.move_execution("over", ExecutionStatus.COMPLETED)
+        tx.move_execution("unknown", ExecutionStatus.FAILED, error="?", error_code=ErrorCode.OUTCOME_UNKNOWN)
+
+    await store.write(work)
+    told = await store.inspect(NOW_MS + 4_000)
+    database = told.pop("database")
+    assert (database["damage"], database["size_bytes"] > 0, database["free_bytes"] > 0) == (None, True, True)
+    assert told == {
+        "executions": {"RUNNING": 3, "COMPLETED": 1, "FAILED": 1},
+        "held": {"worker": 1},
+        "waiting": [
+            {
+                "workflow_id": "w",
+                "version_hash": "h",
+                "local": False,
+                "tasks": 2,
+                "execution_id": "waits",
+                "since_ms": 3_500,
+            }
+        ],
+        "running": [
+            {
+                "execution_id": "runs",
+                "node_id": "t-runs",
+                "attempt": 1,
+                "worker_id": "worker",
+                "silent_ms": 3_000,
+                "lease_ms": LEASE_MS,
+            }
+        ],
+        "expired": [
+            {"execution_id": "lost", "node_id": "t-lost", "attempt": 1, "ago_ms": 2_000, "error": "silent"},
+        ],
+        "unknown": ["unknown"],
+    }
 
 
 # Life and death

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from nexum_runtime.logs import log_to_stderr
-from nexum_runtime.text import error_line, printable, printable_line, redact
+from nexum_runtime.text import GIB, duration_text, error_line, printable, printable_line, redact, size_text
 from nexum_runtime.wire import canonical_json
 
 HARMLESS = [
@@ -124,3 +124,11 @@ def test_no_message_and_no_traceback_can_forge_a_line_of_the_log(
     assert "    ValueError: [OPENAI_API_KEY] " in logged
     assert [line for line in logged.splitlines() if not line.startswith("    ")] == logged.splitlines()[:1]
     assert printable(logged) == logged
+
+
+def test_sizes_and_durations_are_told_in_units_that_a_person_can_picture() -> None:
+    sizes = (812, 4_301, 20_000_000, 3 * GIB)
+    assert [size_text(size) for size in sizes] == ["812 B", "4.2 KiB", "19.1 MiB", "3.0 GiB"]
+    spans_ms = (412, 1_234, 119_000, 204_000, 20_160_000, 673_920_000)
+    told = ["412 ms", "1.2 s", "119.0 s", "3.4 min", "5.6 h", "7.8 days"]
+    assert [duration_text(ms) for ms in spans_ms] == told

@@ -38,6 +38,7 @@ RPC_SECONDS = 10.0  # for an answer that does not wait for anything
 FIRST_WAIT_MS, WAIT_MS = 1_500, 8_000  # of one Execute: short at first, so that `on_wait` can speak up early
 PRUNE_SECONDS = 600.0
 JOURNAL_SECONDS = 60.0
+INSPECT_SECONDS = 30.0  # a database that another program writes to is waited for
 ERROR_LIMIT = 16 * 1024  # characters sent of an error's text
 RECONNECT_SECONDS_MIN, RECONNECT_SECONDS_MAX = 0.1, 1.0
 
@@ -104,6 +105,8 @@ class Client:
         self._execute = self._extension("Execute", pb.StartRequest, pb.StatusResponse)
         self._resolve = self._extension("Resolve", pb.RejectRequest, pb.AckResponse)
         self._prune = self._extension("Prune", pb.StatusRequest, pb.AckResponse)
+        self._inspect = self._extension("Inspect", pb.StatusRequest, pb.StatusResponse)
+        self._definition = self._extension("Definition", pb.WorkflowIR, pb.WorkflowIR)
         self._heartbeat = self._extension("Heartbeat", pb.PollRequest, pb.AckResponse)
         self._history = self._streaming_extension("History", pb.StatusRequest, pb.StatusResponse)
         self._journal = self._streaming_extension("Journal", pb.StatusRequest, pb.StatusResponse)
@@ -331,12 +334,43 @@ class Client:
         )
         return _outcome(execution_id, answer, trailing, before="")
 
-    async def executions(self, prefix: str = "", limit: int = 20) -> list[Any]:
-        """The newest executions first, as nexum-py's ExecutionSummary messages."""
-        answer = await self._call(
-            self._stub.ListExecutions, pb.ListRequest(limit=limit), {wire.PREFIX: prefix} if prefix else {}
-        )
+    async def executions(
+        self, prefix: str = "", limit: int = 20, *, status: str = "", workflow_id: str = ""
+    ) -> list[Any]:
+        """The newest executions first, as nexum-py's ExecutionSummary messages; an empty filter lets all pass."""
+        request = pb.ListRequest(limit=limit, status=status, workflow_id=workflow_id)
+        answer = await self._call(self._stub.ListExecutions, request, {wire.PREFIX: prefix} if prefix else {})
         return list(answer.executions)
+
+    async def versions(self, workflow_id: str = "") -> list[Any]:
+        """All versions of a workflow, or of every one, the newest first, as nexum-py's VersionInfo messages."""
+        answer = await self._call(self._stub.ListWorkflowVersions, pb.ListVersionsRequest(workflow_id=workflow_id))
+        return list(answer.versions)
+
+    async def definition(self, workflow_id: str, version_hash: str = "") -> Any:
+        """One version of a workflow with its IR, as nexum-py's WorkflowIR message; by default the newest."""
+        return await self._call(self._definition, pb.WorkflowIR(workflow_id=workflow_id, version_hash=version_hash))
+
+    async def inspect(self) -> dict[str, Any]:
+        """What `nexum doctor` goes by: `database`, `executions`, `workers`, `waiting`, `running`, `expired` and
+        `unknown`, as the server's `Engine.inspect` and `Store.inspect` describe them."""
+        answer = await self._call(self._inspect, pb.StatusRequest(), timeout=INSPECT_SECONDS)
+        return dict(json.loads(answer.completed_nodes_json))
+
+    async def approvals(self) -> list[Any]:
+        """What waits for a person's yes, as nexum-py's messages: `execution_id`, `node_id`, `workflow_id` and
+        `started_at`, since when."""
+        return list((await self._call(self._stub.GetPendingApprovals, pb.EmptyRequest())).items)
+
+    async def approve(self, execution_id: str, node_id: str, approver: str, comment: str = "") -> str:
+        """Say yes to a node that waits for it. Returns what came of it, in words."""
+        request = pb.ApproveRequest(execution_id=execution_id, node_id=node_id, approver=approver, comment=comment)
+        return str((await self._call(self._stub.ApproveTask, request)).message)
+
+    async def reject(self, execution_id: str, node_id: str, approver: str, reason: str) -> str:
+        """Say no. Returns what came of it, in words."""
+        request = pb.RejectRequest(execution_id=execution_id, node_id=node_id, approver=approver, reason=reason)
+        return str((await self._call(self._stub.RejectTask, request)).message)
 
     async def history(self, execution_id: str) -> AsyncIterator[dict[str, Any]]:
         """All that is known of an execution, or of every one under a prefix that ends in "/", oldest first."""

@@ -95,7 +95,7 @@ class Patience:
 
 def new_owner() -> str:
     """A worker id for one effect of this process: whose end it is that the server sees must be beyond doubt."""
-    return f"process-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    return f"{wire.LOCAL_WORKER}{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
 @asynccontextmanager

@@ -4,7 +4,8 @@ import json
 import os
 import re
 
-KIB, MIB = 1024, 1024 * 1024
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
+MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 
 SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
 SECRET_CHARS_MIN = 8  # a shorter value stands in too many texts that have nothing to do with it
@@ -15,16 +16,19 @@ _USERINFO = re.compile(r'(?<=://)[^/?#\s"<>]*@')
 
 
 def size_text(size_bytes: int) -> str:
-    """A size: "812 B", "4.2 KiB", "20.0 MiB"."""
+    """A size: "812 B", "4.2 KiB", "20.0 MiB", "1.5 GiB"."""
     if size_bytes < KIB:
         return f"{size_bytes} B"
     if size_bytes < MIB:
         return f"{size_bytes / KIB:.1f} KiB"
-    return f"{size_bytes / MIB:.1f} MiB"
+    return f"{size_bytes / MIB:.1f} MiB" if size_bytes < GIB else f"{size_bytes / GIB:.1f} GiB"
 
 
 def duration_text(ms: int) -> str:
-    """A duration: "412 ms", "1.2 s"."""
+    """A duration: "412 ms", "1.2 s", "3.4 min", "5.6 h", "7.8 days"."""
+    for unit_ms, unit in ((DAY_MS, "days"), (HOUR_MS, "h"), (MINUTE_MS, "min")):
+        if ms >= 2 * unit_ms:
+            return f"{ms / unit_ms:.1f} {unit}"
     return f"{ms} ms" if ms < 1_000 else f"{ms / 1000:.1f} s"
 
 

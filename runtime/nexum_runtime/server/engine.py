@@ -32,6 +32,7 @@ from nexum_runtime.server.lifecycle import (
     attempt_number,
     is_current,
     is_wanted,
+    not_registered,
     task_key,
     tries,
 )
@@ -47,6 +48,7 @@ from nexum_runtime.server.store.base import (
     Workflow,
 )
 from nexum_runtime.server.streams import Stream, Streams, Work
+from nexum_runtime.server.workers import Workers
 from nexum_runtime.text import MIB
 
 T = TypeVar("T")
@@ -55,6 +57,7 @@ SWEEP_INTERVAL_MS = 250
 OUTAGE_QUIET_MS = 2_000  # without a failure, before the store is called available again
 ABSENCE_MS = 3_000  # a clock that moved this far between two sweeps means that this process was the silent one
 STOP_KEPT_MS = 600_000  # how long a worker that has gone quiet is still told what to stop
+FAILURE_KEPT_MS = 300_000  # how long it is told that the store failed
 STOPS_LIMIT = 10_000  # attempts that workers are still to be told to stop, the latest ones
 ERROR_LIMIT = 64 * 1024  # characters kept of an error's text
 NAME_LIMIT = 200  # characters of a workflow id, a version hash or a worker id
@@ -120,6 +123,8 @@ class Engine:
         self._deaf = False  # leases could not be renewed since
         self._outage_ms: int | None = None  # when the store last failed; None once that is over
         self.closing = asyncio.Event()  # set when this server stops
+        self._failure: tuple[int, str] | None = None  # when and why it last failed
+        self._workers = Workers(clock)
 
     # Workflows
 
@@ -310,7 +315,8 @@ class Engine:
                 lambda claimed: claimed.task if claimed else None,
             )
 
-        with self._waiter(self._ready, version_hash) as woken:
+        asking = self._workers.asking(worker_id, version_hash, workflow_ids)
+        with asking, self._waiter(self._ready, version_hash) as woken:
             return await look() or await self._next(woken, look, wait_ms)
 
     async def _claiming(self, commit: Coroutine[Any, Any, T], claimed: Callable[[T], Task | None]) -> T:
@@ -382,7 +388,7 @@ class Engine:
         of a claim whose answer never reached it.
         """
         _check_name("worker id", worker_id)
-
+        self._workers.heard(worker_id)
         if held is None:
             await self._commit(lambda tx, _: tx.renew_leases(worker_id, self._clock()), renews=True)
             return [task_id for task_id, (told, _) in self._stops.items() if told == worker_id]
@@ -457,11 +463,42 @@ class Engine:
         if self._outage_ms is None:
             log.warning("%s", error)
         self._outage_ms = self._clock()
+        self._failure = (self._outage_ms, str(error))
 
     def _note_end_of_outage(self) -> None:
         if self._outage_ms is not None and abs(self._clock() - self._outage_ms) > OUTAGE_QUIET_MS:
             self._outage_ms = None
             log.warning("The database can be used again.")
+
+    # What it can tell of itself
+
+    async def inspect(self) -> dict[str, Any]:
+        """What `Store.inspect` tells, and `workers`; `database` says besides whether it can be written to:
+        `problem` is why not, `failure` what went wrong last with it, in the last minutes, and `failure_ms` how long
+        ago."""
+        problem = None
+        try:
+            await self._commit(lambda tx, _: tx.touch())
+        except StoreUnavailable as error:
+            problem = str(error)
+        now_ms = self._clock()
+        told = await self._store.inspect(now_ms)
+        failed_ms, failure = self._failure or (0, None)
+        if now_ms - failed_ms > FAILURE_KEPT_MS:
+            failed_ms, failure = 0, None
+        told["database"] |= {
+            "problem": problem,
+            "failure": failure,
+            "failure_ms": now_ms - failed_ms if failure else None,
+        }
+        return told | {"workers": self._workers.seen(told.pop("held", {}))}
+
+    async def definition(self, workflow_id: str, version_hash: str) -> Workflow:
+        """One version of a workflow, the one registered last when the hash is empty. Raises NotFound."""
+        found = await self._store.read(lambda reader: reader.workflow(workflow_id, version_hash))
+        if found is None:
+            raise not_registered(workflow_id, version_hash)
+        return found
 
     # Commits and waits
 
@@ -550,6 +587,7 @@ class Engine:
         held = await self._store.read(lambda reader: reader.held(worker_id))
         works = [(workflow_id, version_hash) for workflow_id in workflow_ids]
         stream = Stream(Taker(worker_id, lease_ms), works, self._streams.pool(worker_id, slots), push)
+        stream.while_open.enter_context(self._workers.asking(worker_id, version_hash, workflow_ids))
         self._streams.open(stream, [task.task_id for task in held])
         self._backlog.update(works)
         self._fill_slots()
@@ -557,6 +595,7 @@ class Engine:
 
     async def close_stream(self, stream: Stream, unsent: Sequence[Claimed]) -> None:
         """Give it no more, and give back what was not sent to it."""
+        stream.while_open.close()
         self._streams.close(stream)
 
         def give_back(tx: Transaction, notices: Notices) -> None:

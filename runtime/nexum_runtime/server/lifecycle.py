@@ -160,8 +160,7 @@ class Lifecycle:
         if (order.workflow_id, version_hash) not in self._graphs:
             workflow = tx.workflow(order.workflow_id, version_hash)
             if workflow is None:
-                version = f" of version {version_hash[:80]!r}" if version_hash else ""
-                raise NotFound(f"No workflow {order.workflow_id[:80]!r}{version} is registered.")
+                raise not_registered(order.workflow_id, version_hash)
             version_hash = workflow.version_hash
         now_ms = self._clock()
         execution = Execution(
@@ -523,6 +522,11 @@ class Lifecycle:
                 self._graphs.clear()
             self._graphs[key] = graph.parse(workflow.ir_json)
         return self._graphs[key]
+
+
+def not_registered(workflow_id: str, version_hash: str) -> NotFound:
+    version = f" of version {version_hash[:80]!r}" if version_hash else ""
+    return NotFound(f"No workflow {workflow_id[:80]!r}{version} is registered.")
 
 
 def tries(task: Task, execution: Execution) -> int:

@@ -429,6 +429,17 @@ class NexumExtensions:
         except (NexumError, StoreUnavailable) as error:
             await _abort(context, error)
 
+    @_answering
+    async def Inspect(self, request: Any, context: Context) -> Any:
+        """What is wrong with this server, if anything: `completed_nodes_json` is what `Engine.inspect` tells."""
+        return pb.StatusResponse(completed_nodes_json=wire.canonical_json(await self._engine.inspect()))
+
+    @_answering
+    async def Definition(self, request: Any, context: Context) -> Any:
+        """One version of a workflow with its IR, the one registered last when `version_hash` is empty."""
+        found = await self._engine.definition(request.workflow_id, request.version_hash)
+        return pb.WorkflowIR(workflow_id=found.workflow_id, version_hash=found.version_hash, ir_json=found.ir_json)
+
     async def History(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """All that is known of one execution, or of every execution under a prefix that ends in "/"."""
         try:
@@ -460,6 +471,8 @@ class NexumExtensions:
                 "Journal": grpc.unary_stream_rpc_method_handler(
                     self.Journal, _reader(pb.StatusRequest), pb.StatusResponse.SerializeToString
                 ),
+                "Inspect": _unary(self.Inspect, pb.StatusRequest, pb.StatusResponse),
+                "Definition": _unary(self.Definition, pb.WorkflowIR, pb.WorkflowIR),
                 "Attend": grpc.unary_stream_rpc_method_handler(
                     self.Attend, _reader(pb.PollRequest), pb.AckResponse.SerializeToString
                 ),

@@ -4,6 +4,7 @@ Only what is in memory: which slots are free, and which task has which. What a t
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -29,6 +30,7 @@ class Stream:
     works: Sequence[Work]
     pool: Pool
     push: Callable[[Claimed], None]
+    while_open: ExitStack = field(default_factory=ExitStack)
 
 
 class Streams:

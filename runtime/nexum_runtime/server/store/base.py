@@ -91,7 +91,7 @@ class Reader(Protocol):
         """One version; the one registered last when `version_hash` is empty."""
 
     def workflows(self, workflow_id: str) -> list[Workflow]:
-        """All versions, the newest first, each with its number of RUNNING executions."""
+        """All versions, the newest first, each with its number of RUNNING executions; of every workflow for ""."""
 
     def workflow_ids(self, version_hash: str) -> list[str]:
         """The workflows that have a version of this hash."""
@@ -207,6 +207,9 @@ class Transaction(Reader, Protocol):
     def renew_leases(self, worker_id: str, now_ms: int, task_keys: Collection[str] | None = None) -> None:
         """This worker's RUNNING tasks, or those of them in `task_keys`, may be silent for a whole lease from now."""
 
+    def touch(self) -> None:
+        """Write something that changes nothing: whether it can be committed tells whether anything can."""
+
     def restart_clock(self, now_ms: int, delay_limit_ms: int) -> None:
         """From now every lease has its whole time again, and no READY task waits longer than the limit."""
 
@@ -239,6 +242,22 @@ class Store(ABC):
 
     @abstractmethod
     async def read(self, work: Callable[[Reader], T]) -> T: ...
+
+    @abstractmethod
+    async def inspect(self, now_ms: int) -> dict[str, Any]:
+        """What a person asks who wonders what is wrong. Durations are in milliseconds, lists cut after a few entries.
+
+        database    {"path", "size_bytes", "free_bytes" of its disk, "damage": what is wrong in it, or None}
+        executions  {status: how many}
+        held        {worker id: how many RUNNING tasks}
+        waiting     [{"workflow_id", "version_hash", "local": it is for the process that has begun it, "tasks": how
+                    many are READY, "execution_id": of the first, "since_ms": how long that has been so}]
+        running     [{"execution_id", "node_id", "attempt", "worker_id", "silent_ms", "lease_ms"}], the quietest first
+        expired     [{"execution_id", "node_id", "attempt", "ago_ms", "error"}], of executions that still run
+        unknown     [execution id], of those whose outcome is unknown
+
+        Of a damaged database only the first may be there.
+        """
 
     @abstractmethod
     async def compact(self) -> int:

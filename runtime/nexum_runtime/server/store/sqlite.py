@@ -28,7 +28,7 @@ from nexum_runtime.server.states import (
     ExecutionStatus,
     TaskStatus,
 )
-from nexum_runtime.server.store import files
+from nexum_runtime.server.store import files, inspection
 from nexum_runtime.server.store.base import (
     EventRow,
     Execution,
@@ -187,6 +187,9 @@ class SqliteStore(Store):
 
     async def read(self, work: Callable[[Reader], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, work)
+
+    async def inspect(self, now_ms: int) -> dict[str, Any]:
+        return await asyncio.to_thread(inspection.inspect, self.path, now_ms)
 
     async def compact(self) -> int:
         given_back = 0
@@ -447,7 +450,7 @@ class _SqliteReader:
         rows = self._sql(
             f"SELECT {_WORKFLOW}, (SELECT count(*) FROM executions e WHERE e.workflow_id = w.workflow_id "
             "AND e.version_hash = w.version_hash AND e.status = 'RUNNING') "
-            "FROM workflows w WHERE workflow_id = ? ORDER BY seq DESC",
+            "FROM workflows w WHERE workflow_id = ?1 OR ?1 = '' ORDER BY seq DESC",
             (workflow_id,),
         )
         return [Workflow(*row) for row in rows]
@@ -685,6 +688,9 @@ class _SqliteTransaction(_SqliteReader):
             f"UPDATE tasks SET lease_expires_at_ms = ? + lease_ms WHERE status = 'RUNNING' AND worker_id = ?{these}",
             (now_ms, worker_id, *(task_keys or ())),
         )
+
+    def touch(self) -> None:
+        self._sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def restart_clock(self, now_ms: int, delay_limit_ms: int) -> None:
         self._sql("UPDATE tasks SET lease_expires_at_ms = ? + lease_ms WHERE status = 'RUNNING'", (now_ms,))

@@ -1,0 +1,44 @@
+"""What is compared with what, in the same round, and how it should come out."""
+
+from bench.counting import CALLS
+from bench.measure import Comparison
+
+TOOL_CALL = Comparison("agent, a tool call above plain", "agent.cold_tools", "agent.plain", per=CALLS, goal=4)
+CALL_AND_TURN = Comparison("… and its turn", "agent.cold", "agent.plain", per=CALLS, goal=7)
+
+COMPARISONS = [
+    Comparison("cold call ÷ F2", "calls.idempotent", "floor.call", goal=1),
+    Comparison("… its p99 ÷ p50", "calls.idempotent", tail=True, goal=4),
+    Comparison("… p99 ÷ p50 of F2", "floor.call", tail=True),
+    Comparison("cold call of effect once ÷ F2", "calls.once", "floor.call", goal=1.2),
+    Comparison("50 calls at a time ÷ F2", "calls.at_50", "floor.at_50", goal=0.8, at_least=True),
+    Comparison("cached call of a tool", "calls.tool_cached", goal=0.05),
+    Comparison("server's memory", "calls.memory", goal=80),
+    TOOL_CALL,
+    CALL_AND_TURN,
+    Comparison("slow tool: a call above plain", "agent_slow.cold_tools", "agent_slow.plain", per=CALLS, goal=4),
+    Comparison("… and its turn", "agent_slow.cold", "agent_slow.plain", per=CALLS, goal=7),
+    Comparison("agent, all replayed ÷ plain", "agent.all", "agent.plain", goal=1.3),
+    Comparison("cold call ÷ DBOS", "calls.idempotent", "dbos.step", goal=1),
+    Comparison("50 calls at a time ÷ DBOS", "calls.at_50", "dbos.at_50", goal=1, at_least=True),
+    Comparison("cached call of a tool ÷ DBOS", "calls.tool_cached", "dbos.step_again", goal=1),
+    Comparison("agent, cold, tools alone ÷ DBOS", "agent.cold_tools", "dbos.cold_tools", goal=1),
+    Comparison("agent, cold, turns too ÷ DBOS", "agent.cold", "dbos.cold", goal=1),
+    Comparison("agent, all replayed ÷ DBOS", "agent.all", "dbos.all", goal=1),
+    *(
+        Comparison(
+            f"{what}, {stored:,} stored ÷ {few or 'none'}",
+            f"growth.{key}_{stored}",
+            f"growth.{key}_{few}",
+            goal=goal,
+        )
+        for stored in (10_000, 1_000_000)
+        for what, key, few, goal in (
+            ("cold call", "cold", 100, 1.2),
+            ("cached call", "cached", 100, 1.2),
+            ("start-up", "start", 0, 2),
+        )
+    ),
+    Comparison("start-up, nothing stored", "growth.start_0", goal=1000),
+    Comparison("long session, its first call", "growth.session_first", goal=1000),
+]

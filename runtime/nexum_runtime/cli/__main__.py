@@ -1,0 +1,3 @@
+from nexum_runtime.cli import main
+
+main()

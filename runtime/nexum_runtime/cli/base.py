@@ -1,0 +1,129 @@
+"""What the commands share: the options that all of them have, how they end, and how they print."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from nexum_runtime import wire
+from nexum_runtime.text import error_line, printable, printable_line, shorten
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FAILED, USAGE, NO_SERVER = 1, 2, 3  # exit codes; typer makes it 130 after Ctrl-C
+SHOWN_CHARS = 200  # of an input or an error
+PIPED_CHARS = 300  # of a line that no terminal shows: the longest id, and the other columns
+COMPLETED_LIMIT = 1_000  # executions that a shell's completion looks at
+LOOK_SECONDS = 1.0  # between two looks at what goes on
+HASH_CHARS = len("sha256:") + 12  # of a version's hash, where a person reads it
+
+app = typer.Typer(
+    help="Nexum: durable executions, recorded in SQLite.",
+    epilog="Each command tells more with --help. They end with 0 when it is done, 1 when it could not be done, 2 when "
+    "the command line is wrong, 3 when no server answers or its database cannot be used now, 130 after Ctrl-C.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_show_locals=False,  # a token may be among them, and older versions of typer show them
+)
+
+Address = Annotated[str, typer.Option(envvar="NEXUM_ADDRESS", help="Where the server is.", metavar="HOST:PORT")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
+
+
+def names(incomplete: str) -> list[str]:
+    """For the shell's completion: sessions that begin so, or with a "/" executions. Of no server there are none."""
+    from nexum_runtime.client import Client
+    from nexum_runtime.errors import NexumError
+
+    async def fetch() -> list[str]:
+        async with Client(os.environ.get("NEXUM_ADDRESS", wire.DEFAULT_ADDRESS)) as client:
+            return [each.execution_id for each in await client.executions(incomplete, COMPLETED_LIMIT)]
+
+    with suppress(NexumError):
+        found = asyncio.run(fetch())
+        return found if "/" in incomplete else list(dict.fromkeys(each.partition("/")[0] for each in found))
+    return []
+
+
+Name = Annotated[
+    str,
+    typer.Argument(
+        metavar="EXECUTION_OR_SESSION", help="An id that `nexum ps` lists, or a session.", autocompletion=names
+    ),
+]
+Execution = Annotated[
+    str, typer.Argument(metavar="EXECUTION", help="Its id, as `nexum ps` shows it.", autocompletion=names)
+]
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help, kept as it is."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def run(job: Coroutine[Any, Any, Any]) -> Any:
+    from nexum_runtime.errors import NexumError, ServerUnavailable
+
+    try:
+        return asyncio.run(job)
+    except ServerUnavailable as error:
+        fail(str(error), NO_SERVER)
+    except NexumError as error:
+        fail(str(error))
+    except UnicodeEncodeError as error:  # bytes that the shell passed on as they were
+        fail(f"A word of this command is not Unicode text: {shorten(error.object, SHOWN_CHARS)!r}.")
+
+
+def fail(message: str, code: int = FAILED) -> NoReturn:
+    print(error_line(message), file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def unknown_name(name: str) -> NoReturn:
+    fail(f"No execution or session {name!r} is known. See what is there with: nexum ps")
+
+
+def console() -> "Console":
+    """Of the width of the terminal; where there is none, wide enough to fold nothing that a program reads."""
+    from rich.console import Console
+
+    found = Console(highlight=False, emoji=False)
+    if not found.is_terminal:
+        found.width = PIPED_CHARS
+    return found
+
+
+def shown(text: str) -> str:
+    """On one line, nothing in it acted upon: neither by the terminal nor, as markup, by rich."""
+    from rich.markup import escape
+
+    return escape(printable_line(text))
+
+
+def print_json(value: Any) -> None:
+    print(printable(wire.canonical_json(value)), flush=True)  # JSON itself lets some control characters pass
+
+
+def color(status: str) -> str:
+    return {"COMPLETED": "green", "FAILED": "red", "CANCELLED": "yellow"}.get(status, "cyan")
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def clock_time(epoch_ms: int) -> str:
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(epoch_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def clock_text(timestamp: str) -> str:
+    """The server's own "2026-11-25T18:22:11.123Z" as people read it."""
+    return timestamp[:19].replace("T", " ")

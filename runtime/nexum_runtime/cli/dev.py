@@ -1,0 +1,122 @@
+"""`nexum dev`: a server in this process."""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nexum_runtime import wire
+from nexum_runtime.cli.base import app, examples, fail
+
+DATABASE_DEFAULT = ".nexum/local.db"
+
+
+@app.command(
+    epilog=examples(
+        "nexum dev",
+        "nexum dev --db /var/lib/nexum/nexum.db --port 6000",
+        "nexum dev --host 0.0.0.0 --token-file token --tls-cert cert.pem --tls-key key.pem",
+    )
+)
+def dev(
+    host: Annotated[str, typer.Option(envvar="NEXUM_HOST", help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(envvar="NEXUM_PORT", min=0, max=65535, help="0 takes any free one.")
+    ] = wire.DEFAULT_PORT,
+    db: Annotated[
+        Path | None, typer.Option(help=f"The SQLite file.  [default: {DATABASE_DEFAULT}]", show_default=False)
+    ] = None,
+    max_message_mib: Annotated[
+        int, typer.Option(min=1, max=256, help="The largest input or result, in MiB.")
+    ] = wire.MESSAGE_MIB_DEFAULT,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Demand the token in this file on every call (or the one in NEXUM_TOKEN)."),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Serve TLS with this certificate and its chain, in PEM.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The certificate's private key, in PEM, without a passphrase.")
+    ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", help="Listen without a token: who reaches --host can read all results and run tools."
+        ),
+    ] = False,
+) -> None:
+    """Run a server. NEXUM_DATABASE_URL (sqlite:///path) names the database when --db does not.
+
+    With another --host than 127.0.0.1, ::1 or localhost it demands a token, best with TLS.
+    """
+    import logging
+
+    from nexum_runtime.errors import InvalidRequest
+    from nexum_runtime.logs import log_to_stderr
+    from nexum_runtime.server.app import CannotBind, Server, ServerConfig, Tls, is_loopback
+    from nexum_runtime.server.store.base import StoreUnavailable
+    from nexum_runtime.signals import stop_requested
+
+    log_to_stderr("%(asctime)s %(levelname)s %(message)s")
+    log = logging.getLogger("nexum.dev")
+    logging.getLogger("grpc").setLevel(logging.ERROR)  # it warns of every call that a stop cuts short
+    if bool(tls_cert) != bool(tls_key):
+        fail("TLS needs both --tls-cert and --tls-key.")
+    try:
+        config = ServerConfig(
+            database=db or _database_from_environment(),
+            host=host,
+            port=port,
+            max_message_mib=max_message_mib,
+            token=_token(token_file),
+            tls=Tls.read(tls_cert, tls_key) if tls_cert and tls_key else None,
+            insecure=insecure,
+        )
+    except InvalidRequest as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"Cannot read {error.filename}: {error.strerror}.")
+
+    async def serve() -> None:
+        server = Server(config)
+        await server.start()
+        shown_host = "localhost" if host == "127.0.0.1" else f"[{host}]" if ":" in host else host
+        guards = "".join(f" · {what}" for what, on in (("TLS", config.tls), ("token demanded", config.token)) if on)
+        print(f"Nexum is ready at {shown_host}:{server.port} · database {server.store.path}{guards}", flush=True)
+        if not is_loopback(host) and not config.token:
+            log.warning("Anyone who reaches %s can read every result and run your tools.", host)
+        if not is_loopback(host) and not config.tls:
+            what = "The token and all else that travels" if config.token else "What travels"
+            log.warning("%s to and from %s is not encrypted: use --tls-cert and --tls-key.", what, host)
+        await stop_requested()
+        await server.stop()
+        print("Nexum has stopped. What it acknowledged is in the database.", flush=True)
+
+    try:
+        asyncio.run(serve())
+    except (CannotBind, StoreUnavailable) as error:
+        fail(str(error))
+
+
+def _token(token_file: Path | None) -> str | None:
+    """Raises OSError, or InvalidRequest for what cannot be a token."""
+    if token_file is None:
+        token = os.environ.get("NEXUM_TOKEN")
+        return wire.check_token(token, "NEXUM_TOKEN") if token else None
+    with token_file.open("rb") as file:
+        text = file.read(wire.TOKEN_CHARS_LIMIT + len("\r\n") + 1).decode(errors="replace")
+    return wire.check_token(text.removesuffix("\n").removesuffix("\r"), str(token_file))
+
+
+def _database_from_environment() -> Path:
+    url = os.environ.get("NEXUM_DATABASE_URL", f"sqlite:///{DATABASE_DEFAULT}")
+    scheme, _, path = url.partition(":///")
+    if scheme != "sqlite" or not path or path == ":memory:" or "?" in path:
+        fail(f"NEXUM_DATABASE_URL is {url!r}; it must be sqlite:///path, or sqlite:////path from the root.")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # ~somebody whom this machine does not know
+        fail(f"NEXUM_DATABASE_URL is {url!r}, and there is no such home directory.")

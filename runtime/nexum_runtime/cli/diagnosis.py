@@ -1,0 +1,133 @@
+"""What is wrong, told from what a server says of itself. Pure: `nexum doctor` asks and prints."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from nexum_runtime.cli.base import HASH_CHARS, counted
+from nexum_runtime.text import MIB, duration_text, size_text
+
+PATIENCE_MS = 2_000  # a task that waits for longer has nobody who takes it
+GONE_MS = 2_000  # a worker without a task that is silent for longer has gone: even nexum-py's own asks every 100 ms
+SILENCE_SHARE = 0.5  # of a lease: workers are heard of every third of one
+SWEEP_MS = 2_000  # after the end of a lease: by then the server has given it up
+FREE_BYTES_MIN = 64 * MIB
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong or, with `is_wrong` False, worth knowing."""
+
+    cause: str  # no-server, database, disk, no-worker, other-version, busy, local, silent, lease, approval, unknown
+    text: str  # a sentence, with what to do next
+    is_wrong: bool = True
+
+
+def findings(told: dict[str, Any], approvals: list[Any]) -> Iterator[Finding]:
+    """`told` is what `Client.inspect` returns, `approvals` are nexum-py's messages."""
+    yield from _of_database(told["database"])
+    for waiting in told.get("waiting", ()):
+        if waiting["since_ms"] >= PATIENCE_MS:
+            yield _of_waiting(waiting, told["workers"])
+    for running in told.get("running", ()):
+        if running["silent_ms"] > running["lease_ms"] * SILENCE_SHARE:
+            yield _of_silence(running)
+    lost: dict[str, list[dict[str, Any]]] = {}
+    for expired in told.get("expired", ()):
+        lost.setdefault(expired["error"], []).append(expired)
+    for reason, attempts in lost.items():
+        yield _of_lost(reason, attempts)
+    for each in approvals:
+        yield Finding(
+            "approval",
+            f"{each.execution_id} waits for a person's yes, at {each.node_id}; see what for, and answer: "
+            f"nexum approvals {each.execution_id}",
+        )
+    for execution_id in told.get("unknown", ()):
+        yield Finding(
+            "unknown",
+            f"Nobody knows what came of {execution_id}; find out, and say it: nexum resolve {execution_id}",
+        )
+
+
+def _of_database(database: dict[str, Any]) -> Iterator[Finding]:
+    path, free_bytes = database["path"], database["free_bytes"]
+    if database["damage"]:
+        yield Finding(
+            "database",
+            f"The database {path} is damaged: {database['damage']}. Stop the server, and put a backup in its place, "
+            f"or save what can be read: sqlite3 {path} .recover | sqlite3 saved.db",
+        )
+    if database["problem"]:
+        yield Finding("database", f"Nothing can be recorded: {database['problem']}")
+    elif database["failure"]:
+        when = _ago(database["failure_ms"])
+        yield Finding("database", f"Something could not be recorded {when}: {database['failure']}")
+    if free_bytes is not None and free_bytes < FREE_BYTES_MIN:
+        yield Finding(
+            "disk",
+            f"The disk of {path} has {size_text(free_bytes)} free; make room on it, or give back what ended long ago: "
+            "nexum prune --older-than 30d",
+        )
+
+
+def _of_waiting(waiting: dict[str, Any], workers: list[dict[str, Any]]) -> Finding:
+    """Why nobody takes a task that has been READY for a while."""
+    workflow, version = waiting["workflow_id"], waiting["version_hash"]
+    waits = "has" if waiting["tasks"] == 1 else "have"
+    what = (
+        f"{counted(waiting['tasks'], 'task')} of {workflow} {short(version)} {waits} waited for "
+        f"{duration_text(waiting['since_ms'])}, the first of {waiting['execution_id']}"
+    )
+    if waiting["local"]:
+        return Finding("local", f"{what}: run the program again that began it, and it goes on.", is_wrong=False)
+    asked = [
+        (ask["workflow_id"], ask["version_hash"], worker)
+        for worker in workers
+        for ask in worker["asks_for"]
+        if worker["waits_for_task"] or worker["tasks"] or worker["heard_ms"] < GONE_MS  # the others have gone
+    ]
+    own = [worker for name, version_hash, worker in asked if (name, version_hash) == (workflow, version)]
+    others = sorted({version_hash for name, version_hash, _ in asked if name == workflow} - {version})
+    if own:
+        busy = f"{counted(len(own), 'worker')} with {counted(sum(each['tasks'] for each in own), 'task')} under way"
+        next_step = "To have more done at once, start another one, or give it a larger --concurrency."
+        return Finding("busy", f"{what}: there is {busy}. {next_step}", is_wrong=False)
+    if others:
+        other = short(others[0])
+        return Finding(
+            "other-version",
+            f"{what}: the workers that are here ask for another version of it, {other}. Start one with the code of "
+            f"this version; what has changed: nexum diff {workflow} {short(version)} {other}",
+        )
+    here = ", ".join(sorted({name or short(version_hash) for name, version_hash, _ in asked}))
+    who = f"the workers that are here ask only for {here}" if here else "no worker is here"
+    return Finding("no-worker", f"{what}: {who}. Start one for it: python worker.py")
+
+
+def _of_lost(reason: str, attempts: list[dict[str, Any]]) -> Finding:
+    last = attempts[0]
+    given_up = f"Given up: {counted(len(attempts), 'attempt')}, the last {_ago(last['ago_ms'])}"
+    return Finding("lease", f"{reason} {given_up}; what becomes of it: nexum show {last['execution_id']}")
+
+
+def _of_silence(running: dict[str, Any]) -> Finding:
+    left_ms = running["lease_ms"] - running["silent_ms"]
+    text = (
+        f"Worker {running['worker_id']} has not been heard of for {duration_text(running['silent_ms'])}, and has "
+        f"{running['execution_id']}"
+    )
+    if left_ms > -SWEEP_MS:
+        left = duration_text(max(left_ms, 0))
+        return Finding("silent", f"{text}: it is given up in {left}. Start another one: python worker.py")
+    return Finding(
+        "lease", f"{text}: its lease is over, and the server has not given it up; look at what the server logs."
+    )
+
+
+def short(version_hash: str) -> str:
+    return version_hash[:HASH_CHARS]
+
+
+def _ago(ms: int) -> str:
+    return f"{duration_text(ms)} ago"

@@ -1,0 +1,271 @@
+"""What people decide: approvals, outcomes that are unknown, what is to stop and what is to be tried again."""
+
+import getpass
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nexum_runtime import wire
+from nexum_runtime.cli.base import (
+    FAILED,
+    SHOWN_CHARS,
+    USAGE,
+    Address,
+    Execution,
+    Json,
+    Name,
+    app,
+    clock_text,
+    console,
+    examples,
+    fail,
+    print_json,
+    run,
+    shown,
+)
+from nexum_runtime.errors import InvalidRequest, NotFound
+from nexum_runtime.text import shorten
+
+if TYPE_CHECKING:
+    from nexum_runtime.client import Client
+
+SESSION_LIMIT = 10_000  # executions of a session that one command takes on
+
+Approver = Annotated[str, typer.Option("--as", metavar="NAME", help="Who says so.  [default: you]", show_default=False)]
+
+
+@app.command(epilog=examples("nexum approvals", "nexum approvals my-session --json"))
+def approvals(
+    name: Annotated[
+        str, typer.Argument(metavar="EXECUTION_OR_SESSION", help="Only what waits in there.", show_default=False)
+    ] = "",
+    as_json: Json = False,
+    address: Address = wire.DEFAULT_ADDRESS,
+) -> None:
+    """List what waits for a person's yes.
+
+    With the input it would go on with, and the commands that answer.
+    """
+    from nexum_runtime.client import Client
+
+    async def fetch() -> list[tuple[Any, Any]]:
+        async with Client(address) as client:
+            waiting = await _pending(client, name)
+            return [(each, (await _history(client, each.execution_id))["input"]) for each in waiting]
+
+    found = run(fetch())
+    out = console()
+    if not found and not as_json:
+        print("Nothing waits for an approval.")
+    for each, told_input in found:
+        if as_json:
+            print_json(
+                {
+                    "execution_id": each.execution_id,
+                    "node_id": each.node_id,
+                    "workflow_id": each.workflow_id,
+                    "started_at": each.started_at,
+                    "input": told_input,
+                }
+            )
+            continue
+        since = clock_text(each.started_at)
+        out.print(
+            f"[bold]{shown(each.execution_id)}[/] {shown(each.node_id)} waits since {shown(since)} UTC", soft_wrap=True
+        )
+        out.print(f"  input {shown(shorten(wire.canonical_json(told_input), SHOWN_CHARS))}", style="dim")
+        for line in answers(each):
+            out.print(f"  {shown(line)}", soft_wrap=True)
+
+
+def answers(pending: Any) -> tuple[str, str]:
+    """The two commands that answer what waits for an approval."""
+    what = f"{pending.execution_id} {pending.node_id}"
+    return f"nexum approve {what}", f'nexum reject {what} --reason "…"'
+
+
+Node = Annotated[str, typer.Argument(metavar="NODE", help="Which node, when several wait.", show_default=False)]
+
+
+@app.command(epilog=examples('nexum approve my-session/save_report/91c0/0 --comment "read it, it is fine"'))
+def approve(
+    execution: Execution,
+    node: Node = "",
+    comment: Annotated[str, typer.Option(metavar="TEXT", help="Kept with the yes.", show_default=False)] = "",
+    approver: Approver = "",
+    address: Address = wire.DEFAULT_ADDRESS,
+) -> None:
+    """Say yes to what waits for it."""
+    from nexum_runtime.client import Client
+
+    async def send() -> str:
+        async with Client(address) as client:
+            node_id = node or await _the_pending_node(client, execution)
+            return await client.approve(execution, node_id, approver or _user(), comment) or "Approved."
+
+    print(run(send()))
+
+
+@app.command(epilog=examples('nexum reject my-session/save_report/91c0/0 --reason "the second source is wrong"'))
+def reject(
+    execution: Execution,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; the one who asked is told.")],
+    node: Node = "",
+    approver: Approver = "",
+    address: Address = wire.DEFAULT_ADDRESS,
+) -> None:
+    """Say no to what waits for a yes, and why."""
+    from nexum_runtime.client import Client
+
+    if not reason.strip():
+        fail("Say why: --reason is empty.", USAGE)
+
+    async def send() -> str:
+        async with Client(address) as client:
+            node_id = node or await _the_pending_node(client, execution)
+            return await client.reject(execution, node_id, approver or _user(), reason) or "Rejected."
+
+    print(run(send()))
+
+
+@app.command(epilog=examples("nexum cancel my-session/web_search/3fa2/0", "nexum cancel my-session"))
+def cancel(name: Name, address: Address = wire.DEFAULT_ADDRESS) -> None:
+    """Cancel an execution, or all that runs of a session.
+
+    Tools that run are told to stop.
+    An effect that happens once and has begun is not cut short; what came of it is unknown until it ends.
+    """
+    from nexum_runtime.client import Client
+
+    async def send() -> None:
+        async with Client(address) as client:
+            try:
+                print(await client.cancel(name))
+            except NotFound:
+                running = await _of_session(client, name, "RUNNING")
+                for each in running:
+                    print(f"{each}: {await client.cancel(each)}")
+                if not running:
+                    print(f"Nothing of session {name} runs.")
+
+    run(send())
+
+
+@app.command(
+    epilog=examples(
+        'nexum resolve my-session/send_invoice/3fa2/0 --result "sent, number 17"',
+        'nexum resolve my-session/send_invoice/3fa2/0 --failed "the bank never saw it"',
+        "nexum resolve my-session/send_invoice/3fa2/0 --retry",
+    )
+)
+def resolve(
+    execution: Execution,
+    result: Annotated[str | None, typer.Option(metavar="TEXT", help="It happened, and this is its result.")] = None,
+    failed: Annotated[str | None, typer.Option(metavar="REASON", help="It failed, for this reason.")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Attempt it again, whatever came of it.")] = False,
+    node: Annotated[str, typer.Option(help="Which node, when several are unknown.", show_default=False)] = "",
+    address: Address = wire.DEFAULT_ADDRESS,
+) -> None:
+    """Settle an outcome that is unknown.
+
+    Say what became of the execution, or have it attempted again.
+    """
+    from nexum_runtime.client import Client
+
+    if sum((result is not None, failed is not None, retry)) != 1:
+        fail("Say one of --result TEXT, --failed REASON and --retry.", USAGE)
+
+    async def send() -> str:
+        async with Client(address) as client:
+            if result is not None:
+                return await client.resolve(execution, "result", wire.canonical_json(result), node_id=node)
+            if failed is not None:
+                return await client.resolve(execution, "failed", failed, node_id=node)
+            return await client.resolve(execution, "retry", node_id=node)
+
+    print(run(send()))
+
+
+@app.command(epilog=examples("nexum retry my-session/web_search/3fa2/0", "nexum retry my-session"))
+def retry(
+    name: Name,
+    unknown: Annotated[
+        bool, typer.Option("--unknown", help="Also an effect that happens once and may have happened already.")
+    ] = False,
+    address: Address = wire.DEFAULT_ADDRESS,
+) -> None:
+    """Try again what failed, of a session or alone.
+
+    An execution that was cancelled is tried again if it is named itself. What is recorded stays. An effect that
+    happens once, and may have happened, is left alone unless --unknown says that it may happen again.
+    """
+    from nexum_runtime.client import Client
+
+    async def send() -> list[str]:
+        async with Client(address) as client:
+            try:
+                histories = [await _history(client, name)]
+            except NotFound:
+                histories = [await _history(client, each) for each in await _of_session(client, name, "FAILED")]
+            left = [each["execution_id"] for each in histories if not unknown and may_have_happened(each)]
+            for each in histories:
+                if each["execution_id"] not in left:
+                    print(await client.resolve(each["execution_id"], "retry"))
+            if not histories:
+                print(f"Nothing of session {name} has failed.")
+            return left
+
+    left = run(send())
+    for each in left:
+        word = f"{each} may have happened, and happens once: nexum retry {each} --unknown, or settle it: "
+        print(f"{word}nexum resolve {each}", file=sys.stderr)
+    if left:
+        raise typer.Exit(FAILED)
+
+
+def may_have_happened(history: dict[str, Any]) -> bool:
+    return bool(history["effect"] == wire.ONCE and history["error_code"] == "OUTCOME_UNKNOWN")
+
+
+async def _history(client: "Client", execution_id: str) -> dict[str, Any]:
+    if execution_id.endswith("/"):  # which would tell of a whole session
+        raise NotFound(f"No execution {execution_id!r} is known.")
+    (history,) = [history async for history in client.history(execution_id)]
+    return history
+
+
+async def _of_session(client: "Client", name: str, status: str) -> list[str]:
+    """Those of a session that have this status, the oldest first. Raises NotFound when it has no execution at all."""
+    prefix = f"{name.removesuffix('/')}/"
+    found = await client.executions(prefix, SESSION_LIMIT, status=status)
+    if not found and not await client.executions(prefix, 1):
+        raise NotFound(f"No execution or session {name!r} is known. See what is there with: nexum ps")
+    return [each.execution_id for each in reversed(found)]
+
+
+async def _pending(client: "Client", name: str) -> list[Any]:
+    """What waits for an approval in an execution or a session, or anywhere."""
+    session = f"{name.removesuffix('/')}/"
+    waiting = await client.approvals()
+    return [each for each in waiting if not name or each.execution_id == name or each.execution_id.startswith(session)]
+
+
+async def _the_pending_node(client: "Client", execution: str) -> str:
+    """The node of this very execution that waits: what a person has not seen must not be answered by accident."""
+    waiting = await _pending(client, execution)
+    own = [each for each in waiting if each.execution_id == execution]
+    if len(own) == 1:
+        return str(own[0].node_id)
+    if own:
+        raise InvalidRequest(f"Say which node of {execution}: {', '.join(each.node_id for each in own)}.")
+    if waiting:
+        raise InvalidRequest(f"{execution} is a session; answer each with its own command: nexum approvals {execution}")
+    raise NotFound(f"{execution} waits for no approval. See what does with: nexum approvals")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as in many containers
+        return "somebody"

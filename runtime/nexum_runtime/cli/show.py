@@ -1,0 +1,285 @@
+"""`nexum show`: what became of an execution, or of a whole session, and when."""
+
+import json
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nexum_runtime import wire
+from nexum_runtime.cli.base import (
+    FAILED,
+    SHOWN_CHARS,
+    USAGE,
+    Address,
+    Json,
+    Name,
+    app,
+    clock_time,
+    color,
+    console,
+    examples,
+    fail,
+    print_json,
+    run,
+    shown,
+    unknown_name,
+)
+from nexum_runtime.cli.people import answers
+from nexum_runtime.cli.story import Story, offset, short_values_first
+from nexum_runtime.cli.watch import redraw, repeat
+from nexum_runtime.errors import NotFound
+from nexum_runtime.text import duration_text, error_line, printable, printable_line, shorten
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from nexum_runtime.client import Client
+
+QUIET_SECONDS = 10.0  # without anything that runs, and the session that is followed has ended
+SESSION_LIMIT = 10_000  # executions of a session that are shown
+
+
+@app.command(
+    epilog=examples(
+        "nexum show my-session",
+        "nexum show my-session --follow",
+        "nexum show my-session/web_search/3fa2/0 --output",
+        "nexum show my-session --json | jq .status",
+    )
+)
+def show(
+    name: Name,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on while it runs.")] = False,
+    events: Annotated[bool, typer.Option("--events", help="Tell every event of a session, too.")] = False,
+    output: Annotated[bool, typer.Option("--output", help="Its whole result instead; with --json as JSON.")] = False,
+    as_json: Json = False,
+    address: Address = wire.DEFAULT_ADDRESS,
+) -> None:
+    """Show what a session or an execution did, and when.
+
+    A bar for each attempt, what came of it, and what waits for you. Of one execution, every event is told as well.
+
+    --follow ends with what it follows: an execution when it has ended
+    (with 1 unless it is COMPLETED), a session when nothing of it has run for 10 seconds.
+    """
+    from nexum_runtime.client import Client
+
+    if follow and output:
+        fail("Say one of --follow and --output.", USAGE)
+
+    async def tell() -> None:
+        async with Client(address) as client:
+            shown_now = await Look.at(client, name)
+            if output:
+                await _print_output(client, shown_now, as_json)
+            elif follow:
+                await _follow(shown_now, out, as_json, events)
+            elif as_json:
+                for history in shown_now.histories.values():
+                    print_json(history)
+            else:
+                for line in shown_now.lines(out.width if out.is_terminal else None, events):
+                    out.print(line, soft_wrap=isinstance(line, str))
+
+    out = console()
+    run(tell())
+
+
+class Look:
+    """What is known of an execution, or of those of a session, by now."""
+
+    def __init__(self, client: "Client", name: str, histories: list[dict[str, Any]], session: str) -> None:
+        self._client = client
+        self._name = name
+        self.session = session  # "{name}/", or "" for one execution
+        self.histories = {history["execution_id"]: history for history in histories}  # the oldest first
+        self.approvals: list[Any] = []
+
+    @classmethod
+    async def at(cls, client: "Client", name: str) -> "Look":
+        """The execution of this name, or else the session. Ends the command when there is neither."""
+        session = ""
+        try:
+            histories = [history async for history in client.history(name)]
+            session = name if name.endswith("/") else ""
+        except NotFound:
+            session = f"{name}/"
+            histories = [history async for history in client.history(session)]
+        if not histories:
+            unknown_name(name)
+        look = cls(client, name, histories, session)
+        await look._look_for_approvals()
+        return look
+
+    async def again(self) -> None:
+        """Look again at what runs, and at what is new."""
+        names = [self._name]
+        if self.session:
+            found = reversed(await self._client.executions(self.session, SESSION_LIMIT))
+            names = [each.execution_id for each in found if self._may_differ(each.execution_id, each.status)]
+        for name in names:
+            async for history in self._client.history(name):
+                self.histories[name] = history
+        await self._look_for_approvals()
+
+    @property
+    def running(self) -> list[str]:
+        return [name for name, history in self.histories.items() if history["status"] == "RUNNING"]
+
+    def lines(self, width: int | None, events: bool) -> "list[RenderableType]":
+        """As people read it: Text of one line, or markup. With `events` those of a session, too."""
+        now_ms = time.time_ns() // 1_000_000
+        if self.session:
+            words = self._words()
+            stories = [line for history in self.histories.values() for line in ("", *_story(history))] if events else []
+            return [self._head(), "", *self._bars(width, now_ms), *stories, *(["", *words] if words else [])]
+        (history,) = self.histories.values()
+        head, told_input, *told = _story(history)
+        return [head, told_input, *self._bars(width, now_ms), *told, *self._words()]
+
+    def _may_differ(self, name: str, status: str) -> bool:
+        return status == "RUNNING" or name not in self.histories or self.histories[name]["status"] != status
+
+    async def _look_for_approvals(self) -> None:
+        waiting = await self._client.approvals() if self.running else []
+        self.approvals = [each for each in waiting if each.execution_id in self.histories]
+
+    def _head(self) -> str:
+        counts = Counter(history["status"] for history in self.histories.values())
+        told = [f"[{color(status)}]{counts[status]} {status.lower()}[/]" for status in sorted(counts)]
+        began_ms = min(history["created_at_ms"] for history in self.histories.values())
+        name = shown(self.session.removesuffix("/"))
+        return f"[bold]{name}[/] began {clock_time(began_ms)} · {', '.join(told)}"
+
+    def _bars(self, width: int | None, now_ms: int) -> "list[RenderableType]":
+        """A line for each attempt; of one execution its nodes are the labels, of a session its executions."""
+        from nexum_runtime.cli.timeline import Row, attempts, timeline
+
+        rows = []
+        for name, history in self.histories.items():
+            label = name.removeprefix(self.session)
+            bars, waits = attempts(history, now_ms), self._waits(history, now_ms)
+            several = not self.session or len({bar.node_id for bar in bars}) > 1
+            if self.session and several:
+                rows.append(Row(label, None))
+            if self.session and not bars:
+                rows.append(Row(label, None, waits or history["status"].lower()))
+                continue
+            for i, bar in enumerate(bars):
+                rows.append(Row(f"  {bar.label}" if several else bar.label if i else label, bar))
+            if waits:
+                rows.append(Row("  now", None, waits))
+        return list(timeline(rows, width))
+
+    def _waits(self, history: dict[str, Any], now_ms: int) -> str:
+        """What an execution of which nothing runs waits for; "" when something does, or it is over."""
+        from nexum_runtime.cli.timeline import RUNNING, attempts
+
+        if history["status"] != "RUNNING" or any(bar.word == RUNNING[0] for bar in attempts(history, now_ms)):
+            return ""
+        if any(each.execution_id == history["execution_id"] for each in self.approvals):
+            return "waits for an approval"
+        if any((event.get("worker") or "").startswith(wire.LOCAL_WORKER) for event in history["events"]):
+            return "waits for its program to be run again"
+        pause_ms = history["events"][-1].get("retry_at_ms", 0) - now_ms
+        return f"next attempt in {duration_text(pause_ms)}" if pause_ms > 0 else "waits for a worker"
+
+    def _words(self) -> list[str]:
+        """What went wrong, what waits for a person, and the commands that answer."""
+        lines = []
+        for name, history in self.histories.items():
+            if self.session and history["error_code"] in ("TOOL_ERROR", "REJECTED", "OUTCOME_UNKNOWN"):
+                error = shorten(error_line(history["error"] or ""), SHOWN_CHARS)
+                lines.append(f"[red]{shown(name)}[/] failed ({history['error_code']}): {shown(error)}")
+            if history["error_code"] == "OUTCOME_UNKNOWN":
+                settle = f"nexum resolve {name} --result TEXT | --failed REASON | --retry"
+                lines.append(f"  settle it with: {shown(settle)}")
+        for each in self.approvals:
+            lines.append(f"[cyan]{shown(each.execution_id)}[/] {shown(each.node_id)} waits for your answer:")
+            lines += [f"  {shown(line)}" for line in answers(each)]
+        return lines
+
+
+def _story(history: dict[str, Any]) -> "list[RenderableType]":
+    """What an execution is and was given, and its events."""
+    from rich.text import Text
+
+    started_ms = history["created_at_ms"]
+    took = f" in {duration_text(history['ended_at_ms'] - started_ms)}" if history["ended_at_ms"] else ""
+    told_input = printable_line(shorten(short_values_first(history["input"]), SHOWN_CHARS))
+    story = Story(history)
+    return [
+        f"[bold]{shown(history['execution_id'])}[/] [{color(history['status'])}]{shown(history['status'])}[/]{took}",
+        Text(f"  input {told_input}", "dim", no_wrap=True, overflow="ellipsis"),
+        *(f"  {offset(e['at_ms'] - started_ms)}  {shown(story.tell(e))}" for e in history["events"]),
+    ]
+
+
+async def _follow(look: Look, out: "Console", as_json: bool, events: bool) -> None:
+    quiet_since = time.monotonic()
+
+    def is_over() -> bool:
+        nonlocal quiet_since
+        if look.running:
+            quiet_since = time.monotonic()
+        return not look.running and (not look.session or time.monotonic() - quiet_since >= QUIET_SECONDS)
+
+    async def draw() -> "tuple[list[RenderableType], bool]":
+        await look.again()
+        return look.lines(out.width, events), is_over()
+
+    told: dict[str, tuple[Story, int]] = {}
+
+    async def tell() -> bool:
+        await look.again()
+        began_ms = min(history["created_at_ms"] for history in look.histories.values())
+        for name, history in look.histories.items():
+            story, count = told.get(name, (Story(history), 0))
+            told[name] = (story, len(history["events"]))
+            if as_json and count < len(history["events"]):
+                print_json(history)
+            elif not as_json:
+                label = f"{name.removeprefix(look.session)}  " if look.session else ""
+                for event in history["events"][count:]:
+                    words = f"{offset(event['at_ms'] - began_ms)}  {label}{story.tell(event)}"
+                    print(printable_line(words), flush=True)
+        return is_over()
+
+    if out.is_terminal and not as_json:
+        await redraw(out, draw)
+    else:
+        await repeat(tell)
+    if not look.session and [history["status"] for history in look.histories.values()] != ["COMPLETED"]:
+        raise typer.Exit(FAILED)
+
+
+async def _print_output(client: "Client", look: Look, as_json: bool) -> None:
+    """The recorded outputs of one execution, in full."""
+    if look.session:
+        name = look.session.removesuffix("/")
+        fail(f"{name} is a session, and --output is of one execution. See which there are with: nexum ps {name}/")
+    (history,) = look.histories.values()
+    outcome = await client.status(history["execution_id"])
+    if as_json:
+        print_json(outcome.outputs)
+    elif not outcome.outputs:
+        why = f": {outcome.error}" if outcome.error else "; follow it with --follow"
+        fail(f"{outcome.execution_id} is {outcome.status}, without a result{why}")
+    else:
+        for node, value in outcome.outputs.items():
+            if len(outcome.outputs) > 1:
+                print(f"{printable_line(node)}:")
+            print(printable(_output_text(value)))
+
+
+def _output_text(value: Any) -> str:
+    """A text as it is, the fields of an object a line each, anything else as JSON."""
+    if isinstance(value, dict):
+        return "\n".join(f"{key}: {part if isinstance(part, str) else _json_text(part)}" for key, part in value.items())
+    return value if isinstance(value, str) else _json_text(value)
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=2)

@@ -1,0 +1,71 @@
+"""An execution's events in words."""
+
+from typing import Any
+
+from nexum_runtime import wire
+from nexum_runtime.cli.base import SHOWN_CHARS, clock_time
+from nexum_runtime.text import duration_text, error_line, shorten, size_text
+
+
+class Story:
+    """Tells the events of one execution, in their order, and how long each attempt had run by then."""
+
+    def __init__(self, history: dict[str, Any]) -> None:
+        self._workflow_id = history["workflow_id"]
+        self._started_ms: dict[tuple[str, int], int] = {}
+
+    def tell(self, event: dict[str, Any]) -> str:
+        key = (event["node_id"], event["attempt"])
+        if event["type"] == "AttemptStarted":
+            self._started_ms[key] = event["at_ms"]
+        return event_text(self._workflow_id, event, event["at_ms"] - self._started_ms.get(key, event["at_ms"]))
+
+
+def offset(ms: int) -> str:
+    return f"+{ms / 1000:8.3f} s"
+
+
+def short_values_first(value: Any) -> str:
+    """JSON in the order that tells most when it is cut: plain values, then lists and objects, and nothings last."""
+    if not isinstance(value, dict):
+        return wire.canonical_json(value)
+
+    def place(item: tuple[str, Any]) -> tuple[bool, bool, str]:
+        return item[1] in (None, {}, [], ""), isinstance(item[1], dict | list), item[0]
+
+    return wire.json_text(dict(sorted(value.items(), key=place)))
+
+
+def event_text(workflow_id: str, event: dict[str, Any], took_ms: int) -> str:
+    """One event in words; `took_ms` is how long its attempt had run by then."""
+    node, attempt, worker = event["node_id"], event["attempt"], event.get("worker")
+    error = shorten(error_line(event.get("error") or ""), SHOWN_CHARS)
+    match event["type"]:
+        case "ExecutionStarted":
+            return f"{workflow_id} started at {clock_time(event['at_ms'])}"
+        case "ExecutionRestarted":
+            return f"{workflow_id} started again at {clock_time(event['at_ms'])}"
+        case "AttemptStarted":
+            return f"{node}: attempt {attempt} by {worker}"
+        case "AttemptFailed" if "retry_at_ms" in event:
+            pause = duration_text(event["retry_at_ms"] - event["at_ms"])
+            return f"{node}: attempt {attempt} failed after {duration_text(took_ms)}, next in {pause}: {error}"
+        case "AttemptFailed":
+            late = ", when it had been given up" if event.get("late") else ""
+            return f"{node}: attempt {attempt} failed after {duration_text(took_ms)}{late}: {error}"
+        case "AttemptReturned":
+            return f"{node}: attempt {attempt} returned unused by {worker}"
+        case "LeaseExpired":
+            return f"{node}: attempt {attempt} given up after {duration_text(took_ms)}: {error}"
+        case "OutcomeResolved":
+            said = {"result": "it happened, and this is its result", "failed": f"it failed: {error}"}
+            return f"{node}: a person said: {said[event['as']]}" if node else "a person said: try again"
+        case "TaskCompleted":
+            late = ", after it had been given up" if event.get("late") else ""
+            size = size_text(event["output_bytes"])
+            return f"{node}: attempt {attempt} done in {duration_text(took_ms)}, result of {size} stored{late}"
+        case "ExecutionFailed":
+            return f"failed ({event['error_code']}): {error}"
+        case other:
+            ended = {"ExecutionCompleted": "completed", "ExecutionCancelled": "cancelled"}
+            return (ended | {"CancelRequested": "to be cancelled"}).get(other, str(other))

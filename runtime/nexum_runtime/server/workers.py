@@ -1,0 +1,69 @@
+"""Who works for a server: the workers that have been heard of lately, and what they ask for."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from nexum_runtime import wire
+
+SEEN_MS = 65_000  # a worker counts as here for so long after its last word: longer than any poll is held
+WORKERS_LIMIT = 10_000  # remembered, the latest ones
+ASKS_LIMIT = 100  # workflows that one worker is remembered to have asked for
+
+
+@dataclass
+class _Worker:
+    heard_ms: int
+    asking: int = 0  # polls that are held
+    asks: OrderedDict[tuple[str, str], None] = field(default_factory=OrderedDict)  # (workflow id, version hash)
+
+
+class Workers:
+    """Who has been heard of lately. `clock` tells epoch milliseconds."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self._workers: OrderedDict[str, _Worker] = OrderedDict()  # the one heard of last is the last
+
+    def heard(self, worker_id: str) -> _Worker:
+        worker = self._workers.setdefault(worker_id, _Worker(0))
+        worker.heard_ms = self._clock()
+        self._workers.move_to_end(worker_id)
+        if len(self._workers) > WORKERS_LIMIT:
+            self._workers.popitem(last=False)
+        return worker
+
+    @contextmanager
+    def asking(self, worker_id: str, version_hash: str, workflow_ids: Sequence[str]) -> Iterator[None]:
+        """While this worker waits for a task of these workflows."""
+        worker = self.heard(worker_id)
+        for workflow_id in workflow_ids or [""]:
+            worker.asks[workflow_id, version_hash] = None
+            worker.asks.move_to_end((workflow_id, version_hash))
+        while len(worker.asks) > ASKS_LIMIT:
+            worker.asks.popitem(last=False)
+        worker.asking += 1
+        try:
+            yield
+        finally:
+            worker.asking -= 1
+
+    def seen(self, held: dict[str, int]) -> list[dict[str, Any]]:
+        """Those of the last minute, the one heard of last first. `held` is how many tasks each has."""
+        now_ms = self._clock()
+        return [
+            {
+                "worker_id": worker_id,
+                "asks_for": [
+                    {"workflow_id": workflow_id, "version_hash": version_hash}
+                    for workflow_id, version_hash in worker.asks
+                ],
+                "waits_for_task": worker.asking > 0,
+                "heard_ms": 0 if worker.asking else max(now_ms - worker.heard_ms, 0),
+                "tasks": held.get(worker_id, 0),
+            }
+            for worker_id, worker in reversed(self._workers.items())
+            if not worker_id.startswith(wire.LOCAL_WORKER) and (worker.asking or now_ms - worker.heard_ms < SEEN_MS)
+        ]

@@ -1,0 +1,260 @@
+"""What people decide with the `nexum` command: approvals, unknown outcomes, what stops and what is tried again."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from command import ECHO, Text, assert_refused, claim, finish, nexum, start, unused
+from nexum import workflow
+from nexum.proto import nexum_pb2 as pb
+from processes import Finished
+from test_demo import stage
+
+from nexum_runtime import Client
+from nexum_runtime.cli.base import USAGE
+
+__all__ = ["stage"]
+
+FOREVER_MS = 60_000
+
+
+# nexum resolve
+
+
+async def unknown(client: Client, definition: Any = ECHO, nodes: int = 1, execution_id: str = "e") -> None:
+    """An execution of what happens once, whose worker stopped in the middle of each of its nodes."""
+    await client.register(definition)
+    executing = asyncio.create_task(client.execute(definition, {}, execution_id=execution_id, effect="once"))
+    claimed = [await client.poll("worker-1", definition, lease_ms=60_000, wait_ms=FOREVER_MS) for _ in range(nodes)]
+    for attempt in claimed:
+        assert attempt is not None
+        await client.fail(attempt.task_id, "Its worker was stopped.", interrupted=True)
+    assert (await executing).error_code == "OUTCOME_UNKNOWN"
+
+
+async def test_resolve_records_a_result_as_text(client: Client, address: str) -> None:
+    await unknown(client)
+    finished = await nexum(address, "resolve", "e", "--result", 'It\'s sent,\n"17" é')
+    assert finished == Finished(0, "Execution e is COMPLETED.\n", "")
+    assert (await client.status("e")).outputs == {"run": 'It\'s sent,\n"17" é'}
+    told = (await nexum(address, "show", "e")).stdout
+    assert "run: a person said: it happened, and this is its result" in told
+    again = await nexum(address, "resolve", "e", "--failed", "no")
+    assert_refused(again, "Execution e is COMPLETED; no outcome of it is unknown.")
+
+
+async def test_resolve_records_why_it_failed(client: Client, address: str) -> None:
+    await unknown(client)
+    finished = await nexum(address, "resolve", "e", "--failed", "the bank never saw it")
+    assert finished == Finished(0, "Execution e is FAILED.\n", "")
+    outcome = await client.status("e")
+    assert (outcome.error_code, outcome.error) == ("TOOL_ERROR", "the bank never saw it")
+    assert "run: a person said: it failed: the bank never saw it" in (await nexum(address, "show", "e")).stdout
+
+
+async def test_resolve_has_it_tried_again(client: Client, address: str) -> None:
+    await unknown(client)
+    assert await nexum(address, "resolve", "e", "--retry") == Finished(0, "Execution e is tried again.\n", "")
+    assert_refused(await nexum(address, "resolve", "e", "--retry"), "is RUNNING; there is nothing to try again.")
+    await client.complete(await claim(client), '{"text": "sent"}')
+    assert "a person said: try again" in (await nexum(address, "show", "e")).stdout
+
+
+async def test_resolve_names_the_node_when_several_are_unknown(client: Client, address: str) -> None:
+    pair = workflow("pair").effect("a", Text, unused, depends_on=[]).effect("b", Text, unused, depends_on=[]).build()
+    await unknown(client, pair, nodes=2)
+    finished = await nexum(address, "resolve", "e", "--result", "x")
+    assert_refused(finished, "Say which node of e (--node); its outcome is unknown at a, b.")
+    assert (await nexum(address, "resolve", "e", "--result", "x", "--node", "b")).stdout == "Execution e is FAILED.\n"
+    assert_refused(await nexum(address, "resolve", "e", "--retry", "--node", "a"), "leave --node away.")
+    settled = await nexum(address, "resolve", "e", "--result", "y")
+    assert (settled.stderr, settled.stdout) == ("", "Execution e is COMPLETED.\n"), (
+        "only one is left: no name is needed"
+    )
+    assert (await client.status("e")).outputs == {"b": "x", "a": "y"}
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("e", "--failed", ""), "Say why e failed: the reason is empty."),
+        (("ghost", "--retry"), "No execution 'ghost' is known."),
+        (("gh ost", "--retry"), "'gh ost' is not 1 to 200 of A-Z"),
+        (("e\udcff", "--retry"), "A word of this command is not Unicode text: 'e\\udcff'."),
+        (("e", "--failed", "\udcff"), "A word of this command is not Unicode text: '\\udcff'."),
+        (("e", "--result", "\udcff"), "Execution e is RUNNING; no outcome of it is unknown."),
+        (("e", "--result", "x"), "Execution e is RUNNING; no outcome of it is unknown."),
+    ],
+)
+async def test_resolve_refuses_in_a_sentence_what_makes_no_sense(
+    client: Client, address: str, words: tuple[str, ...], sentence: str
+) -> None:
+    await start(client, "e")
+    assert_refused(await nexum(address, "resolve", *words), sentence)
+
+
+@pytest.mark.parametrize("words", [(), ("--retry", "--failed", "no")])
+async def test_resolve_wants_one_word_on_what_became_of_it(address: str, words: tuple[str, ...]) -> None:
+    sentence = "Say one of --result TEXT, --failed REASON and --retry."
+    assert_refused(await nexum(address, "resolve", "e", *words), sentence, USAGE)
+
+
+# nexum retry
+
+
+async def test_retry_tries_again_what_failed_or_was_cancelled(client: Client, address: str) -> None:
+    await start(client, "e")
+    assert_refused(await nexum(address, "retry", "e"), "Execution e is RUNNING; there is nothing to try again.")
+    await client.fail(await claim(client), "no luck", retryable=False)
+    assert await nexum(address, "retry", "e") == Finished(0, "Execution e is tried again.\n", "")
+    await client.cancel("e")
+    assert await nexum(address, "retry", "e") == Finished(0, "Execution e is tried again.\n", "")
+    await client.complete(await claim(client), '{"text": "é"}')
+    assert (await client.status("e")).status == "COMPLETED"
+    assert_refused(await nexum(address, "retry", "e"), "Execution e is COMPLETED; there is nothing to try again.")
+    assert_refused(await nexum(address, "retry", "ghost"), "No execution or session 'ghost' is known.")
+
+
+@pytest.mark.parametrize("name", ["s", "s/"])
+async def test_retry_of_a_session_tries_again_all_that_failed_in_it(client: Client, address: str, name: str) -> None:
+    for execution_id in ("s/a", "s10/x", "s/b"):
+        await start(client, execution_id)
+        await client.fail(await claim(client), "no luck", retryable=False)
+    await finish(client, "s/c")
+    await start(client, "s/d")
+    await client.cancel("s/d")
+    finished = await nexum(address, "retry", name)
+    assert finished == Finished(0, "Execution s/a is tried again.\nExecution s/b is tried again.\n", "")
+    listed = await client.executions()
+    assert {each.execution_id: each.status for each in listed} == {
+        "s/a": "RUNNING",
+        "s/b": "RUNNING",
+        "s/c": "COMPLETED",
+        "s/d": "CANCELLED",
+        "s10/x": "FAILED",
+    }
+    assert await nexum(address, "retry", name) == Finished(0, f"Nothing of session {name} has failed.\n", "")
+
+
+@pytest.mark.parametrize("name", ["s/e", "s"])
+async def test_retry_leaves_alone_what_may_have_happened_and_happens_once(
+    client: Client, address: str, name: str
+) -> None:
+    await unknown(client, execution_id="s/e")
+    said = "s/e may have happened, and happens once: nexum retry s/e --unknown, or settle it: nexum resolve s/e"
+    assert_refused(await nexum(address, "retry", name), said)
+    assert (await client.status("s/e")).error_code == "OUTCOME_UNKNOWN"
+    assert (await nexum(address, "retry", name, "--unknown")).stdout == "Execution s/e is tried again.\n"
+    assert (await client.status("s/e")).status == "RUNNING"
+
+
+async def test_retry_of_what_may_be_repeated_needs_no_second_word(client: Client, address: str) -> None:
+    await client.register(ECHO)
+    executing = asyncio.create_task(client.execute(ECHO, {}, execution_id="e", max_attempts=1))
+    await client.fail(await claim(client, FOREVER_MS), "Its worker was stopped.", interrupted=True)
+    assert (await executing).error_code == "OUTCOME_UNKNOWN"
+    assert (await nexum(address, "retry", "e")).stdout == "Execution e is tried again.\n"
+
+
+# nexum cancel
+
+
+async def test_cancel_ends_an_execution_and_tells_its_worker_to_stop(client: Client, address: str) -> None:
+    await start(client, "e")
+    task_id = await claim(client)
+    assert await nexum(address, "cancel", "e") == Finished(0, "Execution cancelled\n", "")
+    assert (await client.status("e")).status == "CANCELLED"
+    assert await client.heartbeat("worker-1", [task_id]) == [task_id]
+    again = await nexum(address, "cancel", "e")
+    assert again == Finished(0, "Execution e is CANCELLED already; nothing was changed.\n", "")
+
+
+@pytest.mark.parametrize("name", ["s", "s/"])
+async def test_cancel_of_a_session_ends_all_that_runs_of_it(client: Client, address: str, name: str) -> None:
+    await finish(client, "s/done")
+    for execution_id in ("s/a", "s10/x", "s/b"):
+        await start(client, execution_id)
+    finished = await nexum(address, "cancel", name)
+    assert finished == Finished(0, "s/a: Execution cancelled\ns/b: Execution cancelled\n", "")
+    statuses = {each.execution_id: each.status for each in await client.executions()}
+    assert statuses == {"s/done": "COMPLETED", "s/a": "CANCELLED", "s/b": "CANCELLED", "s10/x": "RUNNING"}
+    assert await nexum(address, "cancel", name) == Finished(0, f"Nothing of session {name} runs.\n", "")
+    assert_refused(await nexum(address, "cancel", "ghost"), "No execution or session 'ghost' is known.")
+
+
+# Approvals
+
+
+async def test_without_an_approval_that_waits_there_is_nothing_to_answer(client: Client, address: str) -> None:
+    await start(client, "s/e")
+    assert await nexum(address, "approvals") == Finished(0, "Nothing waits for an approval.\n", "")
+    assert await nexum(address, "approvals", "--json") == Finished(0, "", "")
+    for words in (("approve", "s/e"), ("reject", "s/e", "--reason", "no")):
+        said = "s/e waits for no approval. See what does with: nexum approvals"
+        assert_refused(await nexum(address, *words), said)
+        assert_refused(await nexum(address, *words, "run"), "Node 'run' of 's/e' waits for no approval.")
+    assert_refused(await nexum(address, "reject", "s/e", "--reason", " "), "Say why: --reason is empty.", USAGE)
+    assert (await nexum(address, "reject", "s/e")).code == USAGE
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str, str]]:
+    """What the server would say that waits, (execution, node) each; and filled with what is answered."""
+    answered: list[tuple[str, str, str, str]] = []
+    items = [("s/e", "approve"), ("s/two", "first"), ("s/two", "second"), ("s10/e", "approve")]
+
+    async def approvals(_: Client) -> list[Any]:
+        told = [{"execution_id": e, "node_id": n, "workflow_id": "echo", "started_at": SINCE} for e, n in items]
+        return list(pb.PendingApprovalsResponse(items=told).items)
+
+    async def answer(_: Client, execution_id: str, node_id: str, approver: str, text: str) -> str:
+        answered.append((execution_id, node_id, approver, text))
+        return ""
+
+    monkeypatch.setattr(Client, "approvals", approvals)
+    monkeypatch.setattr(Client, "approve", answer)
+    monkeypatch.setattr(Client, "reject", answer)
+    return answered
+
+
+SINCE = "2026-11-25T18:22:11.123Z"
+
+
+@pytest.mark.usefixtures("waiting")
+async def test_approvals_tell_what_waits_for_what_and_how_to_answer(client: Client, address: str) -> None:
+    for name in ("s/e", "s/two", "s10/e"):
+        await start(client, name)
+    told = await nexum(address, "approvals", "s/e")
+    assert told.stdout.splitlines() == [
+        "s/e approve waits since 2026-11-25 18:22:11 UTC",
+        '  input {"q":"página"}',
+        "  nexum approve s/e approve",
+        '  nexum reject s/e approve --reason "…"',
+    ]
+    as_json = [json.loads(line) for line in (await nexum(address, "approvals", "s", "--json")).stdout.splitlines()]
+    assert [(each["execution_id"], each["node_id"]) for each in as_json] == [
+        ("s/e", "approve"),
+        ("s/two", "first"),
+        ("s/two", "second"),
+    ]
+    assert as_json[0] == {
+        "execution_id": "s/e",
+        "node_id": "approve",
+        "workflow_id": "echo",
+        "started_at": SINCE,
+        "input": {"q": "página"},
+    }
+    shown = (await nexum(address, "show", "s")).stdout
+    assert "\ne   waits for an approval\ntwo waits for an approval\n" in shown
+    assert "s/e approve waits for your answer:\n  nexum approve s/e approve\n  nexum reject s/e approve" in shown
+
+
+async def test_an_answer_goes_to_the_node_that_waits(address: str, waiting: list[tuple[str, str, str, str]]) -> None:
+    answered = await nexum(address, "approve", "s/e", "--comment", "fine", LOGNAME="anna")
+    assert answered == Finished(0, "Approved.\n", "")
+    assert (await nexum(address, "reject", "s/two", "second", "--reason", "no", "--as", "bob")).stdout == "Rejected.\n"
+    assert waiting == [("s/e", "approve", "anna", "fine"), ("s/two", "second", "bob", "no")]
+    assert_refused(await nexum(address, "approve", "s/two"), "Say which node of s/two: first, second.")
+    assert_refused(await nexum(address, "approve", "s"), "s is a session; answer each with its own command")
+    assert len(waiting) == 2
