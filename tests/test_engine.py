@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from processes import PATIENCE_SECONDS, eventually
+from slow_disk import hold_commits
 
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
 from nexum_runtime.server.engine import ABSENCE_MS, Engine, Snapshot
@@ -1090,7 +1091,7 @@ async def test_closing_answers_the_calls_that_wait(bench: Bench) -> None:
 async def slow_disk(bench: Bench) -> AsyncIterator[None]:
     """No commit is made before the block ends."""
     gate = threading.Event()
-    bench.store._disk.submit(gate.wait, PATIENCE_SECONDS)
+    hold_commits(bench.store, gate)
     try:
         yield
     finally:

@@ -21,6 +21,7 @@ from typing import Any, cast
 
 import pytest
 from processes import Process, environment, run
+from slow_disk import hold_commits
 
 from nexum_runtime.server.engine import Engine
 from nexum_runtime.server.states import ErrorCode, Event, ExecutionStatus, TaskStatus
@@ -516,8 +517,10 @@ async def test_tasks_and_events_come_in_the_order_they_happened(store: Store) ->
 
 async def test_versions_of_a_workflow_are_listed_newest_first_with_what_they_run(store: Store) -> None:
     one, two = Workflow("w", "h", "{}", "NEW", NOW_MS), Workflow("w", "h2", "{}", "SAFE", NOW_MS - 5)
-    await add(store, one, two, replace(one, workflow_id="v"), an_execution("a"), an_execution("b"), an_execution("c"))
+    await add(store, one, two, replace(one, workflow_id="v"), *(an_execution(each) for each in "abc"))
+    await add(store, *(a_task(f"{each}1", each) for each in "abc"), a_task("a2", "a"))
     await store.write(lambda tx: tx.move_execution("c", ExecutionStatus.COMPLETED))
+    await move(store, "c1", TaskStatus.DONE)
 
     def look(reader: Reader) -> None:
         assert reader.workflows("w") == [two, replace(one, active_executions=2)]
@@ -694,7 +697,7 @@ async def test_a_database_of_a_later_nexum_is_refused_and_left_as_it_is(tmp_path
     with pytest.raises(StoreUnavailable) as refused:
         SqliteStore(path)
     assert str(refused.value) == (
-        f"{path} has schema version 99, and this Nexum knows versions up to 2. "
+        f"{path} has schema version 99, and this Nexum knows versions up to 3. "
         "Use the Nexum that wrote it, or another file with --db."
     )
     assert path.read_bytes() == before
@@ -859,9 +862,14 @@ async def test_what_could_not_be_rolled_back_is_not_committed_with_what_comes_ne
 
 async def test_a_read_sees_nothing_of_a_write_under_way(sqlite_store: SqliteStore) -> None:
     go = threading.Event()
-    sqlite_store._disk.submit(go.wait, 10)
+    hold_commits(sqlite_store, go)
     executed = asyncio.Event()
-    writing = asyncio.create_task(sqlite_store.write(adds("a"), executed=executed.set))
+
+    def noted() -> bool:
+        executed.set()
+        return False
+
+    writing = asyncio.create_task(sqlite_store.write(adds("a"), executed=noted))
     await executed.wait()
     assert await stored(sqlite_store) == []
     go.set()
@@ -883,8 +891,9 @@ async def test_a_write_that_was_given_up_while_it_waited_is_not_made(sqlite_stor
 async def test_a_write_that_was_given_up_while_it_was_made_is_whole(sqlite_store: SqliteStore) -> None:
     settled: list[Any] = []
 
-    def give_up() -> None:
+    def give_up() -> bool:
         given_up.cancel()
+        return False
 
     given_up = asyncio.ensure_future(sqlite_store.write(adds("a"), executed=give_up, settled=settled.append))
     await asyncio.sleep(0)  # it is in line now
@@ -992,7 +1001,9 @@ def version_1(path: Path) -> Path:
 def schema(path: Path) -> dict[str, Any]:
     """Every table and index: its SQL without comments and spaces, and what SQLite makes of it."""
     with closing(sqlite3.connect(path)) as database:
-        rows = database.execute("SELECT name, type, sql FROM sqlite_master ORDER BY name").fetchall()
+        rows = database.execute(
+            "SELECT name, type, sql FROM sqlite_master WHERE name <> 'sqlite_sequence' ORDER BY name"
+        ).fetchall()
         return {
             name: (
                 re.sub(r"\s", "", re.sub(r"--.*", "", sql or "")),

@@ -16,6 +16,7 @@ from nexum.proto import nexum_pb2 as pb
 from nexum.proto import nexum_pb2_grpc as pb_grpc
 from processes import PATIENCE_SECONDS, NexumDev, eventually
 from pydantic import BaseModel
+from slow_disk import hold_commits
 
 from nexum_runtime import (
     Client,
@@ -550,7 +551,7 @@ async def test_what_is_held_is_given_up_at_once_when_its_owner_is_seen_no_more(
 
 async def test_a_claim_whose_caller_vanishes_is_given_back(server: Server, wired: Wire, client: Client) -> None:
     gate = threading.Event()
-    server.store._disk.submit(gate.wait, PATIENCE_SECONDS)
+    hold_commits(server.store, gate)
     async with wire_to(server.port) as vanishing:
         call = asyncio.create_task(
             vanishing.call("Execute", start_request(), execution_id="e", claim="me", wait_ms=FOREVER_MS)

@@ -163,12 +163,12 @@ class Engine:
             if order.claim:
                 started, found = await self._claiming(self._start(order), lambda found: found[0].claimed)
             else:
-                started, found = await self._start(order)
+                started, found = await self._start(order, patient=True)
             if found is None:
                 found = await self._end_of(order.execution_id, woken, wait_ms, or_ready=bool(order.claim))
         return started, found
 
-    async def _start(self, order: StartOrder) -> tuple[Started, Snapshot | None]:
+    async def _start(self, order: StartOrder, *, patient: bool = False) -> tuple[Started, Snapshot | None]:
         """Start or find it, and tell how it is if there is nothing to wait for."""
         stream = None if order.claim else self._streams.reserve((order.workflow_id, order.version_hash))
         given: list[tuple[Stream, Claimed]] = []
@@ -183,7 +183,7 @@ class Engine:
             return started, None if waits else found
 
         try:
-            result = await self._commit(work, given=given)
+            result = await self._commit(work, given=given, patient=patient)
         finally:
             if stream is not None and not given:
                 stream.pool.free += 1
@@ -507,11 +507,12 @@ class Engine:
         work: Callable[[Transaction, Notices], T],
         *,
         given: Sequence[tuple[Stream, Claimed]] = (),
+        patient: bool = False,
         renews: bool = False,
     ) -> T:
         """Run one transaction and wake whoever waits for what it did, even if the caller has gone meanwhile.
 
-        `work` adds to `given` what it claims for streams.
+        `work` adds to `given` what it claims for streams. Who is `patient` waits for the end of that, not for this.
 
         When one that `renews` leases fails, none expires until all could be renewed. Any other is no such reason: a
         result that the disk has no room for is sent again and again, and would keep the tasks of dead workers.
@@ -527,13 +528,14 @@ class Engine:
 
         given_later: list[tuple[Stream, Claimed]] = []
 
-        def executed() -> None:
+        def executed() -> bool:
             """What may be done again need not wait for the disk: should this be lost, it is begun anew."""
             for stream, claimed in given:
                 if claimed.is_once or self._outage_ms is not None:
                     given_later.append((stream, claimed))
                 else:
                     self._streams.give(stream, claimed)
+            return patient and bool(given) and not given_later
 
         def settled(error: BaseException | None) -> None:
             if isinstance(error, StoreUnavailable):

@@ -230,13 +230,14 @@ class Store(ABC):
         self,
         work: Callable[[Transaction], T],
         *,
-        executed: Callable[[], None] | None = None,
+        executed: Callable[[], bool] | None = None,
         settled: Callable[[BaseException | None], None] | None = None,
     ) -> T:
         """Run `work` as one transaction. Raises what `work` raised (then nothing is kept), or StoreUnavailable.
 
-        `executed` is called when `work` has returned and before that is committed: it may yet be lost. `settled` is
-        called once it is synced, or with the error, also when the caller has been cancelled meanwhile; a caller who is
+        `executed` is called when `work` has returned and before that is committed: it may yet be lost. It returns
+        whether nobody waits for the commit itself, which may come a few milliseconds later then. `settled` is called
+        once it is synced, or with the error, also when the caller has been cancelled meanwhile; a caller who is
         cancelled before `work` was begun has it not run at all.
         """
 

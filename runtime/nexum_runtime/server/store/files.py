@@ -175,10 +175,15 @@ def make_private(path: Path) -> None:
 def identities(path: Path) -> Iterator[tuple[Path, os.stat_result | None]]:
     """The files that hold what is committed, and which ones they are now."""
     for each in (path, wal_of(path)):
-        try:
-            yield each, each.stat()
-        except OSError:
-            yield each, None
+        yield each, identity(each)
+
+
+def identity(path: Path | str) -> os.stat_result | None:
+    """Which file has this name now, if any."""
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
 
 
 def _is_log(wal: Path) -> bool:

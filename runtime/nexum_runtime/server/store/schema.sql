@@ -10,7 +10,7 @@
 -- States and their legal moves: ../states.py.
 
 CREATE TABLE workflows (
-    seq              INTEGER PRIMARY KEY AUTOINCREMENT,   -- the latest version is the one with the highest
+    seq              INTEGER PRIMARY KEY,   -- the latest version is the one with the highest
     workflow_id      TEXT NOT NULL,
     version_hash     TEXT NOT NULL,
     ir_json          TEXT NOT NULL,
@@ -22,7 +22,7 @@ CREATE TABLE workflows (
 CREATE INDEX workflows_by_hash ON workflows (version_hash);  -- a stock worker's poll names nothing else
 
 CREATE TABLE executions (
-    seq           INTEGER PRIMARY KEY AUTOINCREMENT,       -- the order in which they were started
+    seq           INTEGER PRIMARY KEY,       -- the order in which they were started
     execution_id  TEXT NOT NULL UNIQUE,                    -- "{session}/…": one session is one range of this index
     workflow_id   TEXT NOT NULL,
     version_hash  TEXT NOT NULL,
@@ -37,13 +37,13 @@ CREATE TABLE executions (
     timeout_ms    INTEGER                                  -- of one attempt
 ) STRICT;
 
--- Every index costs each call a page of the log, or two. So there is none for what is COMPLETED: most executions are.
+-- Every index costs each call a page of the log, or two. So none has what is COMPLETED, as most executions are, and
+-- what is RUNNING is found by its open tasks.
 CREATE INDEX executions_by_workflow ON executions (workflow_id);
 CREATE INDEX executions_without_result ON executions (status) WHERE status IN ('FAILED', 'CANCELLED');
-CREATE INDEX executions_running ON executions (execution_id) WHERE status = 'RUNNING';  -- a session has a limit on them
 
 CREATE TABLE tasks (
-    seq                 INTEGER PRIMARY KEY AUTOINCREMENT, -- first scheduled, first claimed
+    seq                 INTEGER PRIMARY KEY, -- first scheduled, first claimed
     task_key            TEXT NOT NULL UNIQUE,              -- random; with ".{attempt}" it names one attempt
     execution_id        TEXT NOT NULL REFERENCES executions (execution_id),
     workflow_id         TEXT NOT NULL,                     -- as in executions, here for the claim's index
@@ -70,7 +70,7 @@ CREATE INDEX tasks_ready ON tasks (version_hash, workflow_id, seq) WHERE status 
 CREATE INDEX tasks_running ON tasks (worker_id, lease_expires_at_ms) WHERE status = 'RUNNING';
 
 CREATE TABLE events (
-    seq          INTEGER PRIMARY KEY AUTOINCREMENT,
+    seq          INTEGER PRIMARY KEY,
     execution_id TEXT NOT NULL REFERENCES executions (execution_id),
     at_ms        INTEGER NOT NULL,
     type         TEXT NOT NULL,

@@ -48,10 +48,33 @@ OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 BUSY_TIMEOUT_MS = 5_000  # a person's sqlite3 shell may hold the write lock for a moment
 BUSY_LOOK_MS = 20
 QUICK_COMMIT_MS = 2.0
+PATIENCE_MS = 4.0  # how long a commit that nobody waits for may wait for one that somebody does
 GROUP_LIMIT = 100  # writes that share one commit
 VACUUM_PAGES = 1_000  # given back in one transaction, so that other writes need not wait for long
-CHECK_MS = 300  # at most, of looking for damage when the database is opened
+CHECK_MS = 100  # at most, of looking for damage when the database is opened
 CHECK_STEPS = 10_000  # of SQLite's machine between two looks at the clock
+
+_SCHEMA = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
+_TABLES = {  # of version 2, with their columns; each comes after those that it refers to
+    "workflows": "seq, workflow_id, version_hash, ir_json, compatibility, registered_at_ms",
+    "executions": "seq, execution_id, workflow_id, version_hash, status, input_json, max_attempts, error, error_code, "
+    "created_at_ms, ended_at_ms, effect, timeout_ms",
+    "tasks": "seq, task_key, execution_id, workflow_id, version_hash, node_id, node_type, status, attempt, "
+    "attempt_limit, available_at_ms, worker_id, lease_ms, lease_expires_at_ms, output_json, error, error_code",
+    "events": "seq, execution_id, at_ms, type, node_id, attempt, data_json",
+}
+_INDEXES = """
+    workflows_by_hash executions_by_workflow executions_by_status executions_running
+    tasks_ready tasks_leased tasks_of_worker events_of_execution
+"""
+_renamed = " ".join(
+    [f"ALTER TABLE {table} RENAME TO old_{table};" for table in _TABLES]
+    + [f"DROP INDEX {index};" for index in _INDEXES.split()]
+)
+_copied = " ".join(
+    [f"INSERT INTO {table} ({columns}) SELECT {columns} FROM old_{table};" for table, columns in _TABLES.items()]
+    + [f"DROP TABLE old_{table};" for table in reversed(_TABLES)]
+)
 
 MIGRATIONS = {  # schema version → the SQL that makes it the next one
     1: """
@@ -60,14 +83,10 @@ MIGRATIONS = {  # schema version → the SQL that makes it the next one
         ALTER TABLE executions ADD COLUMN timeout_ms INTEGER;
         CREATE INDEX executions_running ON executions (execution_id) WHERE status = 'RUNNING';
     """,
-    2: """
-        DROP INDEX executions_by_workflow;
-        DROP INDEX executions_by_status;
-        DROP INDEX tasks_leased;
-        DROP INDEX tasks_of_worker;
-        CREATE INDEX executions_by_workflow ON executions (workflow_id);
-        CREATE INDEX executions_without_result ON executions (status) WHERE status IN ('FAILED', 'CANCELLED');
-        CREATE INDEX tasks_running ON tasks (worker_id, lease_expires_at_ms) WHERE status = 'RUNNING';
+    2: f"""
+        {_renamed}
+        {_SCHEMA}
+        {_copied}
     """,
 }
 
@@ -93,6 +112,7 @@ _TASK_NAMES = [field.name for field in fields(Task)]
 _TASK = ", ".join(_TASK_NAMES)
 _TASK_STATUS, _TASK_ERROR_CODE = map(_TASK_NAMES.index, ("status", "error_code"))
 _task_values = attrgetter(*_TASK_NAMES)
+_OPEN = "status IN ('READY', 'RUNNING')"  # a RUNNING execution has such a task, and few others have one
 _WORKFLOW = "workflow_id, version_hash, ir_json, compatibility, registered_at_ms"
 
 # The statements of every call: the same text each time, so that SQLite's module finds them prepared.
@@ -116,12 +136,13 @@ _MOVE_TASK = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Write:
     work: Callable[[Transaction], Any]
-    executed: Callable[[], None] | None
+    executed: Callable[[], bool] | None
     settled: Callable[[BaseException | None], None] | None
     outcome: asyncio.Future[Any]
+    is_patient: bool = False
 
     def settle(self, result: Any, error: BaseException | None = None) -> None:
         if self.settled is not None:
@@ -150,6 +171,8 @@ class SqliteStore(Store):
         self._lock = files.Lock(self.path)
         self._waiting: deque[_Write] = deque()
         self._writing: asyncio.Task[None] | None = None
+        self._arrived = asyncio.Event()  # one that waits
+        self._closing = False
         self._disk_is_quick = False  # as of the last commit
         self._turn = asyncio.Lock()  # of the connection that writes
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-disk")
@@ -167,7 +190,7 @@ class SqliteStore(Store):
                 self._write_connection.execute("PRAGMA busy_timeout = 0")  # see _begin
                 self._read_connection = self._connect()
                 self._read_connection.execute("PRAGMA query_only = ON")
-                self._opened = dict(files.identities(self.path))
+                self._opened = {str(path): found for path, found in files.identities(self.path)}
                 on_failure.pop_all()
         except sqlite3.Error as error:
             raise self._unavailable(error) from error
@@ -176,11 +199,12 @@ class SqliteStore(Store):
         self,
         work: Callable[[Transaction], T],
         *,
-        executed: Callable[[], None] | None = None,
+        executed: Callable[[], bool] | None = None,
         settled: Callable[[BaseException | None], None] | None = None,
     ) -> T:
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Write(work, executed, settled, outcome))
+        self._arrived.set()
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write_groups())
         return await outcome
@@ -199,6 +223,8 @@ class SqliteStore(Store):
         return given_back
 
     async def close(self) -> None:
+        self._closing = True
+        self._arrived.set()
         if self._writing is not None:
             await self._writing
         await self._on_disk(self._write_connection.close)
@@ -218,27 +244,41 @@ class SqliteStore(Store):
 
     async def _write_group(self) -> None:
         """Run the writes that wait, each whole or not at all, and commit them together."""
-        group = [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP_LIMIT))]
-        connection = self._write_connection
+        group: list[_Write] = []
         results: list[tuple[_Write, Any]] = []
+        patient_until = time.monotonic() + PATIENCE_MS / 1000
         try:
             self._check_in_place()
-            _roll_back(connection)  # what an earlier failure may have left open
+            _roll_back(self._write_connection)  # what an earlier failure may have left open
             await self._begin()
-            group = [write for write in group if not write.outcome.cancelled()]
-            results = self._run_each(group)
-            await asyncio.sleep(0)  # what has been executed can be on its way to a worker meanwhile
+            while self._waiting and len(group) < GROUP_LIMIT:
+                more = [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP_LIMIT - len(group)))]
+                group += more
+                results += self._run_each([write for write in more if not write.outcome.cancelled()])
+                await asyncio.sleep(0)  # what has been executed can be on its way to a worker meanwhile
+                if not all(write.is_patient for write, _ in results):
+                    break
+                await self._next_write(patient_until)
             await self._commit()
             self._check_in_place()  # what went into a file that is gone is not acknowledged
         except BaseException as error:
             with suppress(sqlite3.Error):  # the next group tries it again
-                _roll_back(connection)
+                _roll_back(self._write_connection)
             for write in group:
                 if not write.outcome.done() or write.outcome.cancelled():
                     write.settle(None, self._told(error))
             return
         for write, result in results:
             write.settle(result)
+
+    async def _next_write(self, until: float) -> None:
+        """Wait for another write, but not for long."""
+        self._arrived.clear()
+        if not self._waiting and not self._closing:
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(until - time.monotonic(), self._arrived.set)
+            await self._arrived.wait()
+            timer.cancel()
 
     async def _commit(self) -> None:
         """While the disk is quick, waiting for it takes less than changing threads would."""
@@ -282,8 +322,7 @@ class SqliteStore(Store):
             if len(results) > 1:
                 crash_point("in-group-commit")
         for write, _ in results:
-            if write.executed is not None:
-                write.executed()
+            write.is_patient = write.executed is not None and write.executed()
         return results
 
     def _vacuum(self) -> int:
@@ -316,8 +355,8 @@ class SqliteStore(Store):
     def _check_in_place(self) -> None:
         """Raise StoreUnavailable when another file, or none, has the name of one that is open: a restart would not
         find what is written now."""
-        for path, now in files.identities(self.path):
-            opened = self._opened[path]
+        for path, opened in self._opened.items():
+            now = files.identity(path)
             if now is None or opened is None or not os.path.samestat(now, opened):
                 raise files.unusable(
                     self.path,
@@ -404,10 +443,9 @@ class SqliteStore(Store):
 
     def _create_schema(self) -> None:
         if _is_empty(self._write_connection):
-            schema = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
             self._write_connection.executescript(
                 f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION_ID};"
-                f"PRAGMA user_version = {SCHEMA_VERSION};\n{schema}\nCOMMIT;"
+                f"PRAGMA user_version = {SCHEMA_VERSION};\n{_SCHEMA}\nCOMMIT;"
             )
 
     def _migrate(self) -> None:
@@ -448,8 +486,8 @@ class _SqliteReader:
 
     def workflows(self, workflow_id: str) -> list[Workflow]:
         rows = self._sql(
-            f"SELECT {_WORKFLOW}, (SELECT count(*) FROM executions e WHERE e.workflow_id = w.workflow_id "
-            "AND e.version_hash = w.version_hash AND e.status = 'RUNNING') "
+            f"SELECT {_WORKFLOW}, (SELECT count(DISTINCT execution_id) FROM tasks t WHERE {_OPEN} "
+            "AND t.workflow_id = w.workflow_id AND t.version_hash = w.version_hash) "
             "FROM workflows w WHERE workflow_id = ?1 OR ?1 = '' ORDER BY seq DESC",
             (workflow_id,),
         )
@@ -472,7 +510,9 @@ class _SqliteReader:
             conditions.append("workflow_id = ?")
             parameters.append(workflow_id)
         if status:
-            conditions.append(f"status = '{ExecutionStatus(status)}'")  # spelled out: the indexes are of some of them
+            conditions.append(f"status = '{ExecutionStatus(status)}'")  # spelled out: an index is of some of them
+        if status == ExecutionStatus.RUNNING:
+            conditions.append(f"execution_id IN (SELECT execution_id FROM tasks WHERE {_OPEN})")
         if prefix:
             conditions.append("execution_id >= ? AND execution_id < ?")
             parameters += [prefix, _after_prefix(prefix)]
@@ -482,7 +522,7 @@ class _SqliteReader:
 
     def count_running(self, prefix: str, limit: int) -> int:
         row = self._sql(
-            "SELECT count(*) FROM (SELECT 1 FROM executions WHERE status = 'RUNNING' "
+            f"SELECT count(*) FROM (SELECT DISTINCT execution_id FROM tasks WHERE {_OPEN} "
             "AND execution_id >= ? AND execution_id < ? LIMIT ?)",
             (prefix, _after_prefix(prefix), limit),
         ).fetchone()
