@@ -114,7 +114,6 @@ class Client:
             f"/{wire.EXTENSIONS}/StreamTasks", pb.CompleteRequest.SerializeToString, pb.PollResponse.FromString
         )
         self._attend = self._streaming_extension("Attend", pb.PollRequest, pb.AckResponse)
-        self._presence = local.Presence(self)
 
     async def __aenter__(self) -> "Client":
         return self
@@ -123,7 +122,6 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        self._presence.end()
         await self._channel.close()
 
     async def check(self, seconds: float = 2.0) -> None:
@@ -209,33 +207,30 @@ class Client:
         arguments are those of `execute`, `timeout` without the time that the effect itself takes.
         Raises ExecutionTimeout, besides the errors of the class.
         """
-        async with self._presence.of_one() as worker_id:
-            wishes = {
-                wire.EXECUTION_ID: execution_id,
-                wire.RESTART: restart,
-                wire.EFFECT: effect,
-                wire.CLAIM: worker_id,
-                wire.LEASE_MS: local.LEASE_MS,
-            }
-            found, task_id = await self._until_over(workflow, input, wishes, timeout, on_wait)
-            patience = Patience(timeout, on_wait)
-            local_effect = LocalEffect(self, found, task_id, workflow.nodes[0].id, worker_id, patience)
-            if not task_id:
+        owner = local.new_owner()
+        wishes = {
+            wire.EXECUTION_ID: execution_id,
+            wire.RESTART: restart,
+            wire.EFFECT: effect,
+            wire.CLAIM: owner,
+            wire.LEASE_MS: local.LEASE_MS,
+        }
+        found, task_id = await self._until_over(workflow, input, wishes, timeout, on_wait)
+        local_effect = LocalEffect(self, found, task_id, workflow.nodes[0].id, Patience(timeout, on_wait))
+        if not task_id:
+            yield local_effect
+            return
+        async with local.presence(self, owner, task_id):
+            crash_point("task-claimed")
+            try:
                 yield local_effect
-                return
-            async with self._presence.kept(worker_id, task_id):
-                crash_point("task-claimed")
-                try:
-                    yield local_effect
-                except TaskError as error:
-                    how = {"retryable": False, "unknown": error.unknown, "begun": error.begun}
-                    await local_effect.give_up(str(error), **how)
-                    raise
-                except Exception as error:
-                    await local_effect.give_up(f"{type(error).__name__}: {error}", retryable=False)
-                    raise
-                finally:
-                    await local_effect.leave()
+            except TaskError as error:
+                how = {"retryable": False, "unknown": error.unknown, "begun": error.begun}
+                await local_effect.give_up(str(error), **how)
+                raise
+            except Exception as error:
+                await local_effect.give_up(f"{type(error).__name__}: {error}", retryable=False)
+                raise
 
     async def run_local(
         self,

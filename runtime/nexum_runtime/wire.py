@@ -52,7 +52,6 @@ ATTEMPTS = "nexum-attempts"  # tries since the execution was last started
 MAX_MESSAGE_BYTES = "nexum-max-message-bytes"  # RegisterWorkflow: the largest input or result that is accepted
 
 NEW = "NEW"
-EFFECT_OF = ":"  # what follows the worker id of such a process in that of one of its effects
 LOCAL_WORKER = "process-"  # how the worker id begins of a process that executes its own tasks
 
 ONCE = "once"  # an effect that is attempted at most once

@@ -390,7 +390,7 @@ class Lifecycle:
     def lose_all(self, tx: Transaction, notices: Notices, worker_id: str) -> None:
         """Give up every attempt of a worker that is gone."""
         for task in tx.held(worker_id):
-            self._lose(tx, notices, task, f"Worker {task.worker_id} has gone.")
+            self._lose(tx, notices, task, f"Worker {worker_id} has gone.")
 
     def _lose(self, tx: Transaction, notices: Notices, task: Task, reason: str) -> None:
         """An attempt ended without a word on its outcome: another one begins at once, if one is left."""

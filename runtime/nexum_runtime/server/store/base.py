@@ -137,7 +137,7 @@ class Reader(Protocol):
         """RUNNING tasks whose lease ended at or before `now_ms`."""
 
     def held(self, worker_id: str) -> list[Task]:
-        """RUNNING tasks of this worker, or of the effects of this process, in the order they were scheduled."""
+        """RUNNING tasks of this worker, in the order they were scheduled."""
 
 
 class Transaction(Reader, Protocol):

@@ -19,7 +19,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nexum_runtime import wire
 from nexum_runtime.crash import crash_point
 from nexum_runtime.server.states import (
     EXECUTION_SOURCES,
@@ -245,20 +244,21 @@ class SqliteStore(Store):
 
     async def _write_group(self) -> None:
         """Run the writes that wait, each whole or not at all, and commit them together."""
-        group, begun = self._next_of_group(0), 0
+        group: list[_Write] = []
         results: list[tuple[_Write, Any]] = []
         patient_until = time.monotonic() + PATIENCE_MS / 1000
         try:
             self._check_in_place()
             _roll_back(self._write_connection)  # what an earlier failure may have left open
             await self._begin()
-            while begun < len(group):
-                results += self._run_each([write for write in group[begun:] if not write.outcome.cancelled()])
-                begun = len(group)
+            while self._waiting and len(group) < GROUP_LIMIT:
+                more = [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP_LIMIT - len(group)))]
+                group += more
+                results += self._run_each([write for write in more if not write.outcome.cancelled()])
                 await asyncio.sleep(0)  # what has been executed can be on its way to a worker meanwhile
-                if results and all(write.is_patient for write, _ in results):
-                    await self._next_write(patient_until)
-                    group += self._next_of_group(len(group))
+                if not all(write.is_patient for write, _ in results):
+                    break
+                await self._next_write(patient_until)
             await self._commit()
             self._check_in_place()  # what went into a file that is gone is not acknowledged
         except BaseException as error:
@@ -270,9 +270,6 @@ class SqliteStore(Store):
             return
         for write, result in results:
             write.settle(result)
-
-    def _next_of_group(self, size: int) -> "list[_Write]":
-        return [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP_LIMIT - size))]
 
     async def _next_write(self, until: float) -> None:
         """Wait for another write, but not for long."""
@@ -594,11 +591,8 @@ class _SqliteReader:
         return [_task(row) for row in rows]
 
     def held(self, worker_id: str) -> list[Task]:
-        effects = worker_id + wire.EFFECT_OF
         rows = self._sql(
-            f"SELECT {_TASK} FROM tasks WHERE status = 'RUNNING' AND (worker_id = ? OR worker_id >= ? "
-            "AND worker_id < ?) ORDER BY seq",
-            (worker_id, effects, _after_prefix(effects)),
+            f"SELECT {_TASK} FROM tasks WHERE status = 'RUNNING' AND worker_id = ? ORDER BY seq", (worker_id,)
         )
         return [_task(row) for row in rows]
 
