@@ -23,6 +23,8 @@ from recording import Unrecordable, from_recorded, to_recorded
 from submit_task import DURABLE, Effect, OutcomeUnknown, ToolFailed, unknown_outcome
 from workflow import LOCAL_CALL, Local, ToolCall
 
+NODE = LOCAL_CALL.nodes[0].id
+
 Call = Callable[[], Awaitable[Any]]
 Around = Callable[[str, Call], Awaitable[Any]]  # given a call's arguments, as JSON text, and the call itself
 
@@ -138,6 +140,11 @@ async def recorded(
         elapsed_ms = round((time.monotonic() - started) * 1000)
         session.tell(CallEvent(kind, execution_id, name, arguments, elapsed_ms, **more))
 
+    def replayed(outputs: dict[str, Any]) -> Any:
+        found = Local.model_validate(outputs[NODE])
+        tell("cached", saved_ms=found.duration_ms)
+        return from_recorded(found.result)
+
     async def run(call: Call) -> dict[str, Any]:
         tell("started")
         began = time.monotonic()
@@ -148,6 +155,8 @@ async def recorded(
         return record
 
     try:
+        if (outputs := await session.recorded(execution_id)) is not None:
+            return replayed(outputs)
         outcome = await nexum_client().run_local(
             LOCAL_CALL,
             ToolCall(tool_name=name, tool_args=arguments).model_dump(),
@@ -176,10 +185,7 @@ async def recorded(
     if outcome.status != "COMPLETED":
         tell("failed", detail=outcome.error or "")
         raise ToolFailed(outcome.error)
-    output = outcome.outputs[LOCAL_CALL.nodes[0].id]
-    if made and output == made[0][1]:  # and not what another process was first to record
+    if made and outcome.outputs[NODE] == made[0][1]:  # and not what another process was first to record
         tell("stored")
         return made[0][0]
-    found = Local.model_validate(output)
-    tell("cached", saved_ms=found.duration_ms)
-    return from_recorded(found.result)
+    return replayed(outcome.outputs)

@@ -167,6 +167,10 @@ class DurableModel(Model):
         try:
             if len(session.turns) == 1:  # a run ends at once if there is no server; one that goes away is waited for
                 await nexum_client().check()
+            outputs = await session.recorded(turn.execution_id)
+            if outputs is not None and turn.replay(outputs):
+                yield turn
+                return
             async with nexum_client().local_effect(
                 MODEL_TURN,
                 content,
@@ -175,7 +179,9 @@ class DurableModel(Model):
                 timeout=WAIT_SECONDS,
                 on_wait=lambda waiting: turn.tell("waiting", detail=waiting),
             ) as effect:
-                await turn.begin(effect, content)
+                ended = effect.outcome
+                if ended is None or outputs is not None or not turn.replay(turn.outputs_of(ended)):
+                    await turn.begin(effect, content)
                 yield turn
         except (NexumError, DurableCallError) as error:
             turn.tell("failed", detail=str(error))
@@ -228,26 +234,28 @@ class _Turn:
         elapsed_ms = round((time.monotonic() - self._started) * 1000)
         self._session.tell(TurnEvent(kind, self.execution_id, self._number, self._model, elapsed_ms, **more))
 
-    async def begin(self, effect: LocalEffect, content: dict[str, Any]) -> None:
-        """Give back what is recorded, or say that the model is asked, and why."""
-        if effect.outcome is None:
-            self._effect = effect
-            first = not self._session.turns_asked
-            self._session.turns_asked += 1
-            why = await self._difference(content) if first and effect.before == NEW else ""
-            self.tell("started", detail=why)
-            self._started = time.monotonic()
-            return
+    def replay(self, outputs: dict[str, Any]) -> bool:
+        """Give back what is recorded. Returns whether it could be."""
         try:
-            found = self._result(effect.outcome)
+            found = _local(outputs)
             recorded = from_recorded(found.result)
             says = _says(_output(recorded))
         except (Unrecordable, ValidationError) as error:
-            self._session.turns_asked += 1
             self.tell("unrecorded", detail=f"its record cannot be read here, so the model is asked again: {error}")
-            return
+            return False
         self.is_over, self.recorded = True, recorded
         self.tell("cached", saved_ms=found.duration_ms, tokens=found.tokens, says=says)
+        return True
+
+    async def begin(self, effect: LocalEffect, content: dict[str, Any]) -> None:
+        """Say that the model is asked, and why, unless what is recorded could not be read."""
+        first = not self._session.turns_asked
+        self._session.turns_asked += 1
+        if effect.outcome is not None:
+            return
+        self._effect = effect
+        self.tell("started", detail=await self._difference(content) if first and effect.before == NEW else "")
+        self._started = time.monotonic()
 
     async def record(self, answer: Any, output: list[Any], tokens: int) -> None:
         """Record the model's answer; one that would not come back as it is, is let pass unrecorded."""
@@ -264,7 +272,9 @@ class _Turn:
             await self._effect.give_up(str(error), retryable=False)
             self.tell("unrecorded", detail=f"it cannot be recorded, and is asked again by the next run: {error}")
             return
-        if (recorded := self._result(outcome).result) is not result:  # another process was first: that counts
+        if (
+            recorded := _local(self.outputs_of(outcome)).result
+        ) is not result:  # another process was first: that counts
             self.recorded = from_recorded(recorded)
         self.is_over = True
         self.tell("stored", tokens=tokens, says=_says(output))
@@ -275,10 +285,10 @@ class _Turn:
             await self._effect.give_up(why, retryable=False)
         self.tell("failed", detail=why)
 
-    def _result(self, outcome: Outcome) -> Local:
+    def outputs_of(self, outcome: Outcome) -> dict[str, Any]:
         if outcome.status != "COMPLETED":
             raise DurableCallError(f"Turn {self._number} of the model was {outcome.status.lower()}.")
-        return Local.model_validate(outcome.outputs[MODEL_TURN.nodes[0].id])
+        return outcome.outputs
 
     async def _difference(self, content: dict[str, Any]) -> str:
         """What is not as in the recorded turn that was to come next, in words; "" if none was."""
@@ -297,6 +307,10 @@ def _leads_to(content: dict[str, Any]) -> list[Any]:
     """What tells a turn of one agent from those of others at the same time: the question, and the answers so far."""
     items: list[Any] = content.get("input", [])
     return items[:1] + [item for item in items if not item[0].endswith(NOT_OF_THE_MODEL)]
+
+
+def _local(outputs: dict[str, Any]) -> Local:
+    return Local.model_validate(outputs[MODEL_TURN.nodes[0].id])
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -109,6 +109,7 @@ class DurableSession:
     stopped: str = ""  # why this run cannot go on
     _made: Counter[str] = field(default_factory=Counter)  # identical calls
     _given_back: defaultdict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
+    _journal: dict[str, dict[str, Any]] | None = None  # what had completed when it was first asked: id → outputs
 
     def __post_init__(self) -> None:
         check_session_id(self.session_id)
@@ -135,6 +136,16 @@ class DurableSession:
         """Whether this execution is one of this run."""
         call, _, number = execution_id.rpartition("/")
         return int(number) < self._made[call] and int(number) not in self._given_back[call]
+
+    async def recorded(self, execution_id: str) -> dict[str, Any] | None:
+        """The outputs of an execution that had completed before this run, by node; each is given once.
+
+        All of the session's come in one call, and from then on none is asked for. Raises NexumError.
+        """
+        if self._journal is None:
+            journal = await nexum_client().journal(f"{self.session_id}/")
+            self._journal = journal if self._journal is None else self._journal  # it may have come meanwhile
+        return self._journal.pop(execution_id, None)
 
     @property
     def is_replaying(self) -> bool:

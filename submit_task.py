@@ -28,7 +28,7 @@ from durable_session import (
     durable_session,
     nexum_client,
 )
-from nexum_runtime import NexumError, Outcome
+from nexum_runtime import NexumError, Outcome, ServerUnavailable
 from nexum_runtime.wire import ATTEMPTS_DEFAULT, ATTEMPTS_LIMIT, EFFECTS, TIMEOUT_MS_LIMIT
 from workflow import NODE, ToolCall, ToolResult, tool_call_workflow
 
@@ -82,16 +82,6 @@ async def submit_tool_call(
         elapsed_ms = round((asyncio.get_running_loop().time() - started) * 1000)
         session.tell(CallEvent(kind, execution_id, tool_name, tool_args, elapsed_ms, saved_ms, detail))
 
-    async def recorded() -> Outcome | None:
-        """The call as a run before has recorded it: not told to start, and not executed."""
-        if not session.is_replaying:
-            return None
-        try:
-            found = await nexum_client().status(execution_id)
-        except NexumError:  # it is not there; if anything else is wrong, `execute` meets it too
-            return None
-        return found if found.status == "COMPLETED" else None
-
     async def execute(restart: Literal["failed", "unknown"] | None) -> Outcome:
         return await nexum_client().execute(
             WORKFLOW,
@@ -105,10 +95,17 @@ async def submit_tool_call(
             on_wait=lambda waiting: report("waiting", detail=waiting),
         )
 
-    if (replayed := await recorded()) is None:
-        report("started")
     try:
-        outcome = replayed or await execute(restart=None)
+        try:
+            recorded = await session.recorded(execution_id)
+        except ServerUnavailable:
+            recorded = None  # `execute` waits for it
+        if recorded is not None:
+            result = ToolResult.model_validate(recorded[NODE])
+            report("cached", saved_ms=result.duration_ms)
+            return result.result
+        report("started")
+        outcome = await execute(restart=None)
         failed_before = outcome.status != "COMPLETED" and outcome.before == outcome.status
         if failed_before and not await session.was_told(execution_id):
             # A call that failed in an earlier run deserves another try; one that happens once, if it never began.
@@ -123,7 +120,7 @@ async def submit_tool_call(
         report("failed", detail=_why(outcome))
         raise ToolFailed(_why(outcome))
     result = ToolResult.model_validate(outcome.outputs[NODE])
-    if replayed or outcome.before == "COMPLETED":
+    if outcome.before == "COMPLETED":  # another process has been there since this run began
         report("cached", saved_ms=result.duration_ms)
     else:
         report("stored")

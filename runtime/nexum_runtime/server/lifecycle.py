@@ -4,7 +4,7 @@ Synchronous, without waits and without time of its own: each method reads and ch
 transaction it is given, adds the event, and notes in `Notices` whom the engine is to wake after the commit.
 """
 
-import secrets
+import uuid
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -451,7 +451,7 @@ class Lifecycle:
         now_ms, taken = self._clock(), None
         for node in nodes:
             task = Task(
-                task_key=f"{now_ms:012x}{secrets.token_hex(10)}",  # in the order of time, which its index likes
+                task_key=f"{now_ms:012x}{uuid.uuid4().hex[:20]}",  # in the order of time, which its index likes
                 execution_id=execution.execution_id,
                 workflow_id=execution.workflow_id,
                 version_hash=execution.version_hash,
