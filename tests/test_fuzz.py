@@ -21,5 +21,5 @@ def test_every_method_of_both_services_is_tried() -> None:
     paths = {method.path for method in methods()}
     assert {"/nexum.NexumService/RegisterWorkflow", "/nexum.NexumExtensions/Resolve"} <= paths
     assert NO_SUCH_METHOD not in paths
-    streams = [method.path for method in methods() if method.streams]
-    assert streams == ["/nexum.NexumExtensions/Attend", "/nexum.NexumExtensions/History"]
+    streams = {method.path for method in methods() if method.streams}
+    assert streams == {f"/nexum.NexumExtensions/{name}" for name in ("Attend", "ExecuteHere", "History")}

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import OrderedDict, defaultdict
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -165,6 +165,16 @@ class Engine:
         if started.claimed is None:
             return started, await self.snapshot(started.execution_id, wait_ms, or_ready=bool(order.claim))
         return started, await self._claiming(self.snapshot(started.execution_id), lambda _: started.claimed)
+
+    async def execute_here(self, order: StartOrder, wait_ms: int) -> AsyncGenerator[tuple[Started, Snapshot], None]:
+        """`execute`, and `attend` in one for who gets the task: from its claim on there is no moment without."""
+        started, snapshot = await self.execute(order, wait_ms)
+        if started.claimed is None:
+            yield started, snapshot
+            return
+        async with aclosing(self.attend(order.claim)) as attending:
+            async for _ in attending:
+                yield started, snapshot
 
     async def snapshot(self, execution_id: str, wait_ms: int = 0, *, or_ready: bool = False) -> Snapshot:
         """The execution as it is; with `wait_ms`, as soon as it has ended or when that time is up.
