@@ -216,7 +216,7 @@ async def test_an_agent_killed_in_the_middle_of_any_effect_repeats_that_one_only
     await each(range(1, len(OFFICE) + 1, 2), kill)
 
 
-async def test_an_agent_killed_between_any_two_effects_repeats_none(desks: Desks) -> None:
+async def test_an_agent_killed_between_any_two_effects_repeats_none(desks: Desks, client: Client) -> None:
     async def kill(number: int) -> None:
         desk = desks.open("office-streamed", f"s{number}")
         await killed_and_run_again(desk, NEXUM_CRASH_AT=f"task-claimed:{number}")
@@ -225,6 +225,10 @@ async def test_an_agent_killed_between_any_two_effects_repeats_none(desks: Desks
             "but what ran beside the one that had not begun"
         )
         assert same(desk.ledger, OFFICE + desk.repeated)
+        events = [event async for known in client.history(f"s{number}/") for event in known["events"]]
+        lost = [event["error"] for event in events if event["type"] == "LeaseExpired"]
+        assert lost
+        assert all(error.endswith(" has gone.") for error in lost), "no lease had to be waited for"
 
     await each(range(2, len(OFFICE) + 1, 3), kill)
 
