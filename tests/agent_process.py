@@ -115,8 +115,14 @@ class Weather(BaseModel):
     city: str
 
 
+def mcp_server() -> MCPServerStdio:
+    here = Path(__file__).with_name("mcp_ledger_server.py")
+    return MCPServerStdio({"command": sys.executable, "args": ["-S", str(here)], "env": dict(os.environ)})
+
+
 async def office(stack: AsyncExitStack) -> Agent[Any]:
-    """Hand-offs there and back, parallel tools of all kinds, and an agent as a tool of an agent that is a tool."""
+    """Hand-offs there and back, parallel tools of all kinds, an MCP server, and an agent tool of an agent tool."""
+    server = await stack.enter_async_context(mcp_server())
 
     @function_tool
     async def deposit(context: ToolContext[Any], amount: int) -> str:
@@ -154,6 +160,7 @@ async def office(stack: AsyncExitStack) -> Agent[Any]:
         model=Scripted(
             "triage",
             [("deposit", {"amount": 3}), ("weather", {}), ("picture", {}), ("facts", {})],
+            [("append", {"line": "one"}), ("append", {"line": "two"}), ("fail", {})],
             [("ask_helper", {"input": "help"})],
             [("transfer_to_billing", {"why": "money"})],
             "Answered.",
@@ -165,6 +172,7 @@ async def office(stack: AsyncExitStack) -> Agent[Any]:
             tool("facts", {"pi": 3.14}),
             helper.as_tool("ask_helper", "Ask."),
         ],
+        mcp_servers=[server],
         handoffs=[handoff(billing, on_handoff=lambda context, why: None, input_type=Why, input_filter=filtered)],
     )
     billing.handoffs = [triage]
@@ -190,17 +198,6 @@ async def guarded(stack: AsyncExitStack) -> Agent[Any]:
     )
 
 
-async def over_mcp(stack: AsyncExitStack) -> Agent[Any]:
-    here = Path(__file__).with_name("mcp_ledger_server.py")
-    server = MCPServerStdio({"command": sys.executable, "args": [str(here)], "env": dict(os.environ)})
-    await stack.enter_async_context(server)
-    return Agent(
-        name="Clerk",
-        model=Scripted("clerk", [("append", {"line": "one"}), ("append", {"line": "two"}), ("fail", {})], "Answered."),
-        mcp_servers=[server],
-    )
-
-
 async def sender(stack: AsyncExitStack) -> Agent[Any]:
     return Agent(name="Sender", model=Scripted("sender", [("send", {})], "Answered."), tools=[tool("send", "sent")])
 
@@ -216,7 +213,6 @@ CASES = {
     "office": Case(office),
     "office-streamed": Case(office, "run_streamed"),
     "guarded": Case(guarded),
-    "mcp": Case(over_mcp),
     "sender": Case(sender),
     "memory": Case(sender, memory=True),
     "memory-streamed": Case(sender, "run_streamed", memory=True),

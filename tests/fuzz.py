@@ -434,7 +434,7 @@ class Fuzz:
             metadata = [*((key, value) for key, value in metadata if key != wire.DRY_RUN), (wire.DRY_RUN, "true")]
         impatient = inventor.chance(20) or any(key == wire.WAIT_MS and len(str(value)) > 2 for key, value in metadata)
         impatient = impatient or (path.endswith("/Execute") and wire.WAIT_MS not in dict(metadata))
-        impatient = impatient or path.endswith("/Attend")  # which ends when its caller does
+        impatient = impatient or path.endswith(("/Attend", "/ExecuteHere"))  # which end when their caller does
         cancelled = inventor.chance(30)
         where = f"try {number} ({path}, {len(request)} bytes, {request[:60]!r}, {metadata})"
         channel = self._channels[number % CHANNELS]

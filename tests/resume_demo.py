@@ -6,6 +6,7 @@ step number KILL_AFTER; 0 is never.
 """
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -82,6 +83,7 @@ def run(session: str, kill_after: int, log: str) -> None:
 
 def main() -> None:
     asyncio.run(warm_up())
+    gc.freeze()  # what is in memory is the same in all of them
     for line in sys.stdin:
         api, session, kill_after, log = line.split()
         pid = os.fork()

@@ -22,4 +22,6 @@ def test_every_method_of_both_services_is_tried() -> None:
     assert {"/nexum.NexumService/RegisterWorkflow", "/nexum.NexumExtensions/Resolve"} <= paths
     assert NO_SUCH_METHOD not in paths
     streams = {method.path for method in methods() if method.kind != "unary_unary"}
-    assert streams == {f"/nexum.NexumExtensions/{name}" for name in ("Attend", "History", "Journal", "StreamTasks")}
+    assert streams == {
+        f"/nexum.NexumExtensions/{name}" for name in ("Attend", "ExecuteHere", "History", "Journal", "StreamTasks")
+    }

@@ -362,7 +362,7 @@ async def test_a_process_that_dies_after_the_server_was_restarted_is_seen_to_hav
         await eventually(lambda: effect.begun)
         await nexum.restart()
         waiting = asyncio.create_task(client.run_local(ASK, {}, at_once, execution_id="e"))
-        await eventually(lambda: len(attended) == 2, "it is seen by the new server")
+        await eventually(lambda: attended, "it is seen by the new server")
         running.cancel()
         assert (await waiting).attempts == 2
         assert (await lost(client)).endswith(" has gone.")

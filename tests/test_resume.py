@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from model_server import Answer, Asked, Hold, ModelServer, research
 from processes import Finished, Process, eventually
 from test_demo import ROOT, Stage, answer, stage
@@ -19,12 +20,7 @@ from nexum_runtime import Client
 __all__ = ["stage"]
 
 TURNS, CALLS = 3, 4  # of one run of `research`
-KILLED_AFTER = {  # a step is a line of a turn or a call: that it is started, or stored
-    "responses": range(1, 2 * (TURNS + CALLS) + 1),
-    "streamed": (1, 2, 5, 8, 13, 14),
-    "chat": (2, 6, 13),
-    "gemini": (2, 6, 13),
-}
+STEPS = range(1, 2 * (TURNS + CALLS) + 1)  # each a line of a turn or a call: that it is started, or stored
 HELD = [("responses", 0), ("streamed", 0), ("streamed", 2), ("chat", 0), ("gemini", 0)]  # after how many deltas
 
 
@@ -102,15 +98,15 @@ async def demos(stage: Stage, models: ModelServer) -> AsyncIterator[Demos]:
         await process.wait()
 
 
-async def test_a_run_killed_after_any_of_its_steps_goes_on_and_repeats_nothing(stage: Stage) -> None:
+@pytest.mark.parametrize("api", ["responses", "streamed", "chat", "gemini"])
+async def test_a_run_killed_after_any_of_its_steps_goes_on_and_repeats_nothing(stage: Stage, api: str) -> None:
     with ModelServer(research) as models:
         async with demos(stage, models) as runs:
-            for api, steps in KILLED_AFTER.items():
-                whole = await runs.run(f"{api}-whole")
-                assert (whole.code, lines(whole, "stored")) == (0, TURNS + CALLS), whole.stdout
-                for step in steps:
-                    killed = await runs.run(f"{api}-{step}", kill_after=step)
-                    await runs.check_that_it_goes_on(f"{api}-{step}", TURNS, killed)
+            whole = await runs.run(f"{api}-whole")
+            assert (whole.code, lines(whole, "stored")) == (0, TURNS + CALLS), whole.stdout
+            for step in STEPS:
+                killed = await runs.run(f"{api}-{step}", kill_after=step)
+                await runs.check_that_it_goes_on(f"{api}-{step}", TURNS, killed)
 
 
 async def test_a_run_killed_while_the_model_answers_asks_only_that_again(stage: Stage) -> None:

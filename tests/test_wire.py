@@ -93,6 +93,14 @@ class Wire:
         )
         return method(pb.PollRequest(worker_id=worker_id), timeout=PATIENCE_SECONDS)
 
+    def execute_here(self, worker_id: str) -> Any:
+        """The call, which yields an answer when the task of `e` is this worker's."""
+        method = self._channel.unary_stream(
+            "/nexum.NexumExtensions/ExecuteHere", pb.StartRequest.SerializeToString, pb.StatusResponse.FromString
+        )
+        metadata = (("nexum-execution-id", "e"), ("nexum-claim", worker_id), ("nexum-lease-ms", "3600000"))
+        return method(start_request(), metadata=metadata, timeout=PATIENCE_SECONDS)
+
     def _method(self, name: str) -> Any:
         extensions = {
             "Execute": (pb.StartRequest, pb.StatusResponse),
@@ -547,6 +555,26 @@ async def test_what_is_held_is_given_up_at_once_when_its_owner_is_seen_no_more(
         answer, trailing = await waiting
     assert (answer.status, trailing["nexum-waits-for"]) == ("RUNNING", "worker")
     assert "nexum-task-id" in await wired.start(claim="another")
+
+
+async def test_who_executes_here_is_told_first_and_holds_its_task_for_as_long_as_the_call_is_open(
+    server: Server, wired: Wire
+) -> None:
+    async with wire_to(server.port) as owner:
+        executing = owner.execute_here("me")
+        assert (await executing.read()).status == "RUNNING"
+        told = dict(await executing.initial_metadata())
+        assert told["nexum-status"] == "NEW"
+        assert "nexum-task-id" not in await wired.start(claim="another")
+
+    async def taken_over() -> str:
+        return str((await wired.start(claim="another")).get("nexum-task-id", ""))
+
+    task_id = await eventually(taken_over)
+    assert task_id != told["nexum-task-id"]
+    await wired.answer("CompleteTask", pb.CompleteRequest(task_id=task_id, output_json="1"))
+    over = wired.execute_here("me")
+    assert [each.status async for each in over] == ["COMPLETED"], "there is nothing to hold"
 
 
 async def test_a_claim_whose_caller_vanishes_is_given_back(server: Server, wired: Wire, client: Client) -> None:

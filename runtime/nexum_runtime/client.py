@@ -103,6 +103,7 @@ class Client:
         self._channel = _channel(address, self._tls_ca)
         self._stub = pb_grpc.NexumServiceStub(self._channel)
         self._execute = self._extension("Execute", pb.StartRequest, pb.StatusResponse)
+        self._execute_here = self._streaming_extension("ExecuteHere", pb.StartRequest, pb.StatusResponse)
         self._resolve = self._extension("Resolve", pb.RejectRequest, pb.AckResponse)
         self._prune = self._extension("Prune", pb.StatusRequest, pb.AckResponse)
         self._inspect = self._extension("Inspect", pb.StatusRequest, pb.StatusResponse)
@@ -178,7 +179,7 @@ class Client:
             wire.EFFECT: effect,
             wire.TIMEOUT_MS: None if attempt_timeout is None else round(attempt_timeout * 1000),
         }
-        outcome, _ = await self._until_over(workflow, input, wishes, timeout, on_wait)
+        outcome, _, _ = await self._until_over(workflow, input, wishes, timeout, on_wait)
         return outcome
 
     @asynccontextmanager
@@ -215,12 +216,12 @@ class Client:
             wire.CLAIM: owner,
             wire.LEASE_MS: local.LEASE_MS,
         }
-        found, task_id = await self._until_over(workflow, input, wishes, timeout, on_wait)
+        found, task_id, claim = await self._until_over(workflow, input, wishes, timeout, on_wait)
         local_effect = LocalEffect(self, found, task_id, workflow.nodes[0].id, Patience(timeout, on_wait))
         if not task_id:
             yield local_effect
             return
-        async with local.presence(self, owner, task_id):
+        async with local.presence(self, owner, task_id, claim):
             crash_point("task-claimed")
             try:
                 yield local_effect
@@ -263,8 +264,11 @@ class Client:
         wishes: dict[str, Any],
         timeout: float,
         on_wait: Callable[[Waiting], None] | None,
-    ) -> tuple[Outcome, str]:
-        """Start or find an execution, and wait for its end, or for its task when `wishes` claim that: its id, or ""."""
+    ) -> tuple[Outcome, str, Any]:
+        """Start or find an execution, and wait for its end, or for its task when `wishes` claim that.
+
+        Returns, besides, the id of that task, and the call that claimed it, which is still open; or "" and None.
+        """
         execution_id = wishes[wire.EXECUTION_ID]
         request = pb.StartRequest(
             workflow_id=workflow.workflow_id,
@@ -272,6 +276,7 @@ class Client:
             input_json=wire.canonical_json(input),
         )
         metadata = {key: str(value) for key, value in wishes.items() if value is not None}
+        ask = self._claim if wire.CLAIM in wishes else self._find
         clock = asyncio.get_running_loop().time
         deadline = clock() + timeout
         wait_ms, pause = FIRST_WAIT_MS, RECONNECT_SECONDS_MIN
@@ -284,9 +289,7 @@ class Client:
                 if unregistered and not registered:
                     await self.register(workflow)
                     registered = True
-                answer, trailing = await self._call_with_trailing(
-                    self._execute, request, metadata, timeout=min(wait_ms / 1000 + RPC_SECONDS, remaining + 1)
-                )
+                answer, told, call = await ask(request, metadata, min(wait_ms / 1000 + RPC_SECONDS, remaining + 1))
             except NotFound:
                 if registered:
                     raise
@@ -302,18 +305,18 @@ class Client:
                 continue
             unavailable_since, unavailable, pause = None, None, RECONNECT_SECONDS_MIN
             if before is None:
-                before = trailing.get(wire.STATUS, "")
-            outcome = _outcome(execution_id, answer, trailing, before)
-            task_id = trailing.get(wire.TASK_ID, "")
+                before = told.get(wire.STATUS, "")
+            outcome = _outcome(execution_id, answer, told, before)
+            task_id = told.get(wire.TASK_ID, "")
             failed_elsewhere = outcome.status == "FAILED" and wire.RESTART not in metadata
             if failed_elsewhere and wire.CLAIM in wishes and (restart := wishes[wire.RESTART]):
                 metadata[wire.RESTART] = restart  # in another process while this one waited, which now asks for itself
                 continue
             if outcome.status != "RUNNING" or task_id:
-                return outcome, task_id
+                return outcome, task_id, call if task_id else None
             wait_ms = WAIT_MS
             metadata.pop(wire.RESTART, None)  # what fails from here on failed in this call
-            could_be_taken = trailing.get(wire.WAITS_FOR) == "worker"
+            could_be_taken = told.get(wire.WAITS_FOR) == "worker"
             if on_wait is not None and not (could_be_taken and wire.CLAIM in wishes):  # then it is about to be
                 on_wait("worker" if could_be_taken else "result")
         if unavailable is not None:
@@ -323,6 +326,21 @@ class Client:
             f"see what it does with: nexum show {execution_id}",
             execution_id,
         )
+
+    async def _find(self, request: Any, metadata: dict[str, str], seconds: float) -> tuple[Any, dict[str, Any], None]:
+        """One Execute: its answer, and what was told of it."""
+        return *await self._call_with_trailing(self._execute, request, metadata, seconds), None
+
+    async def _claim(self, request: Any, metadata: dict[str, str], seconds: float) -> tuple[Any, dict[str, Any], Any]:
+        """The same with a claim, and the call, whose end gives up what was claimed."""
+        call = self._execute_here(request, metadata=self._metadata(metadata))
+        try:
+            async with asyncio.timeout(seconds):
+                return await call.read(), dict(await call.initial_metadata()), call
+        except grpc.aio.AioRpcError as error:
+            raise self._error(error) from None
+        except TimeoutError:
+            raise ServerUnavailable(self._unreachable("")) from None
 
     async def status(self, execution_id: str, *, wait_ms: int = 0) -> Outcome:
         """An execution as it is now, or with `wait_ms` as soon as it has ended."""

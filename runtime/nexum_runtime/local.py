@@ -2,9 +2,9 @@
 
     start and claim in one call ─→ the effect ─→ its record
 
-Such a process holds one call open to the server meanwhile (Attend). When it dies the server sees the call end, and
-whoever starts the same execution again gets its task at once. A process that is alive, but can no longer be heard,
-loses it by the end of its lease.
+Such a process holds that call open meanwhile (ExecuteHere, and Attend should the server go away). When it dies the
+server sees the call end, and whoever starts the same execution again gets its task at once. A process that is alive,
+but can no longer be heard, loses it by the end of its lease.
 """
 
 import asyncio
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 LEASE_MS = 30_000
 HEARTBEATS_PER_LEASE = 3
-ATTENDED_SECONDS = 2.0  # to be known as here; without it a death is noticed by the end of the lease
 RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.1, 1.0
 SPEAK_UP_SECONDS = 1.5  # of waiting for a server, before `on_wait` is told
 
@@ -99,26 +98,27 @@ def new_owner() -> str:
 
 
 @asynccontextmanager
-async def presence(client: "Client", owner: str, task_id: str) -> AsyncIterator[None]:
-    """Keep the lease of this owner's task, and let the server see its end: what is open then is given up at once."""
-    attended = asyncio.Event()
-    keeping = [asyncio.create_task(each) for each in (_attend(client, owner, attended), _beat(client, owner, task_id))]
+async def presence(client: "Client", owner: str, task_id: str, claim: Any) -> AsyncIterator[None]:
+    """Keep the lease of this owner's task, and let the server see its end: what is open then is given up at once.
+
+    `claim` is the call by which it was claimed, still open.
+    """
+    keeping = [asyncio.create_task(each) for each in (_attend(client, owner, claim), _beat(client, owner, task_id))]
     try:
-        with suppress(TimeoutError):
-            async with asyncio.timeout(ATTENDED_SECONDS):
-                await attended.wait()
         yield
     finally:
+        claim.cancel()
         for each in keeping:
             each.cancel()
         await asyncio.gather(*keeping, return_exceptions=True)
 
 
-async def _attend(client: "Client", owner: str, attended: asyncio.Event) -> None:
+async def _attend(client: "Client", owner: str, claim: Any) -> None:
+    await claim.code()  # it ends with its server
     while True:
         with suppress(NexumError):
             async for _ in client.attend(owner):
-                attended.set()
+                pass
         await asyncio.sleep(RETRY_SECONDS_MIN)
 
 

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -205,6 +205,16 @@ class Engine:
             _check_name("worker id", order.claim)
         _check_json(f"The input of {order.execution_id}", order.input_json)
         return order
+
+    async def execute_here(self, order: StartOrder, wait_ms: int) -> AsyncGenerator[tuple[Started, Snapshot], None]:
+        """`execute`, and `attend` in one for who gets the task: from its claim on there is no moment without."""
+        started, snapshot = await self.execute(order, wait_ms)
+        if started.claimed is None:
+            yield started, snapshot
+            return
+        async with aclosing(self.attend(order.claim)) as attending:
+            async for _ in attending:
+                yield started, snapshot
 
     async def snapshot(self, execution_id: str, wait_ms: int = 0, *, or_ready: bool = False) -> Snapshot:
         """The execution as it is; with `wait_ms`, as soon as it has ended or when that time is up.

@@ -391,6 +391,20 @@ class NexumExtensions:
         else:
             outbox.acknowledge(request.task_id, message)
 
+    async def ExecuteHere(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        """`Execute` for who claims, its metadata first; who gets the task holds it open, as Attend."""
+        try:
+            wait_ms = _number(_metadata(context), wire.WAIT_MS, wire.WAIT_MS_LIMIT, 0, wire.WAIT_MS_LIMIT)
+            with self._waiting.place(context, _readable(request)):
+                order = _start_order(request, context)
+                async with aclosing(self._engine.execute_here(order, wait_ms)) as executing:
+                    async for started, snapshot in executing:
+                        metadata = (*_started_metadata(started), *_outcome_metadata(snapshot))
+                        await context.send_initial_metadata(metadata)
+                        yield _status_response(snapshot)
+        except (NexumError, StoreUnavailable) as error:
+            await _abort(context, error)
+
     async def Attend(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """Held open by who executes tasks in its own process: the end of this call is its own end."""
         try:
@@ -473,6 +487,9 @@ class NexumExtensions:
                 ),
                 "Inspect": _unary(self.Inspect, pb.StatusRequest, pb.StatusResponse),
                 "Definition": _unary(self.Definition, pb.WorkflowIR, pb.WorkflowIR),
+                "ExecuteHere": grpc.unary_stream_rpc_method_handler(
+                    self.ExecuteHere, _reader(pb.StartRequest), pb.StatusResponse.SerializeToString
+                ),
                 "Attend": grpc.unary_stream_rpc_method_handler(
                     self.Attend, _reader(pb.PollRequest), pb.AckResponse.SerializeToString
                 ),

@@ -244,21 +244,20 @@ class SqliteStore(Store):
 
     async def _write_group(self) -> None:
         """Run the writes that wait, each whole or not at all, and commit them together."""
-        group: list[_Write] = []
+        group, begun = self._next_of_group(0), 0
         results: list[tuple[_Write, Any]] = []
         patient_until = time.monotonic() + PATIENCE_MS / 1000
         try:
             self._check_in_place()
             _roll_back(self._write_connection)  # what an earlier failure may have left open
             await self._begin()
-            while self._waiting and len(group) < GROUP_LIMIT:
-                more = [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP_LIMIT - len(group)))]
-                group += more
-                results += self._run_each([write for write in more if not write.outcome.cancelled()])
+            while begun < len(group):
+                results += self._run_each([write for write in group[begun:] if not write.outcome.cancelled()])
+                begun = len(group)
                 await asyncio.sleep(0)  # what has been executed can be on its way to a worker meanwhile
-                if not all(write.is_patient for write, _ in results):
-                    break
-                await self._next_write(patient_until)
+                if results and all(write.is_patient for write, _ in results):
+                    await self._next_write(patient_until)
+                    group += self._next_of_group(len(group))
             await self._commit()
             self._check_in_place()  # what went into a file that is gone is not acknowledged
         except BaseException as error:
@@ -270,6 +269,9 @@ class SqliteStore(Store):
             return
         for write, result in results:
             write.settle(result)
+
+    def _next_of_group(self, size: int) -> "list[_Write]":
+        return [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP_LIMIT - size))]
 
     async def _next_write(self, until: float) -> None:
         """Wait for another write, but not for long."""
