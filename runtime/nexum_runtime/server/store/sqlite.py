@@ -1,7 +1,7 @@
 """The store in one SQLite file: one connection that writes, one that reads, nothing acknowledged before it is synced.
 
 The statements of writes run on the event loop, each a matter of microseconds: in a thread of their own they would spend
-most of their time on changing threads. So does the commit, unless the disk turns out to be slow: then it has a thread.
+most of their time on changing threads. So does the commit of few, unless the disk turns out to be slow; else it has a thread.
 Writes that come meanwhile share the next one (a group commit).
 """
 
@@ -48,6 +48,7 @@ OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 BUSY_TIMEOUT_MS = 5_000  # a person's sqlite3 shell may hold the write lock for a moment
 BUSY_LOOK_MS = 20
 QUICK_COMMIT_MS = 2.0
+ALONE = 2  # writes of one group, up to which nobody else is thought to be busy
 PATIENCE_MS = 4.0  # how long a commit that nobody waits for may wait for one that somebody does
 GROUP_LIMIT = 100  # writes that share one commit
 VACUUM_PAGES = 1_000  # given back in one transaction, so that other writes need not wait for long
@@ -258,7 +259,7 @@ class SqliteStore(Store):
                 if results and all(write.is_patient for write, _ in results):
                     await self._next_write(patient_until)
                     group += self._next_of_group(len(group))
-            await self._commit()
+            await self._commit(in_thread=len(group) > ALONE)
             self._check_in_place()  # what went into a file that is gone is not acknowledged
         except BaseException as error:
             with suppress(sqlite3.Error):  # the next group tries it again
@@ -282,13 +283,13 @@ class SqliteStore(Store):
             await self._arrived.wait()
             timer.cancel()
 
-    async def _commit(self) -> None:
-        """While the disk is quick, waiting for it takes less than changing threads would."""
+    async def _commit(self, *, in_thread: bool) -> None:
+        """Where few are busy and the disk is quick, waiting for it takes less than changing threads would."""
         began = time.perf_counter()
-        if self._disk_is_quick:
-            self._write_connection.execute("COMMIT")
-        else:
+        if in_thread or not self._disk_is_quick:
             await asyncio.get_running_loop().run_in_executor(self._disk, self._write_connection.execute, "COMMIT")
+        else:
+            self._write_connection.execute("COMMIT")
         self._disk_is_quick = time.perf_counter() - began < QUICK_COMMIT_MS / 1000
 
     async def _begin(self) -> None:
