@@ -102,7 +102,7 @@ def parse_json(text: str) -> Any:
     Raises ValueError, also for nesting deeper than the parser goes.
     """
     try:
-        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        return _STRICT.decode(text)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -128,7 +128,7 @@ def json_text(value: Any, *, sort_keys: bool = False) -> str:
 
     Only half a surrogate pair is escaped: JSON can spell it, and models do, but it is no text that could be sent.
     """
-    text = json.dumps(value, sort_keys=sort_keys, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = (_SORTED if sort_keys else _PLAIN).encode(value)
     return text if is_text(text) else _SURROGATE.sub(lambda half: f"\\u{ord(half[0]):04x}", text)
 
 
@@ -152,9 +152,14 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+# Made once: `json.dumps` and `json.loads` would make one for each call that asks for anything special.
+_STRICT = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+_PLAIN = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+_SORTED = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False, sort_keys=True)
+
+
 def too_large(what: str, text: str, limit_bytes: int) -> str:
     """A sentence that names both sizes when `text` is over the limit, else ""."""
-    size_bytes = len(text.encode())
-    if size_bytes <= limit_bytes:
+    if len(text) * 4 <= limit_bytes or (size_bytes := len(text.encode())) <= limit_bytes:  # 4 bytes a character at most
         return ""
     return f"{what} is {size_text(size_bytes)}; the limit is {size_text(limit_bytes)} (nexum dev --max-message-mib)."

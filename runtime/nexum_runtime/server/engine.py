@@ -23,6 +23,7 @@ from nexum_runtime.server import graph
 from nexum_runtime.server.lifecycle import (
     RETRY_DELAY_MS_MAX,
     Claimed,
+    Ending,
     Lifecycle,
     Notices,
     Resolution,
@@ -532,8 +533,8 @@ class Engine:
 
         def run(tx: Transaction) -> T:
             result = work(tx, notices)
-            for execution_id in notices.ended & self._watched.keys():
-                ended[execution_id] = _snapshot(tx, execution_id, self._clock())
+            for execution_id in notices.ended.keys() & self._watched.keys():
+                ended[execution_id] = _ended(tx, execution_id, notices.ended[execution_id], self._clock())
             return result
 
         given_later: list[tuple[Stream, Claimed]] = []
@@ -709,6 +710,15 @@ def _for_nobody(job: "asyncio.Future[Any]") -> None:
     error = None if job.cancelled() else job.exception()
     if error is not None and not isinstance(error, NexumError):
         log.error("%s: %s", type(error).__name__, error)
+
+
+def _ended(reader: Reader, execution_id: str, ending: Ending | None, now_ms: int) -> Snapshot:
+    if ending is None:
+        return _snapshot(reader, execution_id, now_ms)
+    execution = reader.execution(execution_id)
+    assert execution is not None, "it has just ended"
+    task = ending.task
+    return Snapshot(execution, {task.node_id: ending.output_json}, tries(task, execution), waits_for_worker=False)
 
 
 def _snapshot(reader: Reader, execution_id: str, now_ms: int) -> Snapshot:

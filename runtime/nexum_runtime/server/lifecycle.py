@@ -4,7 +4,7 @@ Synchronous, without waits and without time of its own: each method reads and ch
 transaction it is given, adds the event, and notes in `Notices` whom the engine is to wake after the commit.
 """
 
-import uuid
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -81,11 +81,19 @@ class Claimed:
     is_once: bool  # its effect must not begin before the claim is synced
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How an execution was COMPLETED that has one task."""
+
+    task: Task
+    output_json: str
+
+
 @dataclass
 class Notices:
     """Whom to wake once the transaction is committed."""
 
-    ended: set[str] = field(default_factory=set)  # execution ids
+    ended: dict[str, Ending | None] = field(default_factory=dict)  # by execution id
     ready: set[tuple[str, str, str]] = field(default_factory=set)  # (workflow id, version hash, execution id)
     stop: list[Task] = field(default_factory=list)  # attempts whose worker should stop
 
@@ -295,6 +303,8 @@ class Lifecycle:
         nodes = self._graphs.get((task.workflow_id, task.version_hash))
         if nodes is not None and len(nodes.nodes) == 1:
             self._end(tx, notices, task.execution_id, ExecutionStatus.COMPLETED)  # unless it has ended otherwise
+            if task.execution_id in notices.ended:
+                notices.ended[task.execution_id] = Ending(task, output_json)
             return
         execution = _execution_of(tx, task)
         if execution.status == ExecutionStatus.RUNNING:
@@ -451,7 +461,7 @@ class Lifecycle:
         now_ms, taken = self._clock(), None
         for node in nodes:
             task = Task(
-                task_key=f"{now_ms:012x}{uuid.uuid4().hex[:20]}",  # in the order of time, which its index likes
+                task_key=f"{now_ms:012x}{os.urandom(10).hex()}",  # in the order of time, which its index likes
                 execution_id=execution.execution_id,
                 workflow_id=execution.workflow_id,
                 version_hash=execution.version_hash,
@@ -491,7 +501,7 @@ class Lifecycle:
             return
         data = {"error": error, "error_code": error_code} if error else {}
         tx.add_event(execution_id, now_ms, ENDS[status], data=data)
-        notices.ended.add(execution_id)
+        notices.ended[execution_id] = None
 
     def _check_room(self, tx: Transaction, execution_id: str) -> None:
         """Refuse one more execution of a session, whose ids all begin with "{session}/", when too many of it run."""

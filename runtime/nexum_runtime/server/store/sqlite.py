@@ -1,8 +1,8 @@
 """The store in one SQLite file: one connection that writes, one that reads, nothing acknowledged before it is synced.
 
 The statements of writes run on the event loop, each a matter of microseconds: in a thread of their own they would spend
-most of their time on changing threads. So does the commit of few, unless the disk turns out to be slow; else it has a thread.
-Writes that come meanwhile share the next one (a group commit).
+most of their time on changing threads. So does the commit of few, unless the disk turns out to be slow; else it has a
+thread. Writes that come meanwhile share the next one (a group commit).
 """
 
 import asyncio
@@ -104,6 +104,8 @@ _NEXT = {  # SQLite's error → what to do about it
 def _listed(states: Collection[str]) -> str:
     return ", ".join(f"'{state}'" for state in sorted(states))
 
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 _EXECUTION_NAMES = [field.name for field in fields(Execution)]
 _EXECUTION = ", ".join(_EXECUTION_NAMES)
@@ -751,7 +753,7 @@ class _SqliteTransaction(_SqliteReader):
         attempt: int | None = None,
         data: dict[str, Any] | None = None,
     ) -> None:
-        data_json = json.dumps(data, ensure_ascii=False) if data else "{}"
+        data_json = _encode(data) if data else "{}"
         self._new_events.append((execution_id, at_ms, type.value, node_id, attempt, data_json))
 
 
