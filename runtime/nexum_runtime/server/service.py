@@ -365,7 +365,7 @@ class NexumExtensions:
                 finally:
                     receiving.cancel()
                     await self._engine.close_stream(stream, outbox.unsent_tasks())
-        except NexumError as error:
+        except (NexumError, StoreUnavailable) as error:
             await _abort(context, error)
 
     async def _receive(self, requests: AsyncIterator[Any], outbox: "Outbox") -> None:
@@ -382,7 +382,8 @@ class NexumExtensions:
 
     async def _complete(self, request: Any, outbox: "Outbox") -> None:
         if isinstance(request, Unreadable):
-            return  # whose it is cannot be told
+            outbox.refuse("", grpc.StatusCode.INVALID_ARGUMENT.name, request.reason)  # whose it is cannot be told
+            return
         try:
             message = await self._engine.complete(request.task_id, request.output_json)
             crash_point("completion-committed")
