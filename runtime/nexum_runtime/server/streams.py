@@ -56,8 +56,9 @@ class Streams:
 
     def open(self, stream: Stream, held: Sequence[str]) -> None:
         """`held` are the tasks that its worker has from before."""
-        self._open.append(stream)
-        stream.pool.streams.append(stream)
+        # The newest first: whoever has come back has lost an older one, which may not be known here yet.
+        self._open.insert(0, stream)
+        stream.pool.streams.insert(0, stream)
         stream.pool.silent = False
         self._pools[stream.taker.worker_id] = stream.pool
         for task_id in held:
