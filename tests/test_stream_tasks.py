@@ -13,6 +13,7 @@ import pytest
 from nexum import workflow
 from nexum.proto import nexum_pb2 as pb
 from processes import PATIENCE_SECONDS, eventually
+from slow_disk import hold_commits
 from test_store import Faulty
 from test_wire import ECHO, MIB, Text, Wire, start_request, unused, wired
 
@@ -136,7 +137,7 @@ async def test_whoever_sends_no_more_is_given_nothing_new_and_all_it_has_sent_is
     for name in ("a", "b", "c"):
         await wired.start(name)
     tasks = await stream.tasks(3)
-    server.store._disk.submit(gate.wait, PATIENCE_SECONDS)
+    hold_commits(server.store, gate)
     for task in tasks:
         await stream.completes(task.task_id)
     ending = asyncio.create_task(stream.ends())
@@ -203,7 +204,7 @@ async def test_a_completion_that_is_too_large_fails_its_task(
     await stream.completes(task.task_id)
     task_ids, _, sentence = await stream.answer()
     assert task_ids == [task.task_id]
-    assert "the limit is 10 bytes" in sentence
+    assert "the limit is 10 B" in sentence
     assert (await client.status("e")).error == sentence.partition(" The task has failed.")[0]
 
 
@@ -256,7 +257,7 @@ async def test_a_server_that_stops_ends_the_streams(channel: grpc.aio.Channel, s
     stream = Stream(channel)
     await wired.start()
     await stream.tasks(1)
-    await server.stop()
+    await server.engine.close()
     assert await stream.call.read() is grpc.aio.EOF
     assert await stream.call.code() == grpc.StatusCode.OK
 

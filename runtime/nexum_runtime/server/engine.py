@@ -601,7 +601,8 @@ class Engine:
     async def close_stream(self, stream: Stream, unsent: Sequence[Claimed]) -> None:
         """Give it no more, and give back what was not sent to it."""
         stream.while_open.close()
-        self._streams.close(stream)
+        if not stream.closed:
+            self._streams.close(stream)
         if unsent:
             await self._return(unsent)
 
