@@ -192,6 +192,7 @@ async def test_a_stock_worker_and_one_with_a_stream_share_the_work(server: Serve
         asyncio.create_task(client.execute(by("stream"), number, execution_id=name))
         for number, name in enumerate(names)
     ]
+    await eventually(lambda: client.executions("last"), "the last of the calls")
     await in_a_thread(work, server.port)
     outcomes = await asyncio.gather(*calls)
     streaming.stop()
