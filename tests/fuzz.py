@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -37,6 +37,8 @@ NORMAL_SECONDS = 5.0  # what a whole workflow may take when all is over
 RSS_MIB_LIMIT = 200
 DETAILS_LIMIT = 500  # characters of an error's text
 FAILURES_SHOWN = 20
+CUT_OFF = "Internal error from Core"  # gRPC's client has it that what it was sending could not be sent
+STREAM_SECONDS = 0.05  # at most, before its caller ends it
 HUGE_ODDS = 2_000  # one text in so many is about as large as a message may be, or larger
 MIB = 1024 * 1024
 
@@ -64,7 +66,7 @@ Metadata: TypeAlias = list[tuple[str, str | bytes]]
 class Method:
     path: str
     fields: tuple[tuple[int, str, bool], ...]  # number, name, whether it is a text
-    streams: bool
+    kind: str  # "unary_unary", "unary_stream" or "stream_stream", as gRPC's channels call it
 
 
 def methods() -> list[Method]:
@@ -75,7 +77,8 @@ def methods() -> list[Method]:
         for path, handler in table.items():
             descriptor = handler.request_deserializer(b"").DESCRIPTOR
             fields = tuple((each.number, each.name, each.type == each.TYPE_STRING) for each in descriptor.fields)
-            found.append(Method(path, fields, handler.response_streaming))
+            kind = [("unary", "stream")[streams] for streams in (handler.request_streaming, handler.response_streaming)]
+            found.append(Method(path, fields, "_".join(kind)))
     return found
 
 
@@ -323,6 +326,7 @@ class Inventor:
 
     def metadata(self) -> Metadata:
         usual = {wire.EXECUTION_ID, wire.WORKFLOW_ID, wire.RESOLUTION, wire.OLDER_THAN_MS, wire.DRY_RUN}
+        usual |= {wire.WORKER_ID, wire.VERSION_HASH}
         odds = 10 if self._sane else 5
         sent: Metadata = [
             (key, self.metadata_value(key))
@@ -364,6 +368,9 @@ class Inventor:
             wire.RESTART: ["failed", "unknown"],
             wire.WORKFLOW_ID: [*WORKFLOWS],
             wire.CLAIM: ["worker-1", "worker-2"],
+            wire.WORKER_ID: ["worker-1", "worker-2"],
+            wire.VERSION_HASH: ["h"],
+            wire.SLOTS: ["1", "3", "1000"],
             wire.LEASE_MS: ["1000", "1500", "3600000"],
             wire.TIMEOUT_MS: ["1", "1000", "86400000"],
             wire.RETRYABLE: ["true", "false"],
@@ -379,6 +386,13 @@ class Inventor:
         numbers = ["0", "1", "4", "20", "21", "999", "1000", "60000", "3600000", "3600001", "86400000", "86400001"]
         numbers += ["-1", "999999999999999", "9223372036854775807", "9223372036854775808", "18446744073709551616"]
         return rng.choice(legal.get(key, numbers) if self._sane or not self.chance(5) else numbers)
+
+
+async def spoken(requests: list[bytes], seconds: float) -> AsyncIterator[bytes]:
+    """What a caller sends on a stream, which it then keeps open for a while: it is answered meanwhile."""
+    for request in requests:
+        yield request
+    await asyncio.sleep(seconds)
 
 
 def varint(number: int) -> bytes:
@@ -429,23 +443,27 @@ class Fuzz:
         inventor = Inventor(rng, self._known)
         method = rng.choice(self._methods)
         path = NO_SUCH_METHOD if inventor.chance(1_000) else method.path
-        request, metadata = inventor.request(method), inventor.metadata()
+        requests = [inventor.request(method) for _ in range(rng.randrange(4) if method.kind == "stream_stream" else 1)]
+        metadata = inventor.metadata()
         if path.endswith("/Prune") and not inventor.chance(50):  # what is pruned cannot be broken any more
             metadata = [*((key, value) for key, value in metadata if key != wire.DRY_RUN), (wire.DRY_RUN, "true")]
         impatient = inventor.chance(20) or any(key == wire.WAIT_MS and len(str(value)) > 2 for key, value in metadata)
         impatient = impatient or (path.endswith("/Execute") and wire.WAIT_MS not in dict(metadata))
         impatient = impatient or path.endswith(("/Attend", "/ExecuteHere"))  # which end when their caller does
         cancelled = inventor.chance(30)
-        where = f"try {number} ({path}, {len(request)} bytes, {request[:60]!r}, {metadata})"
+        sizes, begin = [len(request) for request in requests], b"".join(requests)[:60]
+        where = f"try {number} ({path}, {sizes} bytes, {begin!r}, {metadata})"
         channel = self._channels[number % CHANNELS]
         began = time.monotonic()
-        call = (channel.unary_stream if method.streams else channel.unary_unary)(path)(
-            request, metadata=metadata, timeout=rng.choice([0.01, 0.05]) if impatient else PATIENCE_SECONDS
+        call = getattr(channel, method.kind)(path)(
+            requests[0] if method.kind != "stream_stream" else spoken(requests, rng.random() * STREAM_SECONDS),
+            metadata=metadata,
+            timeout=rng.choice([0.01, 0.05]) if impatient else PATIENCE_SECONDS,
         )
         try:
             if cancelled:
                 asyncio.get_running_loop().call_later(rng.random() / 50, call.cancel)
-            answers = [answer async for answer in call] if method.streams else [await call]
+            answers = [await call] if method.kind == "unary_unary" else [answer async for answer in call]
             claimed = dict(await call.trailing_metadata()).get(wire.TASK_ID)
         except asyncio.CancelledError:
             if not cancelled:
@@ -456,7 +474,8 @@ class Fuzz:
             self._judge(where, path, error, impatient=impatient)
         else:
             self.figures.answers["OK"] += 1
-            self._learn(path, answers[0] if answers else b"")
+            for answer in answers:
+                self._learn(path, answer)
             self._known.task_ids.extend([claimed] if claimed else [])
         self.figures.slowest = max(self.figures.slowest, (time.monotonic() - began, where[:80]))
 
@@ -465,6 +484,9 @@ class Fuzz:
         if code == grpc.StatusCode.DEADLINE_EXCEEDED and impatient:
             self.figures.answers["DEADLINE_EXCEEDED (the client's)"] += 1
             return
+        if details == CUT_OFF and path.endswith("/StreamTasks"):
+            self.figures.answers["INTERNAL (the client's, answered while it spoke)"] += 1
+            return
         self.figures.answers[code.name] += 1
         if code not in EXPECTED and not (path == NO_SUCH_METHOD and code == grpc.StatusCode.UNIMPLEMENTED):
             self.figures.failures.append(f"{where}: {code.name} {details[:300]}")
@@ -472,7 +494,7 @@ class Fuzz:
             self.figures.failures.append(f"{where}: {code.name} in {len(details)} characters: {details[:300]!r}")
 
     def _learn(self, path: str, answer: bytes) -> None:
-        if path.endswith("/PollTask"):
+        if path.endswith(("/PollTask", "/StreamTasks")):
             polled = pb.PollResponse.FromString(answer)
             if polled.has_task:
                 self._known.task_ids.append(polled.task_id)

@@ -98,7 +98,7 @@ def all_methods() -> list[str]:
     handlers = [service(nobody, Waiting(), nobody).handler() for service in (NexumService, NexumExtensions)]
     known = [method for handler in handlers for method in handler._method_handlers]
     assert len(known) >= 17, "the tables were read"
-    return [*known, "/nexum.NexumService/Unknown", "/nexum.NexumExtensions/StreamTasks", "/other.Service/Do"]
+    return [*known, "/nexum.NexumService/Unknown", "/nexum.NexumExtensions/Unknown", "/other.Service/Do"]
 
 
 async def status_of(call: Any) -> tuple[str, str]:

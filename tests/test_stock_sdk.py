@@ -15,10 +15,11 @@ import pytest
 from nexum import NexumClient, Worker, workflow
 from nexum.context import ContextView
 from nexum.proto import nexum_pb2 as pb
-from processes import LOOK_SECONDS, run
+from processes import LOOK_SECONDS, eventually, run
 from pydantic import BaseModel
 
 from nexum_runtime import Client
+from nexum_runtime import Worker as StreamingWorker
 from nexum_runtime.server.app import Server
 
 
@@ -168,6 +169,38 @@ async def test_two_workers_whose_workflows_share_a_hash_never_take_each_other_s_
         assert finished.code == 0, finished.stderr
         outputs = json.loads(finished.stdout)
         assert outputs == [{"run": {"text": f"{name} made {i} of {name}"}} for i in range(20)]
+
+
+async def test_a_stock_worker_and_one_with_a_stream_share_the_work(server: Server, client: Client) -> None:
+    def by(who: str) -> Any:
+        async def say(context: ContextView) -> Page:
+            ran[who].append(context.input)
+            if who == "stream" and len(ran[who]) > 2:
+                await eventually(lambda: ran["stock"], "a task for the worker that polls")
+            return Page(text=who)
+
+        return workflow("shared").effect("run", Page, say).build()
+
+    async def work(stock: NexumClient) -> Any:
+        return await Worker([by("stock")], poll_interval=0.01, port=server.port).run_until_complete("last")
+
+    ran: dict[str, list[int]] = {"stock": [], "stream": []}
+    streaming = StreamingWorker([by("stream")], port=server.port, concurrency=2)
+    running = asyncio.create_task(streaming.run())
+    names = [*(f"e{number}" for number in range(20)), "last"]
+    calls = [
+        asyncio.create_task(client.execute(by("stream"), number, execution_id=name))
+        for number, name in enumerate(names)
+    ]
+    await eventually(lambda: client.executions("last"), "the last of the calls")
+    await in_a_thread(work, server.port)
+    outcomes = await asyncio.gather(*calls)
+    streaming.stop()
+    await running
+    assert {(outcome.status, outcome.attempts) for outcome in outcomes} == {("COMPLETED", 1)}
+    assert sorted(ran["stock"] + ran["stream"]) == list(range(len(names))), "each is executed once"
+    assert ran["stock"]
+    assert ran["stream"]
 
 
 async def work_off(port: int, workflow_id: str, amount: int, total: int) -> list[Any]:

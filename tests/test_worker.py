@@ -7,10 +7,12 @@ import asyncio
 import json
 import os
 import re
+import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,34 @@ async def test_a_worker_of_several_workflows_serves_them_all(server: Server, cli
     assert [outcome.outputs["run"]["text"] for outcome in outcomes] == [
         text for n in range(4) for text in (str(n), "quick")
     ]
+
+
+async def test_workflows_of_one_worker_that_share_a_version_hash_have_each_its_own_tasks(
+    server: Server, client: Client
+) -> None:
+    running, most = 0, 0
+
+    def by(name: str) -> Any:
+        async def say(context: ContextView) -> Text:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await eventually(lambda: running == 2 or most == 2, "two handlers at once")
+            running -= 1
+            return Text(text=f"{name} {context.input}")
+
+        return one_node(say, workflow_id=name)
+
+    built = [by(name) for name in ("first", "second", "third")]
+    assert len({each.version_hash for each in built}) == 1
+    async with working(server.port, *built, concurrency=2):
+        outcomes = await asyncio.gather(
+            *(client.execute(each, n, timeout=PATIENCE_SECONDS) for n in range(4) for each in built)
+        )
+    assert [outcome.outputs["run"]["text"] for outcome in outcomes] == [
+        f"{each.workflow_id} {n}" for n in range(4) for each in built
+    ]
+    assert most == 2, "they share its slots"
 
 
 @pytest.mark.parametrize("name", ["página 🦊", "two\nlines", " spaces around ", "a\x00b"])
@@ -371,12 +401,12 @@ async def test_a_long_task_with_a_short_lease_runs_once_while_its_worker_lives(s
 
     async def lease_end() -> int:
         tasks = await server.store.read(lambda reader: reader.tasks("e"))
-        return tasks[0].lease_expires_at_ms or 0
+        return (tasks[0].lease_expires_at_ms or 0) if tasks else 0  # it may begin before its start is committed
 
     async def run_long(_: ContextView) -> Text:
         nonlocal calls
         calls += 1
-        first = await lease_end()
+        first = await eventually(lease_end)
 
         async def renewed() -> bool:
             return await lease_end() > first + 2_000
@@ -416,6 +446,43 @@ async def test_cancelling_stops_the_handler_and_frees_its_slot(server: Server, c
     assert await story(client, "e") == ["ExecutionStarted", "AttemptStarted 1", "ExecutionCancelled"]
 
 
+async def test_a_slot_is_not_used_again_before_its_handler_has_stopped(server: Server, client: Client) -> None:
+    """The server frees it at once, and the worker hears of that with its next heartbeat."""
+    happened: list[str] = []
+
+    async def run_forever(context: ContextView) -> Text:
+        happened.append(f"{context.input} begins")
+        try:
+            if context.input == "first":
+                await asyncio.Event().wait()
+        finally:
+            happened.append(f"{context.input} ends")
+        return Text(text="done")
+
+    built = one_node(run_forever)
+    async with working(server.port, built, concurrency=1, lease_ms=1_000):
+        executing = asyncio.create_task(client.execute(built, "first", execution_id="e", timeout=PATIENCE_SECONDS))
+        await eventually(lambda: happened)
+        await client.cancel("e")
+        await client.execute(built, "second", timeout=PATIENCE_SECONDS)
+        await executing
+    assert happened == ["first begins", "first ends", "second begins", "second ends"]
+
+
+async def test_a_worker_is_heard_also_when_it_has_nothing_to_do(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heartbeat, heard = server.engine.heartbeat, asyncio.Event()
+
+    async def noted(worker_id: str, held: list[str] | None = None) -> list[str]:
+        heard.set()
+        return await heartbeat(worker_id, held)
+
+    monkeypatch.setattr(server.engine, "heartbeat", noted)
+    async with working(server.port, one_node(quick), lease_ms=1_000), asyncio.timeout(PATIENCE_SECONDS):
+        await heard.wait()
+
+
 async def test_stop_lets_what_runs_finish(server: Server, client: Client) -> None:
     begun, release = asyncio.Event(), asyncio.Event()
 
@@ -439,6 +506,28 @@ async def test_stop_lets_what_runs_finish(server: Server, client: Client) -> Non
     assert (await client.status("late")).attempts == 0, "a worker that stops takes nothing new"
     await client.cancel("late")
     await started_late
+
+
+async def test_tasks_that_arrive_while_a_worker_stops_are_each_executed_once(server: Server, client: Client) -> None:
+    ran: list[int] = []
+
+    async def stop(context: ContextView) -> Text:
+        ran.append(context.input)
+        if len(ran) == 10:
+            worker.stop()
+        return Text(text="done")
+
+    built = one_node(stop)
+    worker = Worker([built], port=server.port, concurrency=4)
+    running = asyncio.create_task(worker.run())
+    executing = [
+        asyncio.create_task(client.execute(built, n, execution_id=f"e{n}", timeout=PATIENCE_SECONDS)) for n in range(40)
+    ]
+    await running
+    async with working(server.port, built):
+        outcomes = await asyncio.gather(*executing)
+    assert {(outcome.status, outcome.attempts) for outcome in outcomes} == {("COMPLETED", 1)}
+    assert sorted(ran) == list(range(40))
 
 
 async def client_knows(client: Client, execution_id: str) -> bool:
@@ -836,6 +925,69 @@ async def test_a_result_is_recorded_although_the_server_died_in_mid_task(tmp_pat
             "TaskCompleted 1",
             "ExecutionCompleted",
         ]
+
+
+async def test_results_that_were_not_acknowledged_are_told_again_and_recorded_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls: list[int] = []
+    release = asyncio.Event()
+
+    async def hold(context: ContextView) -> Text:
+        calls.append(context.input)
+        await release.wait()
+        return Text(text=str(context.input))
+
+    built = one_node(hold)
+    dying = environment(NEXUM_EXIT_WITH_PARENT="1", NEXUM_CRASH_AT="completion-committed")
+    async with NexumDev(tmp_path, env=dying) as nexum, Client(nexum.address) as client:
+        async with working(nexum.port, built, concurrency=3) as worker:
+            executing = [
+                asyncio.create_task(client.execute(built, n, execution_id=f"s/{n}", timeout=PATIENCE_SECONDS))
+                for n in range(3)
+            ]
+            for n in range(3):
+                await eventually(partial(has_begun, client, f"s/{n}"))
+            release.set()
+            assert await nexum.ended() == -signal.SIGKILL, "it has recorded one, and acknowledged none"
+            async with NexumDev(tmp_path, port=nexum.port, database=nexum.database):
+                outcomes = await asyncio.gather(*executing)
+                await eventually(lambda: not worker._results, "the acknowledgement of all")
+                assert [outcome.outputs["run"]["text"] for outcome in outcomes] == ["0", "1", "2"]
+                for n in range(3):
+                    assert await story(client, f"s/{n}") == [
+                        "ExecutionStarted",
+                        "AttemptStarted 1",
+                        "TaskCompleted 1",
+                        "ExecutionCompleted",
+                    ]
+        assert sorted(calls) == [0, 1, 2]
+        assert "was completed already; this result was not recorded." in caplog.text
+
+
+async def test_a_result_that_is_on_its_way_when_the_server_is_killed_is_told_again(tmp_path: Path) -> None:
+    """So large a one that a server which has stopped reading has only a part of it."""
+    calls = 0
+    release = asyncio.Event()
+
+    async def hold(_: ContextView) -> Text:
+        nonlocal calls
+        calls += 1
+        await release.wait()
+        return Text(text="x" * 10_000_000)
+
+    built = one_node(hold)
+    async with NexumDev(tmp_path) as nexum, Client(nexum.address) as client:
+        async with working(nexum.port, built) as worker:
+            executing = asyncio.create_task(client.execute(built, {}, execution_id="e", timeout=PATIENCE_SECONDS))
+            await eventually(lambda: has_begun(client, "e"))
+            nexum.send(signal.SIGSTOP)
+            release.set()
+            (outgoing,) = worker._streams.values()
+            await eventually(lambda: worker._results and outgoing._queue.empty(), "the result on its way")
+            await nexum.restart()
+            assert len((await executing).outputs["run"]["text"]) == 10_000_000
+        assert calls == 1
 
 
 async def test_a_worker_waits_for_a_server_that_is_not_there_yet(

@@ -48,6 +48,7 @@ PASSING = {
     grpc.StatusCode.CANCELLED,
     grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+CUT_OFF = "Internal error from Core"  # gRPC's own word when what was being sent could not be
 ERRORS: dict[grpc.StatusCode, type[NexumError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.NOT_FOUND: NotFound,
@@ -570,7 +571,7 @@ class Client:
 
     def _error(self, error: grpc.aio.AioRpcError) -> NexumError:
         code, details = error.code(), error.details() or ""
-        if code in PASSING:
+        if code in PASSING or details == CUT_OFF:
             if details.startswith("Cannot use"):  # the server's own words; the others are gRPC's
                 return DatabaseUnavailable(details)
             return ServerUnavailable(self._unreachable(details))

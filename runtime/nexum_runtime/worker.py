@@ -72,6 +72,7 @@ class Worker:
         self._drain_seconds = drain_seconds
         self.worker_id = f"worker-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._concurrency = concurrency
+        self._slots = asyncio.Semaphore(concurrency)  # the server may free a slot before its handler has stopped
         self._stop = asyncio.Event()
         self._running: dict[str, asyncio.Task[None]] = {}  # task id → its handler
         self._told_to_stop: set[str] = set()
@@ -197,13 +198,11 @@ class Worker:
             log.warning("%s Waiting for it.", reason)
 
     async def _beat(self, client: Client) -> None:
-        """Keep the leases alive, and stop what the server wants stopped."""
+        """Be heard, keep the leases alive, and stop what the server wants stopped."""
         while True:
             await asyncio.sleep(self._lease_ms / HEARTBEATS_PER_LEASE / 1000)
-            if not (held := [*self._running, *self._results]):
-                continue
             try:
-                stops = await client.heartbeat(self.worker_id, held)
+                stops = await client.heartbeat(self.worker_id, [*self._running, *self._results])
             except NexumError:
                 continue
             for task_id in (set(stops) & set(self._running)) - self._reporting:  # a result is told all the same
@@ -225,7 +224,8 @@ class Worker:
         task_id = claimed.task_id
         crash_point("task-claimed")
         try:
-            output_json = await self._run_handler(workflow, claimed)
+            async with self._slots:
+                output_json = await self._run_handler(workflow, claimed)
         except asyncio.CancelledError:
             if task_id in self._told_to_stop:
                 log.info("%s %s was stopped by the server.", claimed.execution_id, claimed.node_id)

@@ -48,7 +48,7 @@ from nexum_runtime.server.store.base import (
     Transaction,
     Workflow,
 )
-from nexum_runtime.server.streams import Stream, Streams, Work
+from nexum_runtime.server.streams import Pool, Stream, Streams, Work
 from nexum_runtime.server.workers import Workers
 from nexum_runtime.text import MIB
 
@@ -188,6 +188,7 @@ class Engine:
         finally:
             if stream is not None and not given:
                 stream.pool.free += 1
+                self._fill_slots()  # what has become ready meanwhile found no slot
         crash_point("start-committed")
         return result
 
@@ -360,9 +361,8 @@ class Engine:
         def work(tx: Transaction, notices: Notices) -> str:
             return self._lifecycle.complete(tx, notices, task_id, output_json)
 
-        message = await self._commit(work)
-        self._stops.pop(task_id, None)
-        self._release(task_id)
+        with self._last_word(task_id):
+            message = await self._commit(work)
         if message:
             log.info("%s: %s", task_id, message)
         return message
@@ -383,14 +383,9 @@ class Engine:
         of it could happen.
         """
         error = error[:ERROR_LIMIT]
-        message = await self._commit(
-            lambda tx, notices: self._lifecycle.fail(
-                tx, notices, task_id, error, retryable=retryable, interrupted=interrupted, unknown=unknown, begun=begun
-            )
-        )
-        self._stops.pop(task_id, None)
-        self._release(task_id)
-        return message
+        flags = {"retryable": retryable, "interrupted": interrupted, "unknown": unknown, "begun": begun}
+        with self._last_word(task_id):
+            return await self._commit(lambda tx, notices: self._lifecycle.fail(tx, notices, task_id, error, **flags))
 
     async def heartbeat(self, worker_id: str, held: list[str] | None = None) -> list[str]:
         """Renew the leases of the attempts that this worker holds. Returns the ids of those it should stop.
@@ -400,6 +395,8 @@ class Engine:
         """
         _check_name("worker id", worker_id)
         self._workers.heard(worker_id)
+        if self._streams.hear(worker_id):
+            self._fill_slots()
         if held is None:
             await self._commit(lambda tx, _: tx.renew_leases(worker_id, self._clock()), renews=True)
             return [task_id for task_id, (told, _) in self._stops.items() if told == worker_id]
@@ -410,7 +407,10 @@ class Engine:
             tx.renew_leases(worker_id, self._clock(), [task_key(task_id) for task_id in own])
             return [task_id for task_id, task, attempt in attempts if not is_wanted(task, attempt)]
 
-        return await self._commit(work, renews=True)
+        stops = await self._commit(work, renews=True)
+        for task_id in stops:  # no more is heard of it
+            self._release(task_id)
+        return stops
 
     async def attend(self, worker_id: str) -> AsyncGenerator[None, None]:
         """Yields once, when whoever is this worker counts as here, and ends with this server.
@@ -545,7 +545,7 @@ class Engine:
                 if claimed.is_once or self._outage_ms is not None:
                     given_later.append((stream, claimed))
                 else:
-                    self._streams.give(stream, claimed)
+                    self._give(stream, claimed)
             return patient and bool(given) and not given_later
 
         def settled(error: BaseException | None) -> None:
@@ -558,7 +558,7 @@ class Engine:
                 return
             for stream, claimed in given_later:
                 crash_point("claim-committed")
-                self._streams.give(stream, claimed)
+                self._give(stream, claimed)
             self._follow(notices, ended)
 
         return await self._store.write(run, executed=executed, settled=settled)
@@ -577,6 +577,8 @@ class Engine:
                 self._stops[task.task_id] = (task.worker_id, self._clock())
                 if len(self._stops) > STOPS_LIMIT:
                     self._stops.popitem(last=False)
+        for worker_id in notices.silent:
+            self._streams.silence(worker_id)
         if notices.ready or notices.stop:
             self._fill_slots()
 
@@ -597,7 +599,8 @@ class Engine:
         """
         _check_name("worker id", worker_id)
         _check_name("version hash", version_hash)
-        held = await self._store.read(lambda reader: reader.held(worker_id))
+        # In the order of writes: a task that ends meanwhile is not among these, or gives its slot back afterwards.
+        held = await self._commit(lambda tx, _: tx.held(worker_id))
         works = [(workflow_id, version_hash) for workflow_id in workflow_ids]
         stream = Stream(Taker(worker_id, lease_ms), works, self._streams.pool(worker_id, slots), push)
         stream.while_open.enter_context(self._workers.asking(worker_id, version_hash, workflow_ids))
@@ -609,15 +612,40 @@ class Engine:
     async def close_stream(self, stream: Stream, unsent: Sequence[Claimed]) -> None:
         """Give it no more, and give back what was not sent to it."""
         stream.while_open.close()
-        self._streams.close(stream)
+        if not stream.closed:
+            self._streams.close(stream)
+        if unsent:
+            await self._return(unsent)
+
+    def _give(self, stream: Stream, claimed: Claimed) -> None:
+        if not self._streams.give(stream, claimed):
+            self._spawn(self._return([claimed])).add_done_callback(_for_nobody)
+
+    async def _return(self, unsent: Sequence[Claimed]) -> None:
+        """Let others have tasks that were not sent."""
 
         def give_back(tx: Transaction, notices: Notices) -> None:
             for claimed in unsent:
                 self._lifecycle.give_back(tx, notices, claimed.task)
 
-        if unsent:
-            with suppress(StoreUnavailable):  # their leases will end
-                await self._commit(give_back)
+        for claimed in unsent:
+            self._streams.release(claimed.task.task_id)
+        with suppress(StoreUnavailable):  # their leases will end
+            await self._commit(give_back)
+
+    @contextmanager
+    def _last_word(self, task_id: str) -> Iterator[None]:
+        """When a worker's word on a task is taken, or the task is not known, it has a slot again.
+
+        Unknown is what was begun before its start was synced, which then failed.
+        """
+        try:
+            yield
+        except NotFound:
+            self._release(task_id)
+            raise
+        self._stops.pop(task_id, None)
+        self._release(task_id)
 
     def _release(self, task_id: str) -> None:
         """Whoever held this task has a slot again."""
@@ -625,21 +653,21 @@ class Engine:
             self._fill_slots()
 
     def _fill_slots(self, *, look: bool = False) -> None:
-        """Let streams with free slots have the tasks that wait; `look` also where none is known to."""
-        if self.closing.is_set():
+        """Let workers with free slots have the tasks that wait; `look` also where none is known to."""
+        if self.closing.is_set() or not (look or self._backlog):
             return
-        for stream in self._streams:
-            works = [work for work in stream.works if look or work in self._backlog]
-            if works and stream.pool.free > 0:
-                slots, stream.pool.free = stream.pool.free, 0
-                self._spawn(self._fill(stream, works, slots)).add_done_callback(_for_nobody)
+        for pool in self._streams.pools():
+            wanted = [(each, work) for each in pool.streams for work in each.works if look or work in self._backlog]
+            if wanted and pool.has_room:
+                slots, pool.free = pool.free, 0
+                self._spawn(self._fill(pool, wanted, slots)).add_done_callback(_for_nobody)
 
-    async def _fill(self, stream: Stream, works: list[Work], slots: int) -> None:
-        """Claim tasks that wait for this stream, whose slots were reserved."""
+    async def _fill(self, pool: Pool, wanted: Sequence[tuple[Stream, Work]], slots: int) -> None:
+        """Claim tasks that wait for these streams of one worker, whose slots were reserved."""
         given: list[tuple[Stream, Claimed]] = []
 
-        def work(tx: Transaction, notices: Notices) -> None:
-            for workflow_id, version_hash in works:
+        def claim(tx: Transaction, notices: Notices) -> None:
+            for stream, (workflow_id, version_hash) in wanted:
                 while len(given) < slots:
                     taker = stream.taker
                     claimed = self._lifecycle.claim(tx, version_hash, [workflow_id], taker.worker_id, taker.lease_ms)
@@ -649,10 +677,12 @@ class Engine:
                     given.append((stream, claimed))
 
         try:
-            with suppress(StoreUnavailable):  # it is noted, and the next sweep tries again
-                await self._commit(work, given=given)
+            await self._commit(claim, given=given)
+        except StoreUnavailable:  # it is noted, and the next sweep tries again
+            return
         finally:
-            stream.pool.free += slots - len(given)
+            pool.free += slots - len(given)
+        self._fill_slots()  # what has become ready meanwhile found no slot
 
     def _spawn(self, job: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(job)

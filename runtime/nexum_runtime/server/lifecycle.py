@@ -96,6 +96,7 @@ class Notices:
     ended: dict[str, Ending | None] = field(default_factory=dict)  # by execution id
     ready: set[tuple[str, str, str]] = field(default_factory=set)  # (workflow id, version hash, execution id)
     stop: list[Task] = field(default_factory=list)  # attempts whose worker should stop
+    silent: set[str] = field(default_factory=set)  # workers whose leases have ended
 
 
 class Lifecycle:
@@ -394,6 +395,8 @@ class Lifecycle:
         """Give up every attempt whose lease has ended."""
         for task in tx.expired(self._clock()):
             assert task.lease_ms is not None, "a RUNNING task has a lease"
+            assert task.worker_id is not None, "a RUNNING task has a worker"
+            notices.silent.add(task.worker_id)
             seconds = task.lease_ms / 1000
             self._lose(tx, notices, task, f"Worker {task.worker_id} was silent for {seconds:g} s.")
 

@@ -23,6 +23,7 @@ from nexum_runtime.server.engine import Engine, Snapshot
 from nexum_runtime.server.lifecycle import Claimed, Resolution, Started, StartOrder
 from nexum_runtime.server.states import ExecutionStatus
 from nexum_runtime.server.store.base import EventRow, StoreUnavailable
+from nexum_runtime.server.streams import Stream
 from nexum_runtime.text import MIB, size_text
 
 Context: TypeAlias = Any  # grpc.aio.ServicerContext: grpcio ships no types
@@ -359,17 +360,17 @@ class NexumExtensions:
                     slots,
                     outbox.put_task,
                 )
-                receiving = asyncio.create_task(self._receive(requests, outbox))
+                receiving = asyncio.create_task(self._receive(requests, stream, outbox))
                 try:
                     await outbox.send(context, receiving, self._engine.closing)
                 finally:
                     receiving.cancel()
-                    await self._engine.close_stream(stream, outbox.unsent_tasks())
-        except NexumError as error:
+                    await self._engine.close_stream(stream, outbox.take_back())
+        except (NexumError, StoreUnavailable) as error:
             await _abort(context, error)
 
-    async def _receive(self, requests: AsyncIterator[Any], outbox: "Outbox") -> None:
-        """Record the completions that a worker sends, many at a time."""
+    async def _receive(self, requests: AsyncIterator[Any], stream: Stream, outbox: "Outbox") -> None:
+        """Record the completions that a worker sends, many at a time, and end its stream when it sends no more."""
         under_way: set[asyncio.Task[None]] = set()
         async for request in requests:
             job = asyncio.create_task(self._complete(request, outbox))
@@ -377,12 +378,14 @@ class NexumExtensions:
             job.add_done_callback(under_way.discard)
             if len(under_way) >= COMPLETIONS_LIMIT:
                 await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+        await self._engine.close_stream(stream, outbox.take_back())
         if under_way:
             await asyncio.wait(under_way)
 
     async def _complete(self, request: Any, outbox: "Outbox") -> None:
         if isinstance(request, Unreadable):
-            return  # whose it is cannot be told
+            outbox.refuse("", grpc.StatusCode.INVALID_ARGUMENT.name, request.reason)  # whose it is cannot be told
+            return
         try:
             message = await self._engine.complete(request.task_id, request.output_json)
             crash_point("completion-committed")
@@ -524,8 +527,11 @@ class Outbox:
         """The completion is not recorded: a gRPC status code says how, and `message` why."""
         self._put(pb.PollResponse(task_id=task_id, node_type=code, input_json=message))
 
-    def unsent_tasks(self) -> list[Claimed]:
-        return [each for each in self._queue if isinstance(each, Claimed)]
+    def take_back(self) -> list[Claimed]:
+        """The tasks that were not sent, and are not any more."""
+        tasks = [each for each in self._queue if isinstance(each, Claimed)]
+        self._queue = deque(each for each in self._queue if not isinstance(each, Claimed))
+        return tasks
 
     async def send(self, context: Context, receiving: "asyncio.Task[None]", closing: asyncio.Event) -> None:
         """Send what there is, until the worker sends no more or the server stops."""

@@ -3,7 +3,7 @@
 Only what is in memory: which slots are free, and which task has which. What a task is, and whose, is in the store.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -19,7 +19,12 @@ class Pool:
 
     free: int
     held: set[str] = field(default_factory=set)  # task ids: each has a slot
-    streams: int = 0
+    streams: "list[Stream]" = field(default_factory=list)  # those that are open
+    silent: bool = False  # it has lost a lease and not been heard since: what it is given it would lose as well
+
+    @property
+    def has_room(self) -> bool:
+        return self.free > 0 and not self.silent
 
 
 @dataclass(eq=False)
@@ -31,6 +36,7 @@ class Stream:
     pool: Pool
     push: Callable[[Claimed], None]
     while_open: ExitStack = field(default_factory=ExitStack)
+    closed: bool = False
 
 
 class Streams:
@@ -41,8 +47,8 @@ class Streams:
         self._pools: dict[str, Pool] = {}  # by worker id
         self._holders: dict[str, Pool] = {}  # by task id
 
-    def __iter__(self) -> Iterator[Stream]:
-        return iter(self._open)
+    def pools(self) -> list[Pool]:
+        return list(self._pools.values())
 
     def pool(self, worker_id: str, slots: int) -> Pool:
         """What this worker's streams share."""
@@ -50,8 +56,10 @@ class Streams:
 
     def open(self, stream: Stream, held: Sequence[str]) -> None:
         """`held` are the tasks that its worker has from before."""
-        self._open.append(stream)
-        stream.pool.streams += 1
+        # The newest first: whoever has come back has lost an older one, which may not be known here yet.
+        self._open.insert(0, stream)
+        stream.pool.streams.insert(0, stream)
+        stream.pool.silent = False
         self._pools[stream.taker.worker_id] = stream.pool
         for task_id in held:
             if task_id not in stream.pool.held:
@@ -59,9 +67,10 @@ class Streams:
                 self._hold(stream.pool, task_id)
 
     def close(self, stream: Stream) -> None:
+        stream.closed = True
         self._open.remove(stream)
         pool = stream.pool
-        pool.streams -= 1
+        pool.streams.remove(stream)
         if not pool.streams:
             del self._pools[stream.taker.worker_id]
             for task_id in pool.held:
@@ -69,18 +78,21 @@ class Streams:
 
     def reserve(self, work: Work) -> Stream | None:
         """Take a slot for a task of this work, of the worker that has most of them."""
-        able = [stream for stream in self._open if work in stream.works and stream.pool.free > 0]
+        able = [stream for stream in self._open if work in stream.works and stream.pool.has_room]
         if not able:
             return None
         stream = max(able, key=lambda each: each.pool.free)
         stream.pool.free -= 1
         return stream
 
-    def give(self, stream: Stream, claimed: Claimed) -> None:
-        """Send a task into a slot that was reserved."""
-        if stream.pool.streams:
-            self._hold(stream.pool, claimed.task.task_id)
+    def give(self, stream: Stream, claimed: Claimed) -> bool:
+        """Send a task into a slot that was reserved; False when its stream was closed meanwhile."""
+        if stream.closed:
+            stream.pool.free += 1
+            return False
+        self._hold(stream.pool, claimed.task.task_id)
         stream.push(claimed)
+        return True
 
     def release(self, task_id: str) -> bool:
         """Its slot is free, if it had one."""
@@ -89,6 +101,19 @@ class Streams:
             return False
         pool.held.discard(task_id)
         pool.free += 1
+        return True
+
+    def silence(self, worker_id: str) -> None:
+        """It has lost a lease: let others have the tasks until it is heard."""
+        if worker_id in self._pools:
+            self._pools[worker_id].silent = True
+
+    def hear(self, worker_id: str) -> bool:
+        """It is there. Returns whether that was in doubt."""
+        pool = self._pools.get(worker_id)
+        if pool is None or not pool.silent:
+            return False
+        pool.silent = False
         return True
 
     def _hold(self, pool: Pool, task_id: str) -> None:

@@ -553,9 +553,9 @@ class _SqliteReader:
     def journal(self, prefix: str, after: str, limit_chars: int) -> tuple[dict[str, dict[str, str]], str]:
         rows = self._sql(
             "SELECT execution_id, node_id, output_json FROM executions CROSS JOIN tasks USING (execution_id) "
-            "WHERE execution_id > ? AND execution_id < ? AND executions.status = 'COMPLETED' "
+            f"WHERE execution_id {'>' if after else '>='} ? AND execution_id < ? AND executions.status = 'COMPLETED' "
             "AND tasks.status = 'DONE' ORDER BY execution_id, tasks.seq",
-            (max(prefix, after), _after_prefix(prefix)),
+            (after or prefix, _after_prefix(prefix)),
         )
         found: dict[str, dict[str, str]] = {}
         chars = 0

@@ -1,0 +1,381 @@
+"""StreamTasks and Journal on the wire: what goes out, what comes in, how each call ends."""
+
+import asyncio
+import gc
+import json
+import sqlite3
+import threading
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import grpc
+import pytest
+from nexum import workflow
+from nexum.proto import nexum_pb2 as pb
+from processes import PATIENCE_SECONDS, eventually
+from slow_disk import hold_commits
+from test_store import Faulty
+from test_wire import ECHO, MIB, Text, Wire, start_request, unused, wired
+
+from nexum_runtime import Client, InvalidRequest, ServerUnavailable
+from nexum_runtime.idempotency import key_of
+from nexum_runtime.server import service
+from nexum_runtime.server.app import Server
+from nexum_runtime.server.engine import JOURNAL_PART_CHARS
+from nexum_runtime.server.lifecycle import StartOrder
+from nexum_runtime.server.store.base import StoreUnavailable
+
+__all__ = ["wired"]
+
+FOUND = '{"text":"found"}'
+TWO = workflow("two").effect("first", Text, unused).effect("second", Text, unused, depends_on=["first"]).build()
+
+
+class Stream:
+    """A worker's call, with what it is answered in plain sight."""
+
+    def __init__(self, channel: grpc.aio.Channel, **metadata: str) -> None:
+        named = {"worker_id": "worker", "version_hash": ECHO.version_hash, "workflow_id": "echo"} | metadata
+        method = channel.stream_stream(
+            "/nexum.NexumExtensions/StreamTasks",
+            lambda each: each if isinstance(each, bytes) else each.SerializeToString(),
+            pb.PollResponse.FromString,
+        )
+        sent = tuple((f"nexum-{key.replace('_', '-')}", value) for key, value in named.items())
+        self.call = method(metadata=sent, timeout=PATIENCE_SECONDS)
+
+    async def tasks(self, number: int) -> list[Any]:
+        """The next so many answers, which are all tasks."""
+        answers = [await self.call.read() for _ in range(number)]
+        assert all(answer.has_task for answer in answers)
+        return answers
+
+    async def answer(self) -> tuple[list[str], str, str]:
+        """The next answer, which is no task: the tasks it is about, a status code, a sentence."""
+        answer = await self.call.read()
+        assert not answer.has_task
+        return answer.task_id.split(), answer.node_type, answer.input_json
+
+    async def completes(self, task_id: str, output_json: str = FOUND) -> None:
+        await self.call.write(pb.CompleteRequest(task_id=task_id, output_json=output_json))
+
+    async def ends(self) -> list[Any]:
+        """Send no more; returns all that still comes."""
+        await self.call.done_writing()
+        answers = []
+        while (answer := await self.call.read()) is not grpc.aio.EOF:
+            answers.append(answer)
+        return answers
+
+
+@pytest.fixture
+async def channel(server: Server, wired: Wire) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(f"localhost:{server.port}") as channel:
+        yield channel
+
+
+async def start_all(server: Server, execution_ids: list[str]) -> None:
+    orders = [StartOrder("echo", ECHO.version_hash, "{}", execution_id) for execution_id in execution_ids]
+    await asyncio.gather(*map(server.engine.start, orders))
+
+
+# Tasks and completions
+
+
+async def test_a_task_goes_out_and_its_result_comes_back_on_one_call(
+    channel: grpc.aio.Channel, wired: Wire, client: Client
+) -> None:
+    stream = Stream(channel)
+    await wired.start("e", timeout_ms="5000")
+    (task,) = await stream.tasks(1)
+    assert (task.execution_id, task.node_id, task.node_type) == ("e", "run", "EFFECT")
+    assert task.input_json == '{"input":{},"deps":{},"timeout_ms":5000}'
+    assert task.idempotency_key == key_of("e", "run", ECHO.version_hash)
+    await stream.completes(task.task_id)
+    assert await stream.answer() == ([task.task_id], "", "")
+    assert (await client.status("e")).outputs == {"run": {"text": "found"}}
+    assert await stream.ends() == []
+    assert await stream.call.code() == grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize(
+    ("metadata", "sentence"),
+    [
+        ({"slots": "0"}, "nexum-slots is '0'; it must be a whole number from 1 to 1000."),
+        ({"slots": "1001"}, "nexum-slots is '1001'; it must be a whole number from 1 to 1000."),
+        ({"slots": "many"}, "nexum-slots is 'many'; it must be a whole number from 1 to 1000."),
+        ({"lease_ms": "999"}, "nexum-lease-ms is '999'; it must be a whole number from 1000 to 3600000."),
+        ({"worker_id": ""}, "The worker id '' must be 1 to 200 characters long."),
+        ({"worker_id": "w" * 201}, f"The worker id '{'w' * 40}' must be 1 to 200 characters long."),
+        ({"version_hash": ""}, "The version hash '' must be 1 to 200 characters long."),
+    ],
+)
+async def test_a_stream_that_says_nonsense_is_refused(
+    channel: grpc.aio.Channel, server: Server, metadata: dict[str, str], sentence: str
+) -> None:
+    call = Stream(channel, **metadata).call
+    assert (await call.code(), await call.details()) == (grpc.StatusCode.INVALID_ARGUMENT, sentence)
+    assert server.engine._streams.pools() == []
+
+
+async def test_a_stream_of_a_version_that_is_not_known_yet_has_its_tasks_when_it_is(
+    channel: grpc.aio.Channel, wired: Wire
+) -> None:
+    stream = Stream(channel, version_hash="later")
+    await wired.answer(
+        "RegisterWorkflow", pb.WorkflowIR(workflow_id="echo", version_hash="later", ir_json=ECHO.ir_json)
+    )
+    await wired.call("StartExecution", start_request(version_hash="later"), execution_id="later")
+    (task,) = await stream.tasks(1)
+    assert task.execution_id == "later"
+
+
+async def test_whoever_sends_no_more_is_given_nothing_new_and_all_it_has_sent_is_recorded(
+    channel: grpc.aio.Channel, server: Server, wired: Wire, client: Client
+) -> None:
+    stream, gate = Stream(channel, slots="4"), threading.Event()
+    for name in ("a", "b", "c"):
+        await wired.start(name)
+    tasks = await stream.tasks(3)
+    hold_commits(server.store, gate)
+    for task in tasks:
+        await stream.completes(task.task_id)
+    ending = asyncio.create_task(stream.ends())
+    await eventually(lambda: server.engine._streams.pools() == [])
+    late = asyncio.create_task(wired.start("late"))
+    await eventually(lambda: server.store._waiting)
+    assert not ending.done(), "nothing is recorded yet"
+    gate.set()
+    assert sorted(task_id for answer in await ending for task_id in answer.task_id.split()) == sorted(
+        task.task_id for task in tasks
+    )
+    await late
+    assert sorted(await client.journal("a") | await client.journal("b") | await client.journal("c")) == ["a", "b", "c"]
+    assert (await client.status("late")).attempts == 0
+
+
+async def test_what_is_no_completion_is_refused_and_the_stream_goes_on(channel: grpc.aio.Channel, wired: Wire) -> None:
+    stream = Stream(channel)
+    await stream.call.write(b"\x0a\xff")
+    task_ids, code, sentence = await stream.answer()
+    assert (task_ids, code) == ([], "INVALID_ARGUMENT")
+    assert sentence.startswith("The request is not a CompleteRequest: ")
+    await wired.start()
+    (task,) = await stream.tasks(1)
+    await stream.completes(task.task_id)
+    assert await stream.answer() == ([task.task_id], "", "")
+
+
+async def test_a_completion_that_is_not_recorded_says_how_and_why(
+    channel: grpc.aio.Channel, server: Server, wired: Wire
+) -> None:
+    stream = Stream(channel, slots="2")
+    await wired.start()
+    (task,) = await stream.tasks(1)
+    await stream.completes("nothing.1")
+    assert await stream.answer() == (["nothing.1"], "NOT_FOUND", "No task 'nothing.1' is known.")
+    await stream.completes(task.task_id, "{")
+    task_ids, code, sentence = await stream.answer()
+    assert (task_ids, code) == ([task.task_id], "INVALID_ARGUMENT")
+    assert sentence.startswith(f"The output of task '{task.task_id}' is not JSON: ")
+    connection = server.store._write_connection
+    server.store._write_connection = cast(sqlite3.Connection, Faulty(connection, "COMMIT"))
+    await stream.completes(task.task_id)
+    task_ids, code, sentence = await stream.answer()
+    assert (task_ids, code) == ([task.task_id], "UNAVAILABLE")
+    assert sentence.startswith(f"Cannot use the database {server.store.path}: disk I/O error.")
+    await stream.completes(task.task_id)
+    assert await stream.answer() == ([task.task_id], "", "")
+    await stream.completes(task.task_id)
+    assert await stream.answer() == (
+        [task.task_id],
+        "",
+        "Node run was completed already; this result was not recorded.",
+    )
+
+
+async def test_a_completion_that_is_too_large_fails_its_task(
+    channel: grpc.aio.Channel, server: Server, wired: Wire, client: Client
+) -> None:
+    server.engine.max_message_bytes = 10
+    stream = Stream(channel)
+    await wired.start()
+    (task,) = await stream.tasks(1)
+    await stream.completes(task.task_id)
+    task_ids, _, sentence = await stream.answer()
+    assert task_ids == [task.task_id]
+    assert "the limit is 10 B" in sentence
+    assert (await client.status("e")).error == sentence.partition(" The task has failed.")[0]
+
+
+async def test_a_thousand_completions_at_once_are_recorded_and_acknowledged_together(
+    channel: grpc.aio.Channel, server: Server, client: Client
+) -> None:
+    stream = Stream(channel, slots="1000")
+    names = [f"s/{number:03}" for number in range(1_000)]
+    await start_all(server, names)
+    tasks = await stream.tasks(len(names))
+    for task in tasks:
+        await stream.completes(task.task_id, json.dumps({"text": task.execution_id}))
+    answers = await stream.ends()
+    assert {answer.input_json for answer in answers} == {""}
+    acknowledged = [task_id for answer in answers for task_id in answer.task_id.split()]
+    assert sorted(acknowledged) == sorted(task.task_id for task in tasks)
+    assert len(answers) < len(names) / 10
+    assert await client.journal("s/") == {name: {"run": {"text": name}} for name in names}
+
+
+async def test_no_more_completions_are_read_than_can_be_recorded(
+    channel: grpc.aio.Channel, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "COMPLETIONS_LIMIT", 3)
+    under_way, most, complete = 0, 0, server.engine.complete
+
+    async def counted(task_id: str, output_json: str) -> str:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            return await complete(task_id, output_json)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(server.engine, "complete", counted)
+    stream = Stream(channel, slots="20")
+    await start_all(server, [f"e{number}" for number in range(20)])
+    for task in await stream.tasks(20):
+        await stream.completes(task.task_id)
+    answers = await stream.ends()
+    assert sum(len(answer.task_id.split()) for answer in answers) == 20
+    assert most == 3
+
+
+# How a call ends
+
+
+async def test_a_server_that_stops_ends_the_streams(channel: grpc.aio.Channel, server: Server, wired: Wire) -> None:
+    stream = Stream(channel)
+    await wired.start()
+    await stream.tasks(1)
+    await server.engine.close()
+    assert await stream.call.read() is grpc.aio.EOF
+    assert await stream.call.code() == grpc.StatusCode.OK
+
+
+async def test_of_a_worker_that_vanishes_nothing_is_left(
+    channel: grpc.aio.Channel, server: Server, wired: Wire, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = Stream(channel)
+    await wired.start()
+    (task,) = await stream.tasks(1)
+    await stream.completes(task.task_id)
+    stream.call.cancel()
+    await eventually(lambda: server.engine._streams.pools() == [] and not server.waiting._calls)
+    await wired.start("next")
+    assert (await wired.claim()).execution_id == "next"
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.name in ("asyncio", "grpc._cython.cygrpc")] == []
+
+
+@pytest.mark.parametrize("at", ["its beginning", "its journal"])
+async def test_a_store_that_cannot_be_used_is_told_as_unavailable(
+    channel: grpc.aio.Channel, server: Server, client: Client, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    async def fail(*_: Any, **__: Any) -> None:
+        raise StoreUnavailable("Cannot use the database: its disk is gone.")
+
+    monkeypatch.setattr(server.store, "read", fail)
+    monkeypatch.setattr(server.store, "write", fail)
+    if at == "its beginning":
+        call = Stream(channel).call
+        assert (await call.code(), await call.details()) == (
+            grpc.StatusCode.UNAVAILABLE,
+            "Cannot use the database: its disk is gone.",
+        )
+    else:
+        with pytest.raises(ServerUnavailable, match="its disk is gone"):
+            await client.journal("s/")
+
+
+async def test_a_stream_that_names_no_workflow_has_what_its_connection_has_registered(
+    channel: grpc.aio.Channel, wired: Wire
+) -> None:
+    """As for a workflow whose name no header can carry."""
+    register = channel.unary_unary("/nexum.NexumService/RegisterWorkflow", pb.WorkflowIR.SerializeToString)
+    mine, other = (
+        pb.WorkflowIR(workflow_id=workflow_id, version_hash=ECHO.version_hash, ir_json=ECHO.ir_json)
+        for workflow_id in ("é", "è")
+    )
+    await register(mine)
+    await wired.answer("RegisterWorkflow", other)
+    stream = Stream(channel, workflow_id="", slots="5")
+    for execution_id, workflow_id in (("other", "è"), ("mine", "é"), ("echo", "echo")):
+        await wired.call("StartExecution", start_request(workflow_id=workflow_id), execution_id=execution_id)
+    (task,) = await stream.tasks(1)
+    assert task.execution_id == "mine"
+    assert await stream.ends() == []
+
+
+# Journals
+
+
+async def test_a_journal_has_what_is_completed_and_nothing_else(client: Client, wired: Wire) -> None:
+    await wired.finish("s/done")
+    await wired.start("s/failed")
+    failing = await wired.claim()
+    await wired.answer("FailTask", pb.FailRequest(task_id=failing.task_id, error_message="no"), retryable="false")
+    await wired.start("s/cancelled")
+    await wired.answer("CancelExecution", pb.CancelRequest(execution_id="s/cancelled"))
+    await wired.start("s/runs")
+    await wired.claim()
+    await wired.start("s/waits")
+    assert await client.journal("s/") == {"s/done": {"run": {"text": "found"}}}
+
+
+async def test_a_journal_has_no_neighbours_of_its_prefix(client: Client, wired: Wire) -> None:
+    inside = ["a_b/", "a_b/0", "a_b/zz/1", "a_b/_"]
+    outside = ["a_b", "a_b.", "a_b0", "axb/0", "A_B/0", "a_/0", "a_c/0"]
+    for execution_id in inside + outside:
+        await wired.finish(execution_id)
+    assert sorted(await client.journal("a_b/")) == sorted(inside)
+    assert await client.journal("nothing/") == {}
+
+
+@pytest.mark.parametrize("prefix", ["", "a b", "é", "x" * 201])
+async def test_a_prefix_that_no_id_begins_with_is_refused(client: Client, prefix: str) -> None:
+    with pytest.raises(InvalidRequest, match=r"The execution id .* is not 1 to 200"):
+        await client.journal(prefix)
+
+
+async def test_a_journal_comes_in_parts_of_about_a_million_characters_each_with_whole_executions(
+    client: Client, wired: Wire
+) -> None:
+    sizes = {"s/0": 400_000, "s/1": 400_000, "s/2": 400_000, "s/3": 2_000_000, "s/4": 10, "s/5": 10}
+    for execution_id, size in sizes.items():
+        await wired.finish(execution_id, json.dumps({"text": "x" * size}))
+    call = client._journal(pb.StatusRequest(execution_id="s/"), metadata=())
+    parts = [part async for part in call]
+    assert {part.status for part in parts} == {"COMPLETED"}
+    found = [json.loads(part.completed_nodes_json) for part in parts]
+    assert [list(part) for part in found] == [["s/0", "s/1", "s/2"], ["s/3"], ["s/4", "s/5"]]
+    assert len(parts[0].completed_nodes_json) < 1.5 * JOURNAL_PART_CHARS
+    assert {name: len(nodes["run"]["text"]) for part in found for name, nodes in part.items()} == sizes
+    assert {name: len(nodes["run"]["text"]) for name, nodes in (await client.journal("s/")).items()} == sizes
+
+
+async def test_a_journal_has_room_for_the_largest_of_results(client: Client, wired: Wire) -> None:
+    largest = 16 * MIB - len('{"text":""}')
+    for execution_id in ("s/0", "s/1"):
+        await wired.finish(execution_id, f'{{"text":"{"x" * largest}"}}')
+    journal = await client.journal("s/")
+    assert {name: len(nodes["run"]["text"]) for name, nodes in journal.items()} == {"s/0": largest, "s/1": largest}
+
+
+async def test_a_journal_has_every_node_of_an_execution(client: Client, wired: Wire) -> None:
+    await client.register(TWO)
+    await wired.call("StartExecution", start_request("{}", "two", TWO.version_hash), execution_id="s/two")
+    for output in ('{"text":"1é"}', '{"text":"\\u0032"}'):
+        assert await client.journal("s/") == {}
+        claimed = await wired.answer("PollTask", pb.PollRequest(worker_id="worker", version_hash=TWO.version_hash))
+        await wired.answer("CompleteTask", pb.CompleteRequest(task_id=claimed.task_id, output_json=output))
+    assert await client.journal("s/") == {"s/two": {"first": {"text": "1é"}, "second": {"text": "2"}}}
