@@ -409,7 +409,7 @@ async def test_a_long_task_with_a_short_lease_runs_once_while_its_worker_lives(s
         first = await eventually(lease_end)
 
         async def renewed() -> bool:
-            return await lease_end() > first + 2_000
+            return bool(await lease_end() > first + 2_000)
 
         await eventually(renewed, "a lease renewed twice over")
         return Text(text="done")

@@ -39,6 +39,7 @@ from nexum_runtime.server.store.base import (
     Transaction,
     Workflow,
 )
+from nexum_runtime.text import MIB
 
 T = TypeVar("T")
 
@@ -53,6 +54,7 @@ PATIENCE_MS = 4.0  # how long a commit that nobody waits for may wait for one th
 GROUP_LIMIT = 100  # writes that share one commit
 VACUUM_PAGES = 1_000  # given back in one transaction, so that other writes need not wait for long
 CHECK_MS = 100  # at most, of looking for damage when the database is opened
+CHECK_MIB = 100
 CHECK_STEPS = 10_000  # of SQLite's machine between two looks at the clock
 
 _SCHEMA = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
@@ -435,6 +437,8 @@ class SqliteStore(Store):
 
     def _look_for_damage(self, connection: sqlite3.Connection) -> None:
         """As far as time allows. What is found later is told by the call that comes upon it."""
+        if self.path.stat().st_size > CHECK_MIB * MIB:  # each table is looked at in one step, however large it is
+            return
         deadline = time.monotonic() + CHECK_MS / 1000
         connection.set_progress_handler(lambda: time.monotonic() > deadline, CHECK_STEPS)
         try:
