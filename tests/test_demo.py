@@ -13,6 +13,7 @@ from processes import Finished, NexumDev, Process, environment, eventually, run
 from test_wire import has_ipv6
 
 from dev import local_nexum
+from nexum_runtime import Client
 
 ROOT = Path(__file__).parents[1]
 SHORT_LEASE_MS = "2000"  # of a worker that is to be killed; a shorter one may expire while it lives, under load
@@ -167,6 +168,12 @@ async def test_a_server_killed_while_calls_wait_costs_a_pause_and_nothing_else(s
     stage.worker()
     demo = stage.demo_process(SESSION_ID="s1")
     await eventually(lambda: len(stage.executions) == 2, "two tools running")
+    async with Client(stage.nexum.address) as client:  # they may run a moment before that is recorded
+
+        async def recorded() -> bool:
+            return len(await client.executions("s1/web_search/")) == 2
+
+        await eventually(recorded)
     stage.nexum.kill()
     stage.gate.touch()
     await demo.says("the Nexum server does not answer")
