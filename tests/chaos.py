@@ -136,6 +136,8 @@ class Chaos:
         self.folder, self.rng = folder, random.Random(seed)
         self.ledger = folder / "ledger"
         self.ledger.touch()
+        self.deaths = folder / "deaths"  # of the server: when, and which calls were under way
+        self.deaths.touch()
         self.database = folder / "nexum.db"
         self.rounds = 0
         self.kills: Counter[str] = Counter()  # "{kind of process} {point}"
@@ -216,7 +218,14 @@ class Chaos:
 
     def kill(self, victim: Process | Client, point: str) -> None:
         victim.kill()
+        self.note_death(victim, point)
+
+    def note_death(self, victim: Process | Client, point: str) -> None:
         self.kills[f"{self.kind(victim)} {point}"] += 1
+        if victim is self.server:
+            labels = sorted({call.label for client in self.clients for call in client.calls})
+            with self.deaths.open("a") as lines:
+                lines.write(json.dumps({"at_ms": time.time_ns() // 1_000_000, "labels": labels}) + "\n")
 
     def pause(self, victim: Process | Client) -> None:
         victim.send(signal.SIGSTOP)
@@ -233,7 +242,7 @@ class Chaos:
         code = await victim.ended()
         if code != -signal.SIGKILL:
             raise Broken(f"The {self.kind(victim)} did not die at {point}: it ended with {code}.\n{victim.output}")
-        self.kills[f"{self.kind(victim)} {point}"] += 1
+        self.note_death(victim, point)
 
     # Rounds
 
@@ -415,6 +424,7 @@ def client_dies_at(point: str) -> Fault:
 FAULTS: dict[str, Fault] = {
     "the server dies after it committed a start": server_dies_at("start-committed"),
     "the server dies after it committed a claim": server_dies_at("claim-committed"),
+    "the server dies before a start is committed that is executed already": server_dies_at("begun-uncommitted"),
     "the server dies in the middle of a group commit": server_dies_at("in-group-commit"),
     "the server dies after it committed a completion": server_dies_at("completion-committed"),
     "a worker dies after its claim": worker_dies_at("task-claimed"),
@@ -452,6 +462,7 @@ class Story:
     tasks: list[tuple[str, str | None]] = field(default_factory=list)  # status, output's JSON text
     events: list[dict[str, Any]] = field(default_factory=list)
     effects: list[dict[str, Any]] = field(default_factory=list)  # lines of the ledger
+    deaths: int = 0  # of the server, while it was under way
     told: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))  # by client, in order
 
     @property
@@ -528,9 +539,9 @@ def read_stories(folder: Path, calls: list[Call]) -> list[Story]:
             key = (story.execution_id,)
             query = "SELECT status, output_json FROM tasks WHERE execution_id = ?"
             story.tasks = database.execute(query, key).fetchall()
-            query = "SELECT type, attempt, data_json FROM events WHERE execution_id = ? ORDER BY seq"
-            for type, attempt, data in database.execute(query, key):
-                story.events.append({"type": type, "attempt": attempt} | json.loads(data))
+            query = "SELECT type, at_ms, attempt, data_json FROM events WHERE execution_id = ? ORDER BY seq"
+            for type, at_ms, attempt, data in database.execute(query, key):
+                story.events.append({"type": type, "at_ms": at_ms, "attempt": attempt} | json.loads(data))
     by_label = {story.label: story for story in stories.values()}
 
     def story_of(label: str) -> Story:
@@ -540,6 +551,10 @@ def read_stories(folder: Path, calls: list[Call]) -> list[Story]:
     for line in (folder / "ledger").read_text().splitlines():
         effect = json.loads(line)
         story_of(effect["label"]).effects.append(effect)
+    for line in (folder / "deaths").read_text().splitlines():
+        death = json.loads(line)
+        for story in map(story_of, death["labels"]):
+            story.deaths += not story.events or death["at_ms"] <= story.events[-1]["at_ms"]
     for path in sorted(folder.glob("told-*")):
         for line in path.read_text().splitlines():
             answer = json.loads(line)
@@ -610,9 +625,13 @@ def check_result(story: Story, word: Word) -> Found:
 
 
 def check_effects(story: Story, word: Word) -> Found:
-    """No effect without an attempt, none twice that may happen once, and one key for all attempts."""
-    if len(story.effects) > story.attempts:
-        yield "duplicate", f"{len(story.effects)} effects in {story.attempts} attempts"
+    """No effect without an attempt, none twice that may happen once, and one key for all attempts.
+
+    What may be repeated is pushed to a worker before its attempt is committed: with the server that may die.
+    """
+    lost = 0 if story.once or story.tool in HERE else story.deaths
+    if len(story.effects) > story.attempts + lost:
+        yield "duplicate", f"{len(story.effects)} effects in {story.attempts} attempts, and {lost} deaths of the server"
     if story.once and len(story.effects) > 1:
         yield "duplicate", f"it had {len(story.effects)} effects, and may have one"
     if len({effect["key"] for effect in story.effects}) > 1:

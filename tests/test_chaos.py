@@ -47,6 +47,13 @@ async def test_the_server_is_killed_after_it_committed_a_claim_and_before_the_wo
     assert given_up(stories), "nobody ever worked on what was claimed"
 
 
+async def test_the_server_is_killed_before_it_committed_a_start_that_a_worker_executes_already(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=21)
+    stories = await survived(chaos, "the server dies before a start is committed that is executed already")
+    assert chaos.kills == {"server begun-uncommitted": 1}
+    assert any(len(story.effects) > story.attempts for story in stories), "one effect has no attempt that is recorded"
+
+
 async def test_the_server_is_killed_in_the_middle_of_a_commit_that_many_calls_share(tmp_path: Path) -> None:
     chaos = Chaos(tmp_path, seed=3)
     await survived(chaos, "the server dies in the middle of a group commit")
@@ -187,15 +194,27 @@ def sql(statement: str) -> Tampering:
     return lambda folder, database: database.executescript(statement)
 
 
-def one_more_effect(of_tool: str, **changes: str) -> Tampering:
-    """A line of the ledger a second time, of a call whose tool's name begins like that."""
+def one_more_effect(of_tool: str, times: int = 1, **changes: str) -> Tampering:
+    """A line of the ledger so many times more, of a call whose tool's name begins like that."""
 
     def tamper(folder: Path, database: sqlite3.Connection) -> None:
         inputs = [json.loads(text) for (text,) in database.execute("SELECT input_json FROM executions ORDER BY seq")]
         label = next(call["tool_args"]["label"] for call in inputs if call["tool_name"].startswith(of_tool))
         line = next(line for line in (folder / "ledger").read_text().splitlines() if json.dumps(label) in line)
         with (folder / "ledger").open("a") as ledger:
-            ledger.write(json.dumps(json.loads(line) | changes) + "\n")
+            ledger.write((json.dumps(json.loads(line) | changes) + "\n") * times)
+
+    return tamper
+
+
+def without_deaths(tampering: Tampering) -> Tampering:
+    """… where the server had not died when its call was under way."""
+
+    def tamper(folder: Path, database: sqlite3.Connection) -> None:
+        tampering(folder, database)
+        deaths = [json.loads(line) for line in (folder / "deaths").read_text().splitlines()]
+        assert len(deaths) == 1
+        (folder / "deaths").write_text(json.dumps(deaths[0] | {"at_ms": 2 * deaths[0]["at_ms"]}) + "\n")
 
     return tamper
 
@@ -224,7 +243,9 @@ TAMPERINGS: dict[str, tuple[str, Tampering]] = {
         sql(f"DELETE FROM events WHERE {ONE}; DELETE FROM tasks WHERE {ONE}; DELETE FROM executions WHERE {ONE}"),
     ),
     "an effect that may happen once happens twice": ("duplicate", one_more_effect("send")),
-    "an effect happens without an attempt": ("duplicate", one_more_effect("read")),
+    "an effect happens without an attempt": ("duplicate", without_deaths(one_more_effect("read"))),
+    "a local effect happens without an attempt": ("duplicate", one_more_effect("put_here")),
+    "an effect happens more often than the server died": ("duplicate", one_more_effect("read", 2)),
     "two attempts see two keys": ("untrue", one_more_effect("stumble", key="another")),
     "an execution is stuck": ("stuck", sql(f"UPDATE executions SET status = 'RUNNING' WHERE {ONE}")),
     "a task is stuck": ("stuck", sql(f"UPDATE tasks SET status = 'READY', output_json = NULL WHERE {ONE}")),

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 from processes import eventually
-from test_engine import CHAIN, LEASE_MS, ONE, STEP_MS, Bench, bench, slow_disk
+from test_engine import CHAIN, LEASE_MS, ONE, PAIR, STEP_MS, Bench, bench, slow_disk
 from test_store import Faulty
 
 from nexum_runtime.errors import InvalidRequest, NotFound
@@ -544,6 +544,20 @@ async def test_what_is_claimed_for_a_stream_that_ends_meanwhile_is_given_back_at
     successor = await Worker(bench, "successor").opens()
     await settled(bench)
     assert successor.has == ["a"]
+
+
+async def test_what_is_given_back_of_an_execution_that_has_failed_meanwhile_begins_no_more(bench: Bench) -> None:
+    await bench.register(PAIR)
+    worker = await Worker(bench).opens(2)
+    await bench.start()
+    await settled(bench)
+    await bench.engine.fail(worker.pushed[0].task.task_id, "no", retryable=False)
+    await worker.closes(unsent=1)
+    assert (await bench.story())[-2:] == ["ExecutionFailed", "AttemptReturned b 1"]
+    assert await bench.poll("successor") is None
+    await bench.start(restart="failed")
+    assert await bench.poll("successor") is not None
+    assert await bench.poll("successor") is not None
 
 
 async def test_a_worker_whose_stream_has_ended_is_given_nothing(bench: Bench) -> None:

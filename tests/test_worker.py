@@ -406,7 +406,7 @@ async def test_a_long_task_with_a_short_lease_runs_once_while_its_worker_lives(s
     async def run_long(_: ContextView) -> Text:
         nonlocal calls
         calls += 1
-        first = await eventually(lease_end)
+        first: int = await eventually(lease_end)
 
         async def renewed() -> bool:
             return bool(await lease_end() > first + 2_000)

@@ -268,11 +268,14 @@ class Lifecycle:
         if tx.count_events(claimed.execution_id) >= EVENTS_LIMIT:  # whoever does this without end comes to one
             self._lose(tx, notices, claimed, f"Worker {claimed.worker_id} was gone before it learned of its task.")
             return
-        tx.move_task(claimed.task_key, TaskStatus.READY, attempt_limit=claimed.attempt_limit + 1)
+        runs = _execution_of(tx, claimed).status == ExecutionStatus.RUNNING  # or it has failed by another of its tasks
+        to = TaskStatus.READY if runs else TaskStatus.CANCELLED
+        tx.move_task(claimed.task_key, to, attempt_limit=claimed.attempt_limit + 1)
         data = {"worker": claimed.worker_id}
         now_ms = self._clock()
         tx.add_event(claimed.execution_id, now_ms, Event.ATTEMPT_RETURNED, claimed.node_id, claimed.attempt, data)
-        notices.ready.add((claimed.workflow_id, claimed.version_hash, claimed.execution_id))
+        if runs:
+            notices.ready.add((claimed.workflow_id, claimed.version_hash, claimed.execution_id))
 
     def complete(self, tx: Transaction, notices: Notices, task_id: str, output_json: str) -> str:
         """Record a task's result. The first word wins; returns "" if it was this one, else why nothing changed."""

@@ -263,6 +263,8 @@ class SqliteStore(Store):
                 if results and all(write.is_patient for write, _ in results):
                     await self._next_write(patient_until)
                     group += self._next_of_group(len(group))
+            if any(write.is_patient for write, _ in results):
+                crash_point("begun-uncommitted")
             await self._commit(in_thread=len(group) > ALONE)
             self._check_in_place()  # what went into a file that is gone is not acknowledged
         except BaseException as error:
