@@ -59,6 +59,7 @@ TOOLS: dict[str, Effect] = {
     "send_here": "once",
     "decline_here": "once",
 }
+ALWAYS = ("read", "send")  # among the calls of every client
 RUN_AGAIN = ("read", "read_in_a_thread", "put", "put_in_a_thread")
 PAUSES_MS = (0, 0, 20, 100, 400)  # of a tool, a quarter of it before its effect
 SLOW_MS = 1_000
@@ -66,8 +67,9 @@ CLIENTS, CALLS, SLOTS = 2, 8, 3  # clients of a round, calls of a client, slots 
 SERVER_PAUSES_SECONDS = (1.4, 3.4)  # beyond the workers' lease; beyond what the server takes for an absence of its own
 LAST_STRIKE_SECONDS = 0.6
 FINISH_SECONDS = 60.0  # for a round's clients, once the faults have stopped
+OTHERS = CALLS - len(HERE) - len(ALWAYS)
 CLIENTS_AT_ONCE = 4  # in the last run of every session
-FAULT_WIDTH = 52  # characters of a line
+FAULT_WIDTH = 71  # characters of a line
 EVIDENCE_LIMIT = 5  # problems that are shown
 RESOLVED_EVERY = 3  # of the outcomes that are unknown in the end, a person settles the first, the fourth …
 
@@ -196,7 +198,8 @@ class Chaos:
             if twins and self.clients:
                 session, calls = self.clients[0].session, self.clients[0].calls
             else:
-                tools = [*HERE, *self.rng.sample(list(IN_THE_WORKER), CALLS - len(HERE))]
+                others = self.rng.sample([tool for tool in IN_THE_WORKER if tool not in ALWAYS], OTHERS)
+                tools = self.rng.sample([*HERE, *ALWAYS, *others], CALLS)
                 pauses = self.rng.choices(pauses_ms, k=CALLS)
                 session = name
                 calls = [
@@ -281,10 +284,22 @@ class Chaos:
 
         await eventually(finished, f"the end of the clients of round {self.rounds}", FINISH_SECONDS)
 
-    async def server_dies_at(self, point: str) -> None:
-        await self.start_server(f"{point}:{self.rng.randint(1, 3)}")
+    async def server_dies_at(self, point: str, passes: int) -> None:
+        await self.start_server(f"{point}:{self.rng.randint(1, 1 + passes)}")
         self.enter_clients()
         await self.dies_at(point, self.server)
+
+    async def server_dies_with_an_effect_begun(self) -> None:
+        """Workers have to wait for it: what waits for them begins when it is committed."""
+        await self.start_server("begun-uncommitted")
+
+        async def both_wait() -> bool:
+            async with NexumClient(self.server.address) as client:
+                return [each["waits_for_task"] for each in (await client.inspect())["workers"]] == [True, True]
+
+        await eventually(both_wait, "the workers")
+        self.enter_clients()
+        await self.dies_at("begun-uncommitted", self.server)
 
     async def worker_dies_at(self, point: str) -> None:
         slot = self.rng.randrange(2)
@@ -409,8 +424,9 @@ class Chaos:
         await self.server.ended()
 
 
-def server_dies_at(point: str) -> Fault:
-    return lambda chaos: chaos.server_dies_at(point)
+def server_dies_at(point: str, passes: int = 2) -> Fault:
+    """… after so many passes at most."""
+    return lambda chaos: chaos.server_dies_at(point, passes)
 
 
 def worker_dies_at(point: str) -> Fault:
@@ -423,8 +439,8 @@ def client_dies_at(point: str) -> Fault:
 
 FAULTS: dict[str, Fault] = {
     "the server dies after it committed a start": server_dies_at("start-committed"),
-    "the server dies after it committed a claim": server_dies_at("claim-committed"),
-    "the server dies before a start is committed that is executed already": server_dies_at("begun-uncommitted"),
+    "the server dies after it committed a claim": server_dies_at("claim-committed", passes=0),
+    "the server dies before a start is committed that is executed already": (Chaos.server_dies_with_an_effect_begun),
     "the server dies in the middle of a group commit": server_dies_at("in-group-commit"),
     "the server dies after it committed a completion": server_dies_at("completion-committed"),
     "a worker dies after its claim": worker_dies_at("task-claimed"),
@@ -725,7 +741,10 @@ async def survive(folder: Path, rounds: int, seed: int) -> bool:
             problems = check(folder, chaos.calls, chaos.settled)
         except (AssertionError, NexumError) as error:
             unfinished = check(folder, chaos.calls, chaos.settled)
-            problems = [Problem("stuck", str(error)), *(one for one in unfinished if one.kind != "untrue")]
+            problems = [
+                Problem("stuck", f"in a round in which {fault}: {error}"),
+                *(one for one in unfinished if one.kind != "untrue"),
+            ]
     for problem in problems[:EVIDENCE_LIMIT]:
         print(problem)
     print(figures(chaos, problems, time.monotonic() - began))

@@ -246,7 +246,7 @@ TAMPERINGS: dict[str, tuple[str, Tampering]] = {
     "an effect happens without an attempt": ("duplicate", without_deaths(one_more_effect("read"))),
     "a local effect happens without an attempt": ("duplicate", one_more_effect("put_here")),
     "an effect happens more often than the server died": ("duplicate", one_more_effect("read", 2)),
-    "two attempts see two keys": ("untrue", one_more_effect("stumble", key="another")),
+    "two attempts see two keys": ("untrue", one_more_effect("read", key="another")),
     "an execution is stuck": ("stuck", sql(f"UPDATE executions SET status = 'RUNNING' WHERE {ONE}")),
     "a task is stuck": ("stuck", sql(f"UPDATE tasks SET status = 'READY', output_json = NULL WHERE {ONE}")),
     "a result is recorded twice": (
