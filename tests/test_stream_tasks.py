@@ -372,10 +372,12 @@ async def test_a_journal_has_room_for_the_largest_of_results(client: Client, wir
 
 
 async def test_a_journal_has_every_node_of_an_execution(client: Client, wired: Wire) -> None:
+    """Also when one of them fills a part of it."""
     await client.register(TWO)
+    long = "é" * JOURNAL_PART_CHARS
     await wired.call("StartExecution", start_request("{}", "two", TWO.version_hash), execution_id="s/two")
-    for output in ('{"text":"1é"}', '{"text":"\\u0032"}'):
+    for output in (f'{{"text":"{long}"}}', '{"text":"\\u0032"}'):
         assert await client.journal("s/") == {}
         claimed = await wired.answer("PollTask", pb.PollRequest(worker_id="worker", version_hash=TWO.version_hash))
         await wired.answer("CompleteTask", pb.CompleteRequest(task_id=claimed.task_id, output_json=output))
-    assert await client.journal("s/") == {"s/two": {"first": {"text": "1é"}, "second": {"text": "2"}}}
+    assert await client.journal("s/") == {"s/two": {"first": {"text": long}, "second": {"text": "2"}}}

@@ -546,6 +546,21 @@ async def test_what_is_claimed_for_a_stream_that_ends_meanwhile_is_given_back_at
     assert successor.has == ["a"]
 
 
+async def test_what_was_not_sent_is_given_back_although_whoever_ends_the_stream_is_cancelled(bench: Bench) -> None:
+    await bench.register(ONE)
+    worker = await Worker(bench).opens()
+    await bench.start()
+    async with bench.store._turn:
+        closing = asyncio.create_task(worker.closes(unsent=1))
+        await asyncio.sleep(0)  # it waits for the store now
+        await asyncio.sleep(0)
+        closing.cancel()
+        await asyncio.wait([closing])
+    await settled(bench)
+    assert closing.cancelled()
+    assert (await bench.story())[-1] == "AttemptReturned run 1"
+
+
 async def test_what_is_given_back_of_an_execution_that_has_failed_meanwhile_begins_no_more(bench: Bench) -> None:
     await bench.register(PAIR)
     worker = await Worker(bench).opens(2)

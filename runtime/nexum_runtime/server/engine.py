@@ -615,7 +615,7 @@ class Engine:
         if not stream.closed:
             self._streams.close(stream)
         if unsent:
-            await self._return(unsent)
+            await asyncio.shield(self._spawn(self._return(unsent)))
 
     def _give(self, stream: Stream, claimed: Claimed) -> None:
         if not self._streams.give(stream, claimed):
