@@ -15,7 +15,7 @@ from nexum.proto import nexum_pb2 as pb
 from processes import PATIENCE_SECONDS, eventually
 from slow_disk import hold_commits
 from test_store import Faulty
-from test_wire import ECHO, MIB, Text, Wire, start_request, unused, wired
+from test_wire import ECHO, MIB, Text, Wire, poll_request, start_request, unused, wired
 
 from nexum_runtime import Client, InvalidRequest, ServerUnavailable
 from nexum_runtime.idempotency import key_of
@@ -275,6 +275,26 @@ async def test_of_a_worker_that_vanishes_nothing_is_left(
     assert (await wired.claim()).execution_id == "next"
     gc.collect()
     assert [record.getMessage() for record in caplog.records if record.name in ("asyncio", "grpc._cython.cygrpc")] == []
+
+
+async def test_what_a_worker_did_not_read_before_it_sends_no_more_goes_to_others(
+    channel: grpc.aio.Channel, server: Server, wired: Wire
+) -> None:
+    names = [f"e{number:02}" for number in range(20)]
+    large = json.dumps("x" * MIB)
+    for name in names:
+        await server.engine.start(StartOrder("echo", ECHO.version_hash, large, name))
+    stream = Stream(channel, slots="20")
+    await eventually(lambda: [len(pool.held) for pool in server.engine._streams.pools()] == [20])
+    await stream.call.done_writing()
+    await eventually(lambda: server.engine._streams.pools() == [])
+    await eventually(lambda: not server.engine._jobs)
+    sent = [task.execution_id for task in await stream.ends()]
+    others = []
+    while (polled := await wired.answer("PollTask", poll_request("other"))).has_task:
+        others.append(polled.execution_id)
+    assert others
+    assert sorted(sent + others) == names, "each to one of them"
 
 
 @pytest.mark.parametrize("at", ["its beginning", "its journal"])
