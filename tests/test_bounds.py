@@ -149,7 +149,7 @@ async def test_a_client_has_2000_calls_waiting_and_no_more_while_others_go_on(
 
 
 async def test_the_requests_of_a_client_s_waiting_calls_are_so_large_and_no_larger(
-    server: Server, wired: Wire, address: str, monkeypatch: pytest.MonkeyPatch
+    server: Server, wired: Wire, client: Client, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request stays in memory for as long as its call waits."""
     monkeypatch.setattr(service, "WAITING_MIB_LIMIT", 1)
@@ -167,7 +167,7 @@ async def test_the_requests_of_a_client_s_waiting_calls_are_so_large_and_no_larg
             "This client has calls of 683.7 KiB waiting already, and one more of 683.7 KiB is over the limit of 1 MiB; "
             "let some of them end first.",
         )
-        assert (await greedy.answer("GetStatus", status_request("e/0"))).status == "RUNNING"
+        await eventually(lambda: client.executions("e/0"))
         await wired.answer("CancelExecution", pb.CancelRequest(execution_id="e/0"))
         assert (await held).status == "CANCELLED"
         assert (await greedy.answer("Execute", large, execution_id="e/2", wait_ms="0")).status == "RUNNING"
