@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import openai
-from agents import Agent, ModelProvider, MultiProvider, RunConfig, Runner, set_tracing_disabled
+from agents import Agent, ModelProvider, MultiProvider, RunConfig, set_tracing_disabled
 from agents.exceptions import AgentsException
 from agents.models import get_default_model
 
 from dev import local_nexum
+from durable_approval import run_with_approvals
 from durable_model import durable_models
 from durable_session import DurableCallError, DurableEvent, check_session_id, durable_session, nexum_client
 from nexum_runtime import NexumError
@@ -33,15 +34,15 @@ from nexum_runtime.signals import stop_requested
 from nexum_runtime.wire import DEFAULT_ADDRESS
 from submit_task import durable_tool
 from terminal import RunView, command_line
-from tools import visit_webpage, web_search
+from tools import save_report, visit_webpage, web_search
 
 QUESTION = "What is durable execution for AI agents?"
 GEMINI_MODEL = "litellm/gemini/gemini-3.8-flash"
 MAX_TURNS = 20
 
 
-def build_agent(model: str) -> Agent[Any]:
-    return Agent(
+def build_agent(model: str, saves_report: bool = False) -> Agent[Any]:
+    agent = Agent[Any](
         name="Researcher",
         instructions=(
             "You are a research assistant. Search the web for what the question needs, read the most promising pages, "
@@ -51,6 +52,10 @@ def build_agent(model: str) -> Agent[Any]:
         tools=[durable_tool(web_search, effect="read"), durable_tool(visit_webpage, effect="read")],
         model=model,
     )
+    if saves_report:
+        agent.instructions = f"{agent.instructions} Then save your answer with save_report, and tell it."
+        agent.tools.append(durable_tool(save_report, needs_approval=True))  # not before you say `nexum approve`
+    return agent
 
 
 def choose_model(offline: bool) -> tuple[str, ModelProvider, str]:
@@ -80,7 +85,7 @@ class Interrupted(Exception):
 async def ask(agent: Agent[Any], question: str, models: ModelProvider) -> str:
     """The agent's answer. Raises Interrupted when a signal comes first."""
     run_config = RunConfig(model_provider=models)
-    asking = asyncio.create_task(Runner.run(agent, question, max_turns=MAX_TURNS, run_config=run_config))
+    asking = asyncio.create_task(run_with_approvals(agent, question, max_turns=MAX_TURNS, run_config=run_config))
     stopping = asyncio.create_task(stop_requested())
     await asyncio.wait({asking, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if asking.done():
@@ -114,7 +119,7 @@ async def run(arguments: argparse.Namespace, session_id: str, view: RunView, aga
         view.saved = stack.enter_context(durable_session(session_id, on_event)).saved
         if arguments.durable_model:
             models = durable_models(session_id, models)
-        return await ask(build_agent(model), arguments.question, models)
+        return await ask(build_agent(model, arguments.save_report), arguments.question, models)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -124,6 +129,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dev", action="store_true", help="bring a server and a worker (logs in .nexum/)")
     parser.add_argument(
         "--crash-after", type=int, metavar="N", help="die by SIGKILL right after the Nth completed call"
+    )
+    parser.add_argument(
+        "--save-report", action="store_true", help="let the agent save its answer in reports/, if you approve"
     )
     parser.add_argument(
         "--no-durable-model",
@@ -146,7 +154,7 @@ def main() -> int:
         check_session_id(session_id)
     except DurableCallError as error:
         sys.exit(str(error))
-    flags = [flag for flag in ("--offline", "--dev") if getattr(arguments, flag.strip("-"))]
+    flags = [flag for flag in ("--offline", "--dev", "--save-report") if vars(arguments)[flag[2:].replace("-", "_")]]
     flags += [] if arguments.durable_model else ["--no-durable-model"]
     view, again = RunView(), command_line(session_id, arguments.question, flags)
     try:

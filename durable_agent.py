@@ -117,6 +117,8 @@ class _Copies:
         copies = self
 
         class Durable(kind):  # type: ignore[misc, valid-type]
+            durable_session = self._session
+
             async def get_mcp_tools(self, run_context: Any) -> list[Tool]:
                 return [copies._tool(self, tool) for tool in await super().get_mcp_tools(run_context)]
 

@@ -64,14 +64,14 @@ def recorded_tool(tool: FunctionTool, session: DurableSession | None, effect: Ef
             return result if is_recordable(result) else str(result)  # which is what the SDK tells of it
 
         try:
-            return await recorded(run, tool.name, _parsed(arguments), told, effect)
+            return await recorded(run, tool.name, parsed_arguments(arguments), told, effect)
         except OutcomeUnknown as unknown:
             return str(unknown)
 
     return wrapped(tool, around)
 
 
-def _parsed(arguments: str) -> dict[str, Any]:
+def parsed_arguments(arguments: str) -> dict[str, Any]:
     """Providers format the same arguments in different ways."""
     try:
         parsed = json.loads(arguments or "{}")

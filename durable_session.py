@@ -40,13 +40,13 @@ class DurableCallError(AgentsException):
 class CallEvent:
     """What a durable session tells about one of its tool calls."""
 
-    kind: Literal["started", "waiting", "stored", "cached", "failed", "unknown", "unrecorded"]
+    kind: Literal["started", "waiting", "approved", "rejected", "stored", "cached", "failed", "unknown", "unrecorded"]
     execution_id: str
     tool_name: str
     tool_args: dict[str, Any]
     elapsed_ms: int = 0  # since the call was submitted
     saved_ms: int = 0  # cached: what the tool took when it ran
-    detail: str = ""  # failed, unknown, unrecorded: why; waiting: for a "server", a "worker" or the "result"
+    detail: str = ""  # rejected, failed, unknown, unrecorded: why; waiting: for what (nexum_runtime.client.Waiting)
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,18 @@ class DurableSession:
             journal = await nexum_client().journal(f"{self.session_id}/")
             self._journal = journal if self._journal is None else self._journal  # it may have come meanwhile
         return self._journal.pop(execution_id, None)
+
+    def progress(self) -> dict[str, Any]:
+        """How far this run is, as JSON: with it another process goes on where this one was."""
+        given_back = {call: sorted(numbers) for call, numbers in self._given_back.items() if numbers}
+        return {"turns": self.turns, "made": dict(self._made), "given_back": given_back}
+
+    def go_on_from(self, progress: dict[str, Any]) -> None:
+        """Be as far as that run was, or further."""
+        self.turns = progress["turns"] | self.turns
+        self._made |= Counter(progress["made"])
+        for call, numbers in progress["given_back"].items():
+            self._given_back[call].update(numbers)
 
     @property
     def is_replaying(self) -> bool:

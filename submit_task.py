@@ -30,13 +30,13 @@ from durable_session import (
 )
 from nexum_runtime import NexumError, Outcome, ServerUnavailable
 from nexum_runtime.wire import ATTEMPTS_DEFAULT, ATTEMPTS_LIMIT, EFFECTS, TIMEOUT_MS_LIMIT
-from workflow import NODE, ToolCall, ToolResult, tool_call_workflow
+from workflow import NODE, ToolCall, ToolResult, approved_tool_call_workflow, tool_call_workflow
 
 TIMEOUT_SECONDS = 120.0  # for one call, from its submission to its result
 ATTEMPT_SECONDS = 60.0  # for one attempt of a durable tool
 PAUSE_SECONDS = 30.0  # between two attempts, at most
 DURABLE = "is_durable"  # an attribute of tools whose calls are recorded
-WORKFLOW = tool_call_workflow()
+WORKFLOW, APPROVED_WORKFLOW = tool_call_workflow(), approved_tool_call_workflow()
 
 __all__ = ["CallEvent", "DurableCallError", "DurableSession", "durable_session", "durable_tool", "submit_tool_call"]
 
@@ -45,6 +45,10 @@ Effect = Literal["read", "idempotent", "once"]
 
 class ToolFailed(Exception):
     """The tool ran and failed. Its own words are told to the model, and the run goes on."""
+
+
+class ToolRejected(ToolFailed):
+    """A person said no, and it was not run. The model is told, with the reason."""
 
 
 class OutcomeUnknown(ToolFailed):
@@ -63,19 +67,22 @@ async def submit_tool_call(
     effect: Effect = "idempotent",
     max_attempts: int | None = None,
     attempt_timeout: float | None = None,
+    needs_approval: bool = False,
 ) -> str:
     """The result of a tool call: from the store if this session has made it before, else as soon as it is recorded.
 
     `tool_args` is anything JSON can carry. `timeout` is how many seconds to wait here for the result: a server that
     restarts meanwhile is waited for. `attempt_timeout` is how many seconds one attempt may take. For `effect` and
-    `max_attempts` see `durable_tool`.
-    Raises ToolFailed with the tool's own words, OutcomeUnknown when a tool with `effect="once"` may or may not have
-    run, DurableCallError when Nexum could not carry the call.
+    `max_attempts` see `durable_tool`. With `needs_approval` it waits, for as long as that takes, until a person says
+    yes (`nexum approve`).
+    Raises ToolFailed with the tool's own words, ToolRejected when a person said no, OutcomeUnknown when a tool with
+    `effect="once"` may or may not have run, DurableCallError when Nexum could not carry the call.
     """
     session = current_session()
     if session is None or session.session_id != session_id:
         session = _sessions.setdefault(session_id, DurableSession(session_id))
-    execution_id = session.next_execution_id(tool_name, tool_args)
+    content = {"needs_approval": tool_args} if needs_approval else tool_args
+    execution_id = session.next_execution_id(tool_name, content)
     started = asyncio.get_running_loop().time()
 
     def report(kind: Any, saved_ms: int = 0, detail: str = "") -> None:
@@ -84,7 +91,7 @@ async def submit_tool_call(
 
     async def execute(restart: Literal["failed", "unknown"] | None) -> Outcome:
         return await nexum_client().execute(
-            WORKFLOW,
+            APPROVED_WORKFLOW if needs_approval else WORKFLOW,
             ToolCall(tool_name=tool_name, tool_args=tool_args).model_dump(),
             execution_id=execution_id,
             restart=restart,
@@ -116,6 +123,9 @@ async def submit_tool_call(
     if outcome.error_code == "OUTCOME_UNKNOWN" and effect == "once":
         report("unknown", detail=_why(outcome))
         raise unknown_outcome(tool_name, outcome)
+    if outcome.error_code == "REJECTED":
+        report("rejected", detail=_why(outcome))
+        raise ToolRejected(rejection(tool_name, outcome))
     if outcome.status != "COMPLETED":
         report("failed", detail=_why(outcome))
         raise ToolFailed(_why(outcome))
@@ -135,6 +145,11 @@ def unknown_outcome(tool_name: str, outcome: Outcome) -> OutcomeUnknown:
     )
 
 
+def rejection(tool_name: str, outcome: Outcome) -> str:
+    """What the model is told of a call that a person said no to."""
+    return f"This call of {tool_name} was not made. {_why(outcome)}"
+
+
 def _why(outcome: Outcome) -> str:
     return outcome.error or f"The call was {outcome.status.lower()}."
 
@@ -145,6 +160,7 @@ def durable_tool(
     effect: Effect = "idempotent",
     max_attempts: int | None = None,
     timeout: float = ATTEMPT_SECONDS,
+    needs_approval: bool | Callable[..., bool] = False,
     **function_tool_options: Any,
 ) -> FunctionTool:
     """The tool that `function_tool(function, **options)` makes, with every call of it recorded by Nexum.
@@ -162,6 +178,8 @@ def durable_tool(
                     A call that failed is not attempted again either, unless by `nexum resolve --retry`.
     `timeout` is how many seconds one attempt may take. An async function is cancelled then; a sync one cannot be: its
     thread runs on, and what it returns is dropped.
+    `needs_approval`, True or a function of the call's arguments that says so, lets no worker have a call before a
+    person has said yes to it: `nexum approve`. Other calls go on meanwhile. `nexum reject` tells the model why not.
 
     Raises TypeError for a function whose calls cannot travel: one that takes the run context, or *args or **kwargs;
     ValueError for an `effect`, `max_attempts` or `timeout` out of range.
@@ -187,6 +205,7 @@ def durable_tool(
                 "put Runner.run(...) inside `with durable_session(session_id):`."
             )
         tool_args = to_jsonable_python(signature.bind(*args, **kwargs).arguments)
+        asks = needs_approval(*args, **kwargs) if callable(needs_approval) else needs_approval
         return await submit_tool_call(
             function.__name__,
             tool_args,
@@ -195,6 +214,7 @@ def durable_tool(
             effect=effect,
             max_attempts=attempts,
             attempt_timeout=timeout,
+            needs_approval=asks,
         )
 
     tell = function_tool_options.pop("failure_error_function", default_tool_error_function)

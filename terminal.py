@@ -51,6 +51,7 @@ class RunView:
         self.calls = 0  # likewise
         self.saved = Saved()
         self.unsettled: list[CallEvent] = []  # calls that may or may not have run
+        self.asked: dict[str, CallEvent] = {}  # calls that wait for a person's yes, by execution id
         self._kinds: set[str] = set()  # of the events so far
         self._hints_given: set[str] = set()
 
@@ -63,6 +64,10 @@ class RunView:
         self.console.print(f"{PREFIX} {_shown(text)}")
 
     def on_event(self, event: DurableEvent) -> None:
+        if event.detail == "approval" and isinstance(event, CallEvent):
+            self._ask(event)
+            return
+        self.asked.pop(event.execution_id, None)
         if event.kind == "waiting":
             self._hint(event)
             return
@@ -71,6 +76,8 @@ class RunView:
             self.note(f"turn {event.number} is new: {event.detail}")
         text = {
             "started": "…",
+            "approved": "[green]approved ✓[/]",
+            "rejected": f"[red]rejected ✗[/] {escape(error_line(event.detail))}",
             "stored": f"[green]stored ✓[/] {duration_text(event.elapsed_ms)}",
             "cached": "[yellow]cached ⚡[/]",
             "failed": f"[red]failed ✗[/] {escape(error_line(event.detail))}",
@@ -86,6 +93,12 @@ class RunView:
         self.calls += is_there
         if event.kind == "unknown":
             self.unsettled.append(event)
+
+    def _ask(self, event: CallEvent) -> None:
+        if event.execution_id not in self.asked:
+            self.asked[event.execution_id] = event
+            self._line(event, "[yellow]waits for your yes[/]")
+            self._as_it_is(_answers(event))
 
     def _hint(self, event: DurableEvent) -> None:
         if event.detail == "result":
@@ -127,6 +140,10 @@ class RunView:
         self.console.print(f"[red]{escape(error_line(why))}[/]")
         if self.unsettled:
             self._ask_to_settle()
+        if self.asked:
+            self.console.print("[yellow]Waits for your yes, now or later:[/]")
+            for event in self.asked.values():
+                self._as_it_is(f"  {_call(event)}\n{_answers(event)}")
         stored = counted(self.turns, self.calls)
         what = f"Stored so far: {stored}. Go on with" if stored else "Try again with"
         self._as_it_is(f"{what}:\n  {again}")
@@ -141,8 +158,7 @@ class RunView:
             "--result 'what it returned', --failed 'why', or --retry to have it attempted again:"
         )
         for event in self.unsettled:
-            command = " ".join([*_assignments(_address()), "nexum", "resolve", _quoted(event.execution_id)])
-            self._as_it_is(f"  {_call(event)}\n    {command}")
+            self._as_it_is(f"  {_call(event)}\n    {_nexum('resolve', event)}")
 
     def _as_it_is(self, text: str) -> None:
         """With its tabs: to be copied, or read by a program."""
@@ -160,6 +176,15 @@ def _address() -> dict[str, str]:
     """NEXUM_ADDRESS, when it has to be said."""
     address = os.environ.get("NEXUM_ADDRESS", DEFAULT_ADDRESS)
     return {} if address == DEFAULT_ADDRESS else {"NEXUM_ADDRESS": address}
+
+
+def _answers(event: CallEvent) -> str:
+    """The commands that say yes and no."""
+    return f"    {_nexum('approve', event)}\n    {_nexum('reject', event)} --reason 'why not'"
+
+
+def _nexum(command: str, event: CallEvent) -> str:
+    return " ".join([*_assignments(_address()), "nexum", command, _quoted(event.execution_id)])
 
 
 def _assignments(settings: dict[str, str]) -> list[str]:

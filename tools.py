@@ -1,4 +1,4 @@
-"""The agent's tools: a web search and a page reader, with a limit on everything the web may do to them.
+"""The agent's tools: a web search, a page reader, and one that saves a report, with a limit on everything.
 
 Plain functions that know nothing of agents, nor of what makes their calls durable. The agent only needs their
 signatures and docstrings, so a library is imported where it is used: in the worker, at the first call.
@@ -7,12 +7,19 @@ Whatever goes wrong is said in one sentence, a `ToolError`, for the model to rea
 
 import asyncio
 import json
+import os
+import re
+import secrets
+import stat
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import offline
 import webpage
+from nexum_runtime.text import size_text
 from workflow import ToolError
 
 SEARCH_RESULTS_MAX = 20
@@ -20,6 +27,11 @@ SEARCH_ENGINE_TIMEOUT_S = 5  # for each search engine
 SEARCH_DEADLINE_S = 20.0  # for all of them together
 
 PAGE_CHARS_MAX = 8_000  # of what the model gets to read
+
+REPORTS = Path("reports")  # in the worker's folder
+REPORT_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
+REPORT_NAMES = 'letters, digits, ".", "_" and "-", at most 100, and no "." in front'
+REPORT_BYTES_MAX = 1024 * 1024
 
 
 async def web_search(query: str, max_results: int = 5) -> str:
@@ -65,9 +77,55 @@ async def visit_webpage(url: str) -> str:
     return page
 
 
+def save_report(name: str, text: str) -> str:
+    """Save a report as a file in the folder reports/. One that has this name already is replaced.
+
+    Args:
+        name: The file's name, such as durable-execution.md: letters, digits, ".", "_" and "-", no "." in front.
+        text: What to write into it.
+    """
+    if not REPORT_NAME.fullmatch(name):
+        raise ToolError(f"{name[:100]!r} is no name for a report: {REPORT_NAMES}.", retryable=False, begun=False)
+    content = text.encode(errors="replace")
+    if len(content) > REPORT_BYTES_MAX:
+        reason = f"The report is {size_text(len(content))}; the limit is {size_text(REPORT_BYTES_MAX)}."
+        raise ToolError(reason, retryable=False, begun=False)
+    try:
+        REPORTS.mkdir(exist_ok=True)
+        folder = os.open(REPORTS, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)  # all that follows happens in there
+    except OSError as error:
+        raise ToolError(f"Cannot write to the folder {REPORTS}: {error.strerror}.", retryable=False) from None
+    try:
+        _replace_file(folder, name, content)
+    except OSError as error:
+        raise ToolError(f"Cannot write {REPORTS / name}: {error.strerror}.") from None
+    finally:
+        os.close(folder)
+    return f"Saved as {REPORTS / name}, {size_text(len(content))}."
+
+
+def _replace_file(folder: int, name: str, content: bytes) -> None:
+    """Whole or not at all, and only if what is there is a file: no symlink is followed, none replaced."""
+    try:
+        if not stat.S_ISREG(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            raise ToolError(f"{REPORTS / name} is there already, and is no file.", retryable=False, begun=False)
+    except FileNotFoundError:
+        pass
+    written = f".{name}.{secrets.token_hex(8)}"  # a name that no report can have
+    try:
+        with os.fdopen(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=folder), "wb") as file:
+            file.write(content)
+        os.replace(written, name, src_dir_fd=folder, dst_dir_fd=folder)
+    except OSError:
+        with suppress(FileNotFoundError):
+            os.unlink(written, dir_fd=folder)
+        raise
+
+
 TOOLS: dict[str, Callable[..., Any]] = {  # what a worker may run, by name; sync functions run in threads
     "web_search": web_search,
     "visit_webpage": visit_webpage,
+    "save_report": save_report,
 }
 
 

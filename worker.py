@@ -24,7 +24,7 @@ from nexum_runtime.logs import log_to_stderr
 from nexum_runtime.signals import stop_requested
 from nexum_runtime.text import error_line, redact, shorten
 from nexum_runtime.worker import DRAIN_SECONDS, run_in_thread
-from workflow import ToolCall, ToolError, ToolResult, tool_call_workflow
+from workflow import ToolCall, ToolError, ToolResult, approved_tool_call_workflow, tool_call_workflow
 
 LOGGED_CHARS = 120  # of a call's arguments
 
@@ -81,7 +81,8 @@ async def main() -> None:
         webpage.go_offline()
     try:
         host, port = wire.split_address(os.environ.get("NEXUM_ADDRESS", wire.DEFAULT_ADDRESS))
-        worker = Worker([tool_call_workflow(run_tool)], concurrency=arguments.concurrency, host=host, port=port)
+        workflows = [tool_call_workflow(run_tool), approved_tool_call_workflow(run_tool)]
+        worker = Worker(workflows, concurrency=arguments.concurrency, host=host, port=port)
         mode = "the offline web only" if arguments.offline else "the web"
         log.info(
             "Worker for %s, on %s, %d at once. Ctrl-C stops it.", ", ".join(tools.TOOLS), mode, arguments.concurrency

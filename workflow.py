@@ -1,8 +1,15 @@
-"""What an agent does as Nexum workflows, each a single EFFECT node.
+"""What an agent does as Nexum workflows, each a single EFFECT node, some behind a person's yes.
 
 openai-agents-tool-call   a tool call, executed by worker.py
     input    {"tool_name": "web_search", "tool_args": {"query": "durable execution", "max_results": 5}}
     output   {"result": "1. Durable execution …", "duration_ms": 412}
+
+openai-agents-approved-tool-call  the same, after a HUMAN_APPROVAL node: nobody executes it before a person has said yes
+    input, output  the same
+
+openai-agents-approval    only the yes, to a call that the SDK itself holds back
+    input    the same
+    output   {"approved": true, "approver": "anna", "comment": "fine"}
 
 openai-agents-local-call  a tool call that the agent's own process executes: a local effect
     input    the same
@@ -20,9 +27,10 @@ from nexum import WorkflowDef, workflow
 from nexum.context import ContextView
 from pydantic import BaseModel, model_validator
 
-from nexum_runtime import TaskError
+from nexum_runtime import TaskError, human_approval
 
 NODE = "tool_call"
+APPROVAL_NODE = "approval"
 
 
 class ToolCall(BaseModel):
@@ -82,5 +90,14 @@ def tool_call_workflow(handler: Callable[[ContextView], Awaitable[ToolResult]] =
     return workflow("openai-agents-tool-call").effect(NODE, ToolResult, handler).build()
 
 
+def approved_tool_call_workflow(
+    handler: Callable[[ContextView], Awaitable[ToolResult]] = _runs_in_the_worker,
+) -> WorkflowDef:
+    """The same for calls that need a person's yes."""
+    approved = human_approval(workflow("openai-agents-approved-tool-call"), APPROVAL_NODE)
+    return approved.effect(NODE, ToolResult, handler).build()
+
+
+APPROVAL = human_approval(workflow("openai-agents-approval"), APPROVAL_NODE).build()
 LOCAL_CALL = workflow("openai-agents-local-call").effect("local_call", Local, _runs_in_its_own_process).build()
 MODEL_TURN = workflow("openai-agents-model-turn").effect("model_turn", Local, _runs_in_its_own_process).build()

@@ -6,7 +6,7 @@ conversation alone, and every sentence about the subject comes word for word fro
 
     nothing called yet   → two searches, in parallel
     searched             → visits to the best pages, in parallel
-    pages read           → the answer
+    pages read           → the answer, saved first where there is a tool for it
 """
 
 import hashlib
@@ -36,6 +36,7 @@ PAGES_READ = 3
 RANK_DAMPING = 10  # reciprocal rank fusion's k: how little a first place is worth more than a second
 QUOTES_PER_PAGE = 4
 OPENING_WEIGHT = 1.5  # a page's first paragraph defines its subject
+FILE_NAME_CHARS = 60
 SAME_SAID = 0.5  # the share of a sentence's words from which on another one has said the same
 
 NOT_COVERED = "The offline pages do not cover this question, so there is nothing to answer it with."
@@ -127,11 +128,14 @@ def _next_turn(input: str | list[TResponseInputItem], tools: list[Tool]) -> list
     question, calls = _since_last_question(input)
     searches = [call.output for call in calls if call.tool == "web_search"]
     visits = [call for call in calls if call.tool == "visit_webpage"]
+    saves = [call.output for call in calls if call.tool == "save_report"]
     plan: list[tuple[str, dict[str, Any]]] = []
     if not searches:
         plan = [("web_search", {"query": f"{query} {SITE}"}) for query in _queries(question)]
     elif not visits:
         plan = [("visit_webpage", {"url": url}) for url in _best_urls(searches)]
+    elif not saves:
+        plan = [("save_report", {"name": _file_name(question), "text": _answer(question, searches, visits)})]
     available = {tool.name for tool in tools}
     position = 1 if isinstance(input, str) else len(input)
     turn: list[TResponseOutputItem] = [
@@ -139,7 +143,7 @@ def _next_turn(input: str | list[TResponseInputItem], tools: list[Tool]) -> list
         for offset, (tool, arguments) in enumerate(plan)
         if tool in available
     ]
-    return turn or [_message(position, _answer(question, searches, visits))]
+    return turn or [_message(position, "\n\n".join([_answer(question, searches, visits), *saves]))]
 
 
 def _since_last_question(input: str | list[TResponseInputItem]) -> tuple[str, list[_Call]]:
@@ -155,6 +159,11 @@ def _since_last_question(input: str | list[TResponseInputItem]) -> tuple[str, li
         elif item.get("type") == "function_call_output" and item["call_id"] in calls:
             calls[item["call_id"]].output = _text(item["output"])
     return question, list(calls.values())
+
+
+def _file_name(question: str) -> str:
+    words = "-".join(re.findall(r"[a-z0-9]+", question.lower()))
+    return f"{words[:FILE_NAME_CHARS] or 'report'}.md"
 
 
 def _text(content: str | list[dict[str, Any]]) -> str:

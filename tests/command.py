@@ -10,7 +10,7 @@ from processes import Finished
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
-from nexum_runtime import Client
+from nexum_runtime import Client, human_approval
 from nexum_runtime.cli import app
 from nexum_runtime.cli.base import FAILED
 
@@ -29,10 +29,16 @@ async def unused(_: Any) -> Text:
 ECHO = workflow("echo").effect("run", Text, unused).build()
 
 
-async def start(client: Client, execution_id: str) -> None:
+GATE = human_approval(workflow("gate"), "approve").build()
+GATES = human_approval(human_approval(workflow("gates"), "first"), "second", depends_on=()).build()
+
+
+async def start(client: Client, execution_id: str, definition: Any = ECHO) -> None:
     """Start an execution and do not wait for its end."""
-    await client.register(ECHO)
-    request = pb.StartRequest(workflow_id="echo", version_hash=ECHO.version_hash, input_json='{"q": "página"}')
+    await client.register(definition)
+    request = pb.StartRequest(
+        workflow_id=definition.workflow_id, version_hash=definition.version_hash, input_json='{"q": "página"}'
+    )
     stub = pb_grpc.NexumServiceStub(client._channel)
     await stub.StartExecution(request, metadata=(("nexum-execution-id", execution_id),))
 

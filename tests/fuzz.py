@@ -56,6 +56,7 @@ WORKFLOWS: dict[str, dict[str, list[str]]] = {
     "one": {"run": []},
     "two": {"run": []},
     "chain": {"a": [], "b": ["a"], "c": ["a", "b"]},
+    "gate": {"approval": [], "run": ["approval"]},
 }
 
 
@@ -182,7 +183,7 @@ class Inventor:
             case "execution_id":
                 return self.pick(*self._known.execution_ids, "e/", "")
             case "node_id":
-                return self.pick("run", "a", "b", "")
+                return self.pick("run", "approval", "a", "b", "")
             case "task_id":
                 return self.pick(*self._known.task_ids)
             case "status":
@@ -303,7 +304,9 @@ class Inventor:
             lambda: last.update(dependencies=["nowhere"]),
             lambda: last.update(dependencies=["n0"] * rng.choice([2, 10_000])),
             lambda: last.update(dependencies=rng.choice([None, 0, "n0", {"n0": 1}, [["n0"]], [None], ["\ud800"]])),
-            lambda: first.update(type=rng.choice(["TIMER", "effect", "", None, 1, [], {}, ["EFFECT"], "\ud800"])),
+            lambda: first.update(
+                type=rng.choice(["TIMER", "HUMAN_APPROVAL", "effect", "", None, 1, [], {}, ["EFFECT"], "\ud800"])
+            ),
             lambda: first.pop("type"),
             lambda: nodes.update({rng.choice(["", "\ud800", "\x00", "x" * 201, "é" * 200]): first}),
             lambda: nodes.update({f"m{i}": first for i in range(rng.choice([900, 999, 1_001, 20_000]))}),
@@ -404,7 +407,11 @@ def varint(number: int) -> bytes:
 
 
 def ir(dependencies: dict[str, list[str]]) -> bytes:
-    nodes = {node_id: {"type": "EFFECT", "dependencies": needed} for node_id, needed in dependencies.items()}
+    types = {"approval": "HUMAN_APPROVAL"}
+    nodes = {
+        node_id: {"type": types.get(node_id, "EFFECT"), "dependencies": needed}
+        for node_id, needed in dependencies.items()
+    }
     return json.dumps({"nodes": nodes}).encode()
 
 

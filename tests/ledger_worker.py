@@ -6,6 +6,7 @@ HELD set, only the tool of that name waits. LEASE_MS shortens the lease: its cal
 
 import asyncio
 import functools
+import inspect
 import json
 import os
 import sys
@@ -27,7 +28,8 @@ def recorded(name: str, tool: Callable[..., Any]) -> Callable[..., Any]:
             ledger.write(json.dumps([name, arguments]) + "\n")
         while os.environ.get("HELD", name) == name and not Path(os.environ["GATE"]).exists():
             await asyncio.sleep(0.01)
-        return await tool(**arguments)
+        result = tool(**arguments)
+        return await result if inspect.isawaitable(result) else result
 
     return run
 

@@ -13,8 +13,8 @@ from submit_task import durable_tool
 from tools import visit_webpage, web_search
 
 
-def build_agent(model: str) -> Agent[Any]:
-    agent = original(model)
+def build_agent(model: str, saves_report: bool = False) -> Agent[Any]:
+    agent = original(model, saves_report)
     agent.tools = [durable_tool(web_search, effect="read"), durable_tool(visit_webpage, effect="once")]
     return agent
 

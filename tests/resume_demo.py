@@ -21,6 +21,7 @@ from agents.exceptions import ModelBehaviorError
 
 import demo
 import terminal
+from durable_approval import run_with_approvals
 from durable_session import DurableEvent
 
 APIS = ("responses", "streamed", "chat", "gemini")
@@ -45,6 +46,7 @@ def choose(api: str) -> None:
 
 async def warm_up() -> None:
     """Let the clients import and build what they do when they are first used. Nothing of Nexum, which cannot fork."""
+    vars(demo)["run_with_approvals"] = Runner.run
     for api in APIS:
         choose(api)
         model, models, _ = demo.choose_model(offline=False)
@@ -52,6 +54,7 @@ async def warm_up() -> None:
         agent.tools = []
         with suppress(ModelBehaviorError):  # it calls a tool
             await demo.ask(agent, "Warm up", models)
+    vars(demo)["run_with_approvals"] = run_with_approvals
 
 
 def run(session: str, kill_after: int, log: str) -> None:

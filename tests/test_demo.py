@@ -36,7 +36,7 @@ class Stage:
     def worker(self, **changes: str) -> Process:
         name = f"worker-{len(list(self.folder.glob('worker-*')))}.log"
         command: list[str | Path] = [sys.executable, ROOT / "tests" / "ledger_worker.py", "--offline"]
-        worker = Process(command, self.folder / name, env=self.environment(**changes))
+        worker = Process(command, self.folder / name, env=self.environment(**changes), cwd=self.folder)
         worker.start()
         return worker
 

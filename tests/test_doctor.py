@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import ECHO, Text, assert_refused, claim, finish, nexum, start, unused
+from command import ECHO, GATE, Text, assert_refused, claim, finish, nexum, start, unused
 from nexum import workflow
-from nexum.proto import nexum_pb2 as pb
 from processes import NexumDev, eventually
 from test_failing_store import limit
 
@@ -201,13 +200,8 @@ async def test_an_outcome_that_nobody_knows_is_named(client: Client, address: st
     assert await diagnosed(address) == {"unknown": said}
 
 
-async def test_an_approval_that_nobody_has_answered_is_named(
-    client: Client, address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def approvals(_: Client) -> list[Any]:
-        return list(pb.PendingApprovalsResponse(items=[{"execution_id": "s/e", "node_id": "approve"}]).items)
-
-    monkeypatch.setattr(Client, "approvals", approvals)
+async def test_an_approval_that_nobody_has_answered_is_named(client: Client, address: str) -> None:
+    await start(client, "s/e", GATE)
     said = "s/e waits for a person's yes, at approve; see what for, and answer: nexum approvals s/e"
     assert await diagnosed(address) == {"approval": said}
 

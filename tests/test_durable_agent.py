@@ -54,11 +54,14 @@ from mcp.types import Tool as MCPTool
 from processes import environment, eventually
 from pydantic import BaseModel
 
+import durable_session as durable_session_module
 import tools
 from durable_agent import durable_agent
+from durable_approval import kept_state, run_with_approvals
 from durable_local import durable_local
-from durable_session import DurableCallError, durable_session, nexum_client
+from durable_session import DurableCallError, DurableEvent, TurnEvent, durable_session, nexum_client
 from nexum_runtime import Client, Worker
+from nexum_runtime.server.app import Server, ServerConfig
 from submit_task import Effect, durable_tool
 from worker import run_tool
 from workflow import tool_call_workflow
@@ -499,6 +502,113 @@ async def test_an_interrupted_run_that_goes_on_in_its_own_copy_counts_its_identi
         result = await Runner.run(durable, state)
     assert outputs(result) == ["paid", "paid"]
     assert happened == ["give", "give"]
+
+
+async def answered(client: Client, running: asyncio.Task[Any], reason: str = "") -> None:
+    """Kill what runs as soon as it asks a person, and answer it then: with a no, if there is a `reason`."""
+    (waiting,) = await eventually(client.approvals)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    if reason:
+        await client.reject(waiting.execution_id, waiting.node_id, "Eva", reason)
+    else:
+        await client.approve(waiting.execution_id, waiting.node_id, "Eva")
+
+
+def pays() -> FunctionTool:
+    @function_tool(needs_approval=True)
+    def pay() -> str:
+        happened.append("pay")
+        return f"paid {len(happened)}"
+
+    return pay
+
+
+async def test_an_interrupted_run_goes_on_in_a_new_copy_at_its_interruption_and_counts_identical_calls_on(
+    client: Client,
+) -> None:
+    agent = agent_with(pays(), turns=[calls(("pay", {})), calls(("pay", {})), says("done")])
+    events: list[DurableEvent] = []
+
+    async def run() -> Any:
+        events.clear()
+        with durable_session("s", events.append):
+            return await run_with_approvals(durable_agent(agent, "s"), "go")
+
+    for _ in range(2):
+        await answered(client, asyncio.create_task(run()))
+    for turns in ([(3, "started"), (3, "stored")], [(3, "cached")]):
+        result = await run()
+        assert outputs(result) == ["paid 1", "paid 2"]
+        assert [(each.number, each.kind) for each in events if isinstance(each, TurnEvent)] == turns
+    assert happened == ["pay", "pay"]
+
+
+async def test_a_no_to_an_interruption_is_told_to_the_model_and_by_every_later_run(client: Client) -> None:
+    agent = agent_with(pays(), returns("beside"))
+    await answered(client, asyncio.create_task(run_with_approvals(durable_agent(agent, "s"), "go")), "no money")
+    for _ in range(2):
+        result = await run_with_approvals(durable_agent(agent, "s"), "go")
+        assert sorted(outputs(result)) == ["This call of pay was not made. Rejected by Eva: no money", "beside"]
+    assert happened == ["give"], "the other one"
+
+
+async def test_an_interruption_inside_of_an_agent_tool_goes_on_in_a_new_copy(client: Client) -> None:
+    inner = agent_with(pays())
+    inner.name = "Inner"
+    outer = agent_with(inner.as_tool("ask", "Ask."), turns=[calls(("ask", {"input": "pay"})), says("done")])
+    await answered(client, asyncio.create_task(run_with_approvals(durable_agent(outer, "s"), "go")))
+    for _ in range(2):
+        result = await run_with_approvals(durable_agent(outer, "s"), "go")
+        assert result.final_output == "done"
+    assert happened == ["pay"]
+
+
+async def test_the_state_of_a_run_with_another_question_is_not_gone_on_with(client: Client) -> None:
+    agent = agent_with(pays())
+    await answered(client, asyncio.create_task(run_with_approvals(durable_agent(agent, "s"), "go")))
+    assert await kept_state(durable_agent(agent, "s"), "go") is not None
+    assert await kept_state(durable_agent(agent, "s"), "stop") is None
+    assert await kept_state(durable_agent(agent, "t"), "go") is None
+
+
+async def test_a_context_that_json_does_not_carry_is_given_anew(client: Client) -> None:
+    class Wallet:
+        coins = 5
+
+    @function_tool(needs_approval=True)
+    def pay(context: RunContextWrapper[Wallet]) -> int:
+        context.context.coins -= 1
+        return context.context.coins
+
+    agent = agent_with(pay)
+
+    def run() -> Any:
+        return run_with_approvals(durable_agent(agent, "s"), "go", context=Wallet())
+
+    await answered(client, asyncio.create_task(run()))
+    assert outputs(await run()) == ["4"]
+
+
+async def test_a_state_that_is_too_large_is_not_kept_and_the_run_replays_to_its_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(ServerConfig(tmp_path / "small.db", port=0, max_message_mib=1))
+    await server.start()
+    monkeypatch.setenv("NEXUM_ADDRESS", f"localhost:{server.port}")
+    vars(durable_session_module)["_clients"].clear()
+    agent, question = agent_with(pays()), "go" * 1_000_000
+    async with Client(f"localhost:{server.port}") as client:
+        await answered(client, asyncio.create_task(run_with_approvals(durable_agent(agent, "s"), question)))
+        assert await kept_state(durable_agent(agent, "s"), question) is None
+        assert outputs(await run_with_approvals(durable_agent(agent, "s"), question)) == ["paid 1"]
+    await nexum_client().close()
+    await server.stop()
+
+
+async def test_a_run_that_waits_for_people_is_one_of_a_session() -> None:
+    with pytest.raises(DurableCallError, match="Agent 'Agent' was run outside of a session"):
+        await run_with_approvals(agent_with(pays()), "go")
 
 
 async def _yes() -> bool:

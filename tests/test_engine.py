@@ -15,8 +15,8 @@ from processes import PATIENCE_SECONDS, eventually
 from slow_disk import hold_commits
 
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
-from nexum_runtime.server.engine import ABSENCE_MS, Engine, Snapshot
-from nexum_runtime.server.lifecycle import Claimed, Started, StartOrder
+from nexum_runtime.server.engine import ABSENCE_MS, SWEEP_INTERVAL_MS, Engine, Snapshot
+from nexum_runtime.server.lifecycle import TIMERS_AT_ONCE, Claimed, Resolution, Started, StartOrder, Verdict
 from nexum_runtime.server.store.base import StoreUnavailable
 from nexum_runtime.server.store.sqlite import SqliteStore
 from nexum_runtime.wire import NESTING_LIMIT
@@ -29,13 +29,19 @@ ONE = {"run": "EFFECT"}
 PURE = {"run": "COMPUTE"}
 CHAIN = {"search": "EFFECT", "visit": "EFFECT search", "sum": "COMPUTE search visit"}
 PAIR = {"a": "EFFECT", "b": "EFFECT"}
+GATE = {"ask": "HUMAN_APPROVAL", "run": "EFFECT ask"}
+NAP = {"nap": "TIMER", "run": "EFFECT nap"}
+TIMER_MS = 60_000
 
 
 def ir(nodes: dict[str, str]) -> str:
     """`{"sum": "COMPUTE search visit"}` is a COMPUTE node that depends on two others."""
-    spelled = {
+    spelled: dict[str, dict[str, Any]] = {
         node_id: {"type": words.split()[0], "dependencies": words.split()[1:]} for node_id, words in nodes.items()
     }
+    for node in spelled.values():
+        if node["type"] == "TIMER":
+            node["delay_seconds"] = TIMER_MS / 1000
     return json.dumps({"nodes": spelled})
 
 
@@ -74,6 +80,15 @@ class Bench:
         claimed = await self.poll(worker_id, lease_ms)
         assert claimed is not None, "there was nothing to claim"
         return claimed.task.task_id
+
+    async def approve(self, node_id: str = "ask", execution_id: str = "e") -> str:
+        return await self.engine.answer(execution_id, node_id, Verdict(True, "anna", "fine"))
+
+    async def reject(self, node_id: str = "ask", execution_id: str = "e") -> str:
+        return await self.engine.answer(execution_id, node_id, Verdict(False, "bob", "too dear"))
+
+    async def pending(self) -> list[tuple[str, str]]:
+        return [(each.execution_id, each.node_id) for each in await self.engine.approvals(10)]
 
     async def snapshot(self, execution_id: str = "e") -> Snapshot:
         return await self.engine.snapshot(execution_id)
@@ -1125,13 +1140,13 @@ async def test_a_poll_that_is_cancelled_as_it_is_woken_takes_nothing_more(bench:
 async def test_whoever_waits_is_told_whether_it_is_for_a_worker(bench: Bench) -> None:
     await bench.register(ONE)
     await bench.start()
-    assert (await bench.snapshot()).waits_for_worker
+    assert (await bench.snapshot()).waits_for == "worker"
     claimed = await bench.claim()
-    assert not (await bench.snapshot()).waits_for_worker
+    assert (await bench.snapshot()).waits_for == ""
     await bench.engine.fail(claimed, "no")
-    assert not (await bench.snapshot()).waits_for_worker, "the next attempt's time has not come"
+    assert (await bench.snapshot()).waits_for == "", "the next attempt's time has not come"
     bench.now_ms += 60_000
-    assert (await bench.snapshot()).waits_for_worker
+    assert (await bench.snapshot()).waits_for == "worker"
 
 
 async def test_a_poll_that_vanishes_after_its_claim_gives_the_task_back(bench: Bench) -> None:
@@ -1268,7 +1283,7 @@ async def test_another_owner_waits_and_takes_over_as_soon_as_the_first_has_gone(
     await attending.aclose()
     async with asyncio.timeout(PATIENCE_SECONDS):
         started, found = await waiting
-    assert (started.claimed, found.execution.status, found.waits_for_worker) == (None, "RUNNING", True)
+    assert (started.claimed, found.execution.status, found.waits_for) == (None, "RUNNING", "worker")
     assert (await bench.engine.execute(order, FOREVER_MS))[0].claimed is not None
     lost = (await bench.events())[2]
     assert (lost["type"], lost["error"]) == ("LeaseExpired", "Worker first has gone.")
@@ -1323,7 +1338,7 @@ async def test_an_owner_that_has_gone_gives_up_all_it_holds_and_nothing_of_other
     async with aclosing(bench.engine.attend("me")) as attending:
         await anext(attending)
     await eventually(lambda: not bench.engine._jobs)
-    assert [(await bench.snapshot(each)).waits_for_worker for each in ("e0", "e1", "e2")] == [True, False, True]
+    assert [(await bench.snapshot(each)).waits_for for each in ("e0", "e1", "e2")] == ["worker", "", "worker"]
 
 
 async def test_a_server_that_stops_gives_up_nothing_of_those_who_attend(bench: Bench) -> None:
@@ -1477,3 +1492,277 @@ async def test_a_state_at_any_moment_is_one_a_new_server_carries_on_from(bench: 
         bench.engine = bench.new_engine()
         assert await bench.engine.complete(task_id, json.dumps(node)) == ""
     assert await bench.status() == "COMPLETED"
+
+
+# Approvals
+
+
+async def test_an_approval_waits_from_the_moment_its_node_is_ready_and_no_worker_gets_it(bench: Bench) -> None:
+    await bench.register({"draft": "EFFECT", "ask": "HUMAN_APPROVAL draft", "run": "EFFECT ask"})
+    await bench.start()
+    draft = await bench.claim()
+    assert await bench.pending() == []
+    bench.now_ms += 5_000
+    await bench.engine.complete(draft, '"a letter"')
+    (asked,) = await bench.engine.approvals(10)
+    assert (asked.execution_id, asked.node_id, asked.workflow_id, asked.since_ms) == ("e", "ask", "w", bench.now_ms)
+    assert await bench.poll() is None
+    assert (await bench.snapshot()).waits_for == "approval"
+    await bench.pass_time(10 * LEASE_MS)
+    assert await bench.pending() == [("e", "ask")], "it has no lease that could end"
+
+
+async def test_what_is_approved_goes_on_with_who_said_so_and_why(bench: Bench) -> None:
+    await bench.register(GATE)
+    await bench.start()
+    assert await bench.approve() == "Approved."
+    assert await bench.pending() == []
+    claimed = await bench.poll()
+    assert claimed is not None
+    assert json.loads(claimed.input_json)["deps"] == {"ask": {"approved": True, "approver": "anna", "comment": "fine"}}
+    assert await bench.engine.complete(claimed.task.task_id, '"sent"') == ""
+    snapshot = await bench.snapshot()
+    assert (snapshot.execution.status, snapshot.attempts) == ("COMPLETED", 1)
+    assert await bench.story() == [
+        "ExecutionStarted",
+        "ApprovalRequested ask",
+        "TaskApproved ask",
+        "AttemptStarted run 1",
+        "TaskCompleted run 1",
+        "ExecutionCompleted",
+    ]
+    assert (await bench.events())[2].items() >= {"approver": "anna", "comment": "fine"}.items()
+
+
+async def test_a_stream_whose_worker_waits_gets_the_task_as_soon_as_it_is_approved(bench: Bench) -> None:
+    await bench.register(GATE)
+    pushed: list[Claimed] = []
+    stream = await bench.engine.open_stream("worker", "h", ["w"], LEASE_MS, 1, pushed.append)
+    await bench.start()
+    assert stream.pool.free == 1
+    await bench.approve()
+    await eventually(lambda: pushed)
+    assert pushed[0].task.node_id == "run"
+    await bench.engine.close_stream(stream, ())
+
+
+async def test_an_execution_of_nothing_but_an_approval_is_over_with_it(bench: Bench) -> None:
+    await bench.register({"ask": "HUMAN_APPROVAL"})
+    await bench.start()
+    waiting = asyncio.create_task(bench.engine.snapshot("e", FOREVER_MS))
+    await eventually(lambda: bench.engine._watched)
+    await bench.approve()
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        found = await waiting
+    assert found.execution.status == "COMPLETED"
+    assert json.loads(found.outputs["ask"])["approver"] == "anna"
+
+
+async def test_what_is_rejected_fails_with_the_reason_and_nothing_of_it_begins(bench: Bench) -> None:
+    await bench.register(GATE | {"other": "HUMAN_APPROVAL", "nap": "TIMER", "beside": "EFFECT"})
+    await bench.start()
+    assert await bench.reject() == "Rejected."
+    execution = (await bench.snapshot()).execution
+    assert (execution.status, execution.error_code) == ("FAILED", "REJECTED")
+    assert execution.error == "Rejected by bob: too dear"
+    assert await bench.pending() == [], "the other approval is not asked for any more"
+    await bench.pass_time(TIMER_MS)
+    assert await bench.poll() is None
+    assert (await bench.story())[-2:] == ["TaskRejected ask", "ExecutionFailed"]
+
+
+async def test_the_first_word_on_an_approval_wins_and_the_second_is_told(bench: Bench) -> None:
+    await bench.register(GATE)
+    for execution_id, first, second in (("e1", bench.approve, bench.reject), ("e2", bench.reject, bench.approve)):
+        await bench.start(execution_id)
+        await first("ask", execution_id)
+        status = await bench.status(execution_id)
+        said = "approved by anna" if first == bench.approve else "rejected by bob"
+        told = f"Node ask of {execution_id} was {said} already; nothing was changed."
+        assert await first("ask", execution_id) == told
+        with pytest.raises(InvalidRequest, match=told):
+            await second("ask", execution_id)
+        assert await bench.status(execution_id) == status
+        assert [each.split()[0] for each in await bench.story(execution_id)].count("TaskApproved") <= 1
+
+
+async def test_of_many_answers_at_once_one_counts(bench: Bench) -> None:
+    await bench.register(GATE)
+    await bench.start()
+    answers = [bench.approve() if number % 2 else bench.reject() for number in range(20)]
+    said = await asyncio.gather(*answers, return_exceptions=True)
+    assert [each for each in said if each in ("Approved.", "Rejected.")] == ["Rejected."]
+
+
+async def test_what_was_rejected_is_asked_for_again_only_when_a_person_says_so(bench: Bench) -> None:
+    await bench.register(GATE)
+    await bench.start()
+    await bench.reject()
+    for restart in ("failed", "unknown"):
+        assert (await bench.start(restart=restart)).before == "FAILED"
+        assert await bench.status() == "FAILED"
+    await bench.engine.resolve("e", "", Resolution("retry"))
+    assert await bench.pending() == [("e", "ask")]
+    await bench.approve()
+    await bench.engine.complete(await bench.claim(), "1")
+    assert await bench.status() == "COMPLETED"
+
+
+async def test_what_was_approved_stays_so_when_its_effect_is_tried_again(bench: Bench) -> None:
+    await bench.register(GATE)
+    await bench.start()
+    await bench.approve()
+    await bench.engine.fail(await bench.claim(), "no luck", retryable=False)
+    await bench.start(restart="failed")
+    assert await bench.pending() == []
+    await bench.engine.complete(await bench.claim(), "1")
+    assert await bench.status() == "COMPLETED"
+
+
+async def test_a_no_outweighs_what_fails_besides(bench: Bench) -> None:
+    await bench.register({"beside": "EFFECT"} | GATE)
+    await bench.start()
+    beside = await bench.claim()
+    await bench.reject()
+    await bench.engine.fail(beside, "no luck", retryable=False)
+    assert (await bench.snapshot()).execution.error_code == "REJECTED"
+
+
+async def test_what_is_cancelled_is_not_asked_for_any_more_and_is_again_with_its_restart(bench: Bench) -> None:
+    await bench.register(GATE)
+    await bench.start()
+    await bench.engine.cancel("e")
+    assert await bench.pending() == []
+    with pytest.raises(InvalidRequest, match="Execution e has ended; its node ask needs no answer"):
+        await bench.approve()
+    bench.now_ms += 5_000
+    await bench.start(restart="failed")
+    (asked,) = await bench.engine.approvals(10)
+    assert asked.since_ms == bench.now_ms
+
+
+async def test_what_waits_for_a_person_is_not_pruned(bench: Bench) -> None:
+    await bench.register(GATE)
+    await bench.start()
+    bench.now_ms += 1_000_000
+    assert await bench.engine.prune("", 0, dry_run=False) == (0, 0)
+    await bench.reject()
+    assert (await bench.engine.prune("", 0, dry_run=False))[0] == 1
+
+
+async def test_the_one_that_waits_the_longest_is_listed_first(bench: Bench) -> None:
+    await bench.register(GATE)
+    for number in (1, 2, 3):
+        bench.now_ms += 1_000
+        await bench.start(f"e{number}")
+    await bench.engine.cancel("e1")
+    bench.now_ms += 1_000
+    await bench.start("e1", restart="failed")
+    assert await bench.pending() == [("e2", "ask"), ("e3", "ask"), ("e1", "ask")]
+
+
+@pytest.mark.parametrize(("execution_id", "node_id"), [("ghost", "ask"), ("e", "ghost"), ("e", "run"), ("e", "")])
+async def test_an_answer_to_what_nobody_asked_is_not_found(bench: Bench, execution_id: str, node_id: str) -> None:
+    await bench.register(GATE)
+    await bench.start()
+    with pytest.raises(NotFound, match=f"Node '{node_id}' of '{execution_id}' waits for no approval."):
+        await bench.approve(node_id, execution_id)
+
+
+async def test_who_answers_has_a_name_of_bounded_length(bench: Bench) -> None:
+    await bench.register(GATE)
+    await bench.start()
+    with pytest.raises(InvalidRequest, match="The approver 'xxx"):
+        await bench.engine.answer("e", "ask", Verdict(True, "x" * 201, ""))
+    assert await bench.engine.answer("e", "ask", Verdict(False, "", "")) == "Rejected."
+    assert (await bench.snapshot()).execution.error == "Rejected."
+    with pytest.raises(InvalidRequest, match="was rejected already"):
+        await bench.approve()
+
+
+# Timers
+
+
+async def test_a_timer_fires_when_its_time_has_come_and_needs_no_worker(bench: Bench) -> None:
+    await bench.register(NAP)
+    await bench.start()
+    due_ms = bench.now_ms + TIMER_MS
+    assert (await bench.events())[1].items() >= {"type": "TimerSet", "node": "nap", "due_at_ms": due_ms}.items()
+    await bench.pass_time(TIMER_MS - 1)
+    assert await bench.poll() is None
+    await bench.pass_time(1)
+    claimed = await bench.poll()
+    assert claimed is not None
+    assert json.loads(claimed.input_json)["deps"] == {
+        "nap": {"waited_until": "2023-11-14T22:14:20.000Z", "delay_seconds": 60.0}
+    }
+    assert await bench.story() == ["ExecutionStarted", "TimerSet nap", "TimerFired nap", "AttemptStarted run 1"]
+
+
+async def test_the_sweep_before_a_timer_is_over_says_when_it_fires(bench: Bench) -> None:
+    await bench.register(NAP)
+    assert await bench.engine.sweep() == SWEEP_INTERVAL_MS
+    await bench.start()
+    assert await bench.engine.sweep() == SWEEP_INTERVAL_MS
+    bench.now_ms += TIMER_MS - 70
+    await bench.engine.sweep()
+    assert await bench.engine.sweep() == 70
+    bench.now_ms += 100
+    await bench.engine.sweep()
+    assert await bench.engine.sweep() == SWEEP_INTERVAL_MS
+
+
+async def test_a_timer_whose_time_came_while_no_server_ran_fires_when_one_does(bench: Bench) -> None:
+    await bench.register({"nap": "TIMER"})
+    await bench.start()
+    bench.now_ms += 100 * TIMER_MS
+    bench.engine = bench.new_engine()
+    await bench.engine.restart_clock()
+    await bench.engine.sweep()
+    assert await bench.status() == "COMPLETED"
+
+
+async def test_a_restart_of_the_server_does_not_cut_a_timer_short(bench: Bench) -> None:
+    await bench.register({"nap": "TIMER"})
+    await bench.start()
+    bench.engine = bench.new_engine()
+    await bench.engine.restart_clock()
+    await bench.pass_time(TIMER_MS - 1)
+    assert await bench.status() == "RUNNING"
+    await bench.pass_time(1)
+    assert await bench.status() == "COMPLETED"
+
+
+async def test_a_timer_that_was_cancelled_is_set_anew_with_its_restart(bench: Bench) -> None:
+    await bench.register({"nap": "TIMER"})
+    await bench.start()
+    await bench.engine.cancel("e")
+    await bench.pass_time(2 * TIMER_MS)
+    assert await bench.status() == "CANCELLED"
+    await bench.start(restart="failed")
+    await bench.pass_time(TIMER_MS - 1)
+    assert await bench.status() == "RUNNING"
+    await bench.pass_time(1)
+    assert await bench.status() == "COMPLETED"
+    assert await bench.story() == [
+        "ExecutionStarted",
+        "TimerSet nap",
+        "ExecutionCancelled",
+        "ExecutionRestarted",
+        "TimerSet nap",
+        "TimerFired nap",
+        "ExecutionCompleted",
+    ]
+
+
+async def test_many_timers_that_are_due_fire_a_part_at_a_time_without_a_pause(bench: Bench) -> None:
+    await bench.register({"nap": "TIMER"})
+    for number in range(TIMERS_AT_ONCE + 1):
+        await bench.start(f"e{number}")
+    bench.now_ms += TIMER_MS
+    assert await bench.engine.sweep() == 0
+    assert await bench.status(f"e{TIMERS_AT_ONCE - 1}") == "COMPLETED"
+    assert await bench.status(f"e{TIMERS_AT_ONCE}") == "RUNNING"
+    assert await bench.engine.sweep() == 0
+    assert await bench.status(f"e{TIMERS_AT_ONCE}") == "COMPLETED"
+    assert await bench.engine.sweep() == SWEEP_INTERVAL_MS

@@ -9,7 +9,7 @@ import pytest
 from nexum_runtime.server import graph
 from nexum_runtime.server.graph import GraphError
 
-TYPES_TO_COME = ("TIMER", "HUMAN_APPROVAL", "ROUTER", "MAP", "REDUCE", "SUBWORKFLOW")
+TYPES_TO_COME = ("ROUTER", "MAP", "REDUCE", "SUBWORKFLOW")
 
 
 def ir(**nodes: Any) -> str:
@@ -94,16 +94,32 @@ def test_a_dependency_that_is_named_twice_is_one() -> None:
     assert named_twice == graph.parse(ir(a=effect(), b=effect("a")))
 
 
+@pytest.mark.parametrize("delay_seconds", [None, "60", True, -1, -0.1, 1e12, [], {}])
+def test_a_timer_without_a_proper_delay_is_refused(delay_seconds: Any) -> None:
+    sentence = "node 'nap' is a TIMER whose delay_seconds is .*; it must be a number from 0 to 316224000"
+    with pytest.raises(GraphError, match=sentence):
+        graph.parse(ir(nap={"type": "TIMER", "delay_seconds": delay_seconds}))
+
+
+@pytest.mark.parametrize("delay_seconds", [0, 1, 0.25, 316_224_000])
+def test_a_timer_may_wait_for_any_part_of_a_second_and_for_years(delay_seconds: float) -> None:
+    assert graph.parse(ir(nap={"type": "TIMER", "delay_seconds": delay_seconds})).nodes["nap"].delay_seconds == (
+        delay_seconds
+    )
+
+
 def test_what_nexum_py_builds_is_understood() -> None:
     from nexum import workflow
     from pydantic import BaseModel
 
-    built = workflow("w").effect("a", BaseModel, print).compute("b", BaseModel, print).build()
+    built = workflow("w").effect("a", BaseModel, print).compute("b", BaseModel, print).timer("c", 60).build()
     parsed = graph.parse(built.ir_json)
     assert [(node.id, node.type, node.dependencies) for node in parsed.nodes.values()] == [
         ("a", "EFFECT", ()),
         ("b", "COMPUTE", ("a",)),
+        ("c", "TIMER", ("a", "b")),
     ]
+    assert parsed.nodes["c"].delay_seconds == 60
 
 
 def test_a_node_is_ready_once_all_it_depends_on_is_done() -> None:
@@ -142,3 +158,8 @@ def test_nodes_become_ready_in_the_order_of_the_ir() -> None:
 def test_a_new_version_is_compared_with_the_old(new: str, meaning: str) -> None:
     old = graph.parse(ir(a=effect(), b=compute("a")))
     assert graph.compatibility(old, graph.parse(new)) == meaning
+
+
+def test_a_timer_that_takes_another_time_is_another_node() -> None:
+    hour, minute = (graph.parse(ir(a={"type": "TIMER", "delay_seconds": seconds})) for seconds in (3_600, 60))
+    assert graph.compatibility(hour, minute) == "BREAKING"

@@ -272,6 +272,22 @@ async def test_only_tools_that_the_agent_has_are_called() -> None:
     assert {call.name for call in calls_of(result)} == {"web_search"}
 
 
+async def test_the_agent_saves_its_answer_where_it_can_and_tells_what_came_of_it() -> None:
+    saved: list[tuple[str, str]] = []
+
+    @function_tool
+    def save_report(name: str, text: str) -> str:
+        saved.append((name, text))
+        return "Saved, more or less."
+
+    agent = agent_of(Watched(tools.web_search), Watched(tools.visit_webpage))
+    agent.tools.append(save_report)
+    result = await Runner.run(agent, QUESTION, run_config=QUIET)
+    ((name, text),) = saved
+    assert name == "what-is-durable-execution-for-ai-agents.md"
+    assert result.final_output == f"{text}\n\nSaved, more or less."
+
+
 async def test_a_streamed_run_ends_in_the_same_answer() -> None:
     agent = agent_of(Watched(tools.web_search), Watched(tools.visit_webpage))
     streamed = Runner.run_streamed(agent, QUESTION, run_config=QUIET)

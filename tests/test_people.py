@@ -2,12 +2,12 @@
 
 import asyncio
 import json
+import re
 from typing import Any
 
 import pytest
-from command import ECHO, Text, assert_refused, claim, finish, nexum, start, unused
+from command import ECHO, EVIL, GATE, GATES, Text, assert_refused, claim, finish, nexum, start, unused
 from nexum import workflow
-from nexum.proto import nexum_pb2 as pb
 from processes import Finished
 from test_demo import stage
 
@@ -199,35 +199,18 @@ async def test_without_an_approval_that_waits_there_is_nothing_to_answer(client:
 
 
 @pytest.fixture
-def waiting(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, str, str]]:
-    """What the server would say that waits, (execution, node) each; and filled with what is answered."""
-    answered: list[tuple[str, str, str, str]] = []
-    items = [("s/e", "approve"), ("s/two", "first"), ("s/two", "second"), ("s10/e", "approve")]
-
-    async def approvals(_: Client) -> list[Any]:
-        told = [{"execution_id": e, "node_id": n, "workflow_id": "echo", "started_at": SINCE} for e, n in items]
-        return list(pb.PendingApprovalsResponse(items=told).items)
-
-    async def answer(_: Client, execution_id: str, node_id: str, approver: str, text: str) -> str:
-        answered.append((execution_id, node_id, approver, text))
-        return ""
-
-    monkeypatch.setattr(Client, "approvals", approvals)
-    monkeypatch.setattr(Client, "approve", answer)
-    monkeypatch.setattr(Client, "reject", answer)
-    return answered
-
-
-SINCE = "2026-11-25T18:22:11.123Z"
+async def waiting(client: Client) -> None:
+    """Executions that wait for an approval, one of them for two."""
+    for execution_id, definition in (("s/e", GATE), ("s/two", GATES), ("s10/e", GATE)):
+        await start(client, execution_id, definition)
 
 
 @pytest.mark.usefixtures("waiting")
 async def test_approvals_tell_what_waits_for_what_and_how_to_answer(client: Client, address: str) -> None:
-    for name in ("s/e", "s/two", "s10/e"):
-        await start(client, name)
+    since = (await client.approvals())[0].started_at
     told = await nexum(address, "approvals", "s/e")
     assert told.stdout.splitlines() == [
-        "s/e approve waits since 2026-11-25 18:22:11 UTC",
+        f"s/e approve waits since {since[:10]} {since[11:19]} UTC",
         '  input {"q":"página"}',
         "  nexum approve s/e approve",
         '  nexum reject s/e approve --reason "…"',
@@ -241,8 +224,8 @@ async def test_approvals_tell_what_waits_for_what_and_how_to_answer(client: Clie
     assert as_json[0] == {
         "execution_id": "s/e",
         "node_id": "approve",
-        "workflow_id": "echo",
-        "started_at": SINCE,
+        "workflow_id": "gate",
+        "started_at": since,
         "input": {"q": "página"},
     }
     shown = (await nexum(address, "show", "s")).stdout
@@ -250,11 +233,39 @@ async def test_approvals_tell_what_waits_for_what_and_how_to_answer(client: Clie
     assert "s/e approve waits for your answer:\n  nexum approve s/e approve\n  nexum reject s/e approve" in shown
 
 
-async def test_an_answer_goes_to_the_node_that_waits(address: str, waiting: list[tuple[str, str, str, str]]) -> None:
+@pytest.mark.usefixtures("waiting")
+async def test_an_answer_goes_to_the_node_that_waits(client: Client, address: str) -> None:
     answered = await nexum(address, "approve", "s/e", "--comment", "fine", LOGNAME="anna")
     assert answered == Finished(0, "Approved.\n", "")
-    assert (await nexum(address, "reject", "s/two", "second", "--reason", "no", "--as", "bob")).stdout == "Rejected.\n"
-    assert waiting == [("s/e", "approve", "anna", "fine"), ("s/two", "second", "bob", "no")]
     assert_refused(await nexum(address, "approve", "s/two"), "Say which node of s/two: first, second.")
     assert_refused(await nexum(address, "approve", "s"), "s is a session; answer each with its own command")
-    assert len(waiting) == 2
+    assert (await nexum(address, "reject", "s/two", "second", "--reason", "no", "--as", "bob")).stdout == "Rejected.\n"
+    assert (await client.status("s/e")).outputs["approve"] == {"approved": True, "approver": "anna", "comment": "fine"}
+    assert (await client.status("s/two")).error == "Rejected by bob: no"
+    assert [each.execution_id for each in await client.approvals()] == ["s10/e"]
+
+
+@pytest.mark.usefixtures("waiting")
+async def test_who_answers_what_is_answered_is_told_so(address: str) -> None:
+    await nexum(address, "approve", "s/e", "--as", "anna")
+    told = "Node approve of s/e was approved by anna already; nothing was changed."
+    assert await nexum(address, "approve", "s/e", "approve", "--as", "bob") == Finished(0, f"{told}\n", "")
+    assert_refused(await nexum(address, "reject", "s/e", "approve", "--reason", "no"), told)
+
+
+@pytest.mark.usefixtures("waiting")
+async def test_show_tells_what_people_said(address: str) -> None:
+    await nexum(address, "approve", "s/e", "--as", "anna", "--comment", f"fine {EVIL}")
+    await nexum(address, "reject", "s10/e", "--as", "bob", "--reason", "too dear")
+    told = [(await nexum(address, "show", name)).stdout for name in ("s/e", "s10/e")]
+    for text, said in zip(told, ("approved by anna: fine ", "rejected by bob: too dear"), strict=True):
+        assert "approve: waits for a person's yes" in text
+        assert f"approve: {said}" in text
+        assert "\x1b" not in text
+
+
+async def test_show_tells_how_long_a_timer_takes(client: Client, address: str) -> None:
+    nap = workflow("nap").timer("nap", 3_600).effect("run", Text, unused).build()
+    await start(client, "s/nap", nap)
+    assert re.search(r"nap waits for a timer, (60|59)\.\d min more", (await nexum(address, "show", "s")).stdout)
+    assert "nap: fires in 60.0 min" in (await nexum(address, "show", "s/nap")).stdout

@@ -97,8 +97,8 @@ def test_whatever_is_read_as_json_can_be_spelled_again(text: str) -> None:
 
 node_ids = st.sampled_from(["a", "b", "c", "d", "é", ""])
 definitions = st.fixed_dictionaries(
-    {"type": st.sampled_from(["EFFECT", "COMPUTE", "EFFECT", "TIMER", None])},
-    optional={"dependencies": st.lists(node_ids, max_size=4) | values},
+    {"type": st.sampled_from(["EFFECT", "COMPUTE", "EFFECT", "TIMER", "HUMAN_APPROVAL", None])},
+    optional={"dependencies": st.lists(node_ids, max_size=4) | values, "delay_seconds": st.integers(0, 9) | values},
 )
 
 

@@ -9,10 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pytest
-from command import Text, claim, finish, nexum, start, unused
+from command import GATE, Text, claim, finish, nexum, start, unused
 from nexum import workflow
-from nexum.proto import nexum_pb2 as pb
 from processes import Process, eventually, run
 from test_demo import Stage, stage
 from test_once import cut_short
@@ -86,9 +84,7 @@ def shape(value: Any, key: str = "") -> str:
     return "{" + ", ".join([f'"{name}"{inside.get(name, "")}' for name in value] + more) + "}"
 
 
-async def test_the_json_of_every_command_has_the_shape_that_the_readme_shows(
-    client: Client, address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_json_of_every_command_has_the_shape_that_the_readme_shows(client: Client, address: str) -> None:
     await start(client, "s/lost")
     await claim(client, lease_ms=1_000)
     await finish(client, "s/done")
@@ -112,16 +108,7 @@ async def test_the_json_of_every_command_has_the_shape_that_the_readme_shows(
 
     await eventually(expired)
 
-    async def approvals(_: Client) -> list[Any]:
-        told = {
-            "execution_id": "s/runs",
-            "node_id": "approve",
-            "workflow_id": "echo",
-            "started_at": "2026-11-25T18:22Z",
-        }
-        return list(pb.PendingApprovalsResponse(items=[told]).items)
-
-    monkeypatch.setattr(Client, "approvals", approvals)
+    await start(client, "s/asks", GATE)
     shapes = dict(re.findall(r"(?m)^\| `nexum (\w[^`]*)` \| `(\{.+\})` \|$", README))
     arguments = {
         "ps": ("ps",),

@@ -25,7 +25,16 @@ from slow_disk import hold_commits
 
 from nexum_runtime.server.engine import Engine
 from nexum_runtime.server.states import ErrorCode, Event, ExecutionStatus, TaskStatus
-from nexum_runtime.server.store.base import Execution, Reader, Store, StoreUnavailable, Task, Transaction, Workflow
+from nexum_runtime.server.store.base import (
+    Approval,
+    Execution,
+    Reader,
+    Store,
+    StoreUnavailable,
+    Task,
+    Transaction,
+    Workflow,
+)
 from nexum_runtime.server.store.sqlite import BUSY_LOOK_MS, GROUP_LIMIT, MIGRATIONS, SCHEMA_VERSION, SqliteStore
 
 BACKENDS: dict[str, Callable[[Path], Store]] = {
@@ -180,9 +189,14 @@ TASK_MOVES = {
     ("READY", "FAILED"),
     ("READY", "CANCELLED"),
     ("READY", "RUNNING"),
+    ("WAITING", "DONE"),
+    ("WAITING", "FAILED"),
+    ("WAITING", "CANCELLED"),
     ("FAILED", "DONE"),
     ("FAILED", "READY"),
+    ("FAILED", "WAITING"),
     ("CANCELLED", "READY"),
+    ("CANCELLED", "WAITING"),
 }
 
 
@@ -213,10 +227,11 @@ async def test_an_execution_makes_its_legal_moves_and_no_other(
 @pytest.mark.parametrize("to", [status for status in TaskStatus if status != TaskStatus.RUNNING])
 @pytest.mark.parametrize("source", list(TaskStatus))
 async def test_a_task_makes_its_legal_moves_and_no_other(store: Store, source: TaskStatus, to: TaskStatus) -> None:
-    await add(store, an_execution("e"), a_task("t"), a_task("neighbour"))
-    if source != TaskStatus.READY:
+    begun = a_task("t") if source != TaskStatus.WAITING else replace(a_task("t"), status=source)
+    await add(store, an_execution("e"), begun, a_task("neighbour"))
+    if source not in (TaskStatus.READY, TaskStatus.WAITING):
         await claim(store)
-    if source not in (TaskStatus.READY, TaskStatus.RUNNING):
+    if source not in (TaskStatus.READY, TaskStatus.WAITING, TaskStatus.RUNNING):
         assert await move(store, "t", source, '"first"')
     before = await task(store, "t")
     assert before.status == source
@@ -972,6 +987,60 @@ async def test_fifty_writes_at_once_share_few_syncs_and_a_write_alone_has_its_ow
     assert one_by_one >= none + 50
 
 
+# What needs no worker
+
+
+def waiting(key: str, node_type: str, available_at_ms: int = 0) -> Task:
+    return replace(a_task(key), node_type=node_type, status=TaskStatus.WAITING, available_at_ms=available_at_ms)
+
+
+async def test_what_waits_for_a_person_or_the_time_is_no_work_for_anybody(store: Store) -> None:
+    await add(store, an_execution("e"), waiting("ask", "HUMAN_APPROVAL"), waiting("nap", "TIMER", NOW_MS - 1))
+    assert await claim(store) is None
+    await store.write(lambda tx: tx.restart_clock(NOW_MS, 0))
+    assert (await task(store, "nap")).available_at_ms == NOW_MS - 1
+
+
+async def test_an_execution_that_waits_for_a_person_is_found_among_those_that_run(store: Store) -> None:
+    await add(store, Workflow("w", "h", "{}", "NEW", NOW_MS), an_execution("e"), waiting("ask", "HUMAN_APPROVAL"))
+    assert await store.read(lambda reader: reader.count_running("e", 9)) == 1
+    assert await store.read(lambda reader: reader.executions("", "RUNNING", "", 9)) == [an_execution("e")]
+    (workflow,) = await store.read(lambda reader: reader.workflows("w"))
+    assert workflow.active_executions == 1
+
+
+async def test_timers_are_found_in_the_order_in_which_they_fire(store: Store) -> None:
+    assert await store.read(lambda reader: reader.next_timer()) is None
+    await add(store, an_execution("e"), a_task("t"), waiting("ask", "HUMAN_APPROVAL"))
+    assert await store.read(lambda reader: reader.next_timer()) is None
+    for key, after_ms in (("late", 30), ("soon", 10), ("then", 20)):
+        await add(store, waiting(key, "TIMER", NOW_MS + after_ms))
+    assert await store.read(lambda reader: reader.next_timer()) == NOW_MS + 10
+
+    async def due(now_ms: int, limit: int = 9) -> list[str]:
+        return [each.task_key for each in await store.read(lambda reader: reader.due(now_ms, limit))]
+
+    assert await due(NOW_MS + 9) == []
+    assert await due(NOW_MS + 10) == ["soon"]
+    assert await due(NOW_MS + 30) == ["soon", "then", "late"]
+    assert await due(NOW_MS + 30, limit=2) == ["soon", "then"]
+    await move(store, "soon", TaskStatus.DONE)
+    assert await store.read(lambda reader: reader.next_timer()) == NOW_MS + 20
+
+
+async def test_approvals_are_listed_from_when_they_were_last_asked_for(store: Store) -> None:
+    await add(store, an_execution("e"), waiting("nap", "TIMER"), a_task("t"))
+    for key, asked_ms in (("first", (10, 40)), ("second", (20,)), ("third", (30,)), ("answered", (5,))):
+        await add(store, waiting(key, "HUMAN_APPROVAL"))
+        for at_ms in asked_ms:
+            await store.write(lambda tx, k=key, at=at_ms: tx.add_event("e", at, Event.APPROVAL_REQUESTED, k))  # type: ignore[misc]
+    await store.write(lambda tx: tx.add_event("e", 90, Event.TASK_REJECTED, "second"))
+    await move(store, "answered", TaskStatus.DONE)
+    expected = [Approval("e", "second", "w", 20), Approval("e", "third", "w", 30), Approval("e", "first", "w", 40)]
+    assert await store.read(lambda reader: reader.approvals(9)) == expected
+    assert await store.read(lambda reader: reader.approvals(1)) == expected[:1]
+
+
 # Space
 
 
@@ -991,11 +1060,16 @@ async def test_compacting_gives_the_space_of_what_was_deleted_back_to_the_disk(s
 # Schema versions
 
 
-def version_1(path: Path) -> Path:
+def old_database(path: Path, version: int = 1) -> Path:
     with closing(sqlite3.connect(path, isolation_level=None)) as old:
         old.execute("PRAGMA journal_mode = WAL")
         old.executescript((Path(__file__).parent / "schema_1.sql").read_text(encoding="utf-8"))
+        for before in range(1, version):
+            old.executescript(f"{MIGRATIONS[before]} PRAGMA user_version = {before + 1};")
     return path
+
+
+OLD_VERSIONS = range(1, SCHEMA_VERSION)
 
 
 def schema(path: Path) -> dict[str, Any]:
@@ -1014,8 +1088,9 @@ def schema(path: Path) -> dict[str, Any]:
         } | {"user_version": database.execute("PRAGMA user_version").fetchone()}
 
 
-async def test_a_database_of_schema_version_1_goes_on_where_it_was(tmp_path: Path) -> None:
-    store = SqliteStore(version_1(tmp_path / "store.db"))
+@pytest.mark.parametrize("version", OLD_VERSIONS)
+async def test_an_old_database_goes_on_where_it_was(tmp_path: Path, version: int) -> None:
+    store = SqliteStore(old_database(tmp_path / "store.db", version))
     engine = Engine(store)
     await engine.restart_clock()
     assert (await engine.snapshot("s/done")).outputs == {"run": '{"text":"kept"}'}
@@ -1032,14 +1107,15 @@ async def test_a_database_of_schema_version_1_goes_on_where_it_was(tmp_path: Pat
     await store.close()
 
 
-async def test_a_migrated_database_has_the_schema_of_a_new_one(tmp_path: Path) -> None:
-    await SqliteStore(version_1(tmp_path / "old.db")).close()
+@pytest.mark.parametrize("version", OLD_VERSIONS)
+async def test_a_migrated_database_has_the_schema_of_a_new_one(tmp_path: Path, version: int) -> None:
+    await SqliteStore(old_database(tmp_path / "old.db", version)).close()
     await SqliteStore(tmp_path / "new.db").close()
     assert schema(tmp_path / "old.db") == schema(tmp_path / "new.db")
 
 
 async def test_an_old_database_gives_space_back_too(tmp_path: Path) -> None:
-    store = SqliteStore(version_1(tmp_path / "store.db"))
+    store = SqliteStore(old_database(tmp_path / "store.db"))
     await store.write(adds("big", "x" * 3_000_000))
     await store.write(lambda tx: tx.delete_execution("big"))
     for _ in range(2):  # the first time it is written anew, and from then on page by page
@@ -1051,8 +1127,9 @@ async def test_an_old_database_gives_space_back_too(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_a_migration_that_is_killed_in_the_middle_has_not_begun(tmp_path: Path) -> None:
-    path = version_1(tmp_path / "store.db")
+@pytest.mark.parametrize("version", OLD_VERSIONS)
+async def test_a_migration_that_is_killed_in_the_middle_has_not_begun(tmp_path: Path, version: int) -> None:
+    path = old_database(tmp_path / "store.db", version)
     before = schema(path)
     migration = Process([sys.executable, __file__, "kill-in-migration", str(path)], tmp_path / "migration.log")
     migration.start()
@@ -1063,7 +1140,7 @@ async def test_a_migration_that_is_killed_in_the_middle_has_not_begun(tmp_path: 
 
 
 def test_a_migration_that_fails_in_the_middle_has_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = version_1(tmp_path / "store.db")
+    path = old_database(tmp_path / "store.db")
     before = schema(path)
     fills = "CREATE TABLE filler (x); PRAGMA max_page_count = 30; INSERT INTO filler VALUES (zeroblob(1000000));"
     with monkeypatch.context() as patch:
@@ -1076,7 +1153,7 @@ def test_a_migration_that_fails_in_the_middle_has_not_begun(tmp_path: Path, monk
 
 
 def test_a_version_without_a_migration_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = version_1(tmp_path / "store.db")
+    path = old_database(tmp_path / "store.db")
     monkeypatch.delitem(MIGRATIONS, 1)
     with pytest.raises(StoreUnavailable, match="has schema version 1, and this Nexum knows"):
         SqliteStore(path)

@@ -31,7 +31,7 @@ from submit_task import (
     submit_tool_call,
 )
 from worker import run_tool
-from workflow import ToolError, tool_call_workflow
+from workflow import ToolError, approved_tool_call_workflow, tool_call_workflow
 
 executed: list[tuple[str, Any]] = []
 """Every real execution of a tool, in order."""
@@ -152,7 +152,8 @@ def _address(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 async def worker(address: str) -> AsyncIterator[Worker]:
     port = int(address.partition(":")[2])
-    worker = Worker([tool_call_workflow(run_tool)], concurrency=8, port=port, drain_seconds=0)
+    workflows = [tool_call_workflow(run_tool), approved_tool_call_workflow(run_tool)]
+    worker = Worker(workflows, concurrency=8, port=port, drain_seconds=0)
     running = asyncio.create_task(worker.run())
     yield worker
     worker.stop()
@@ -187,6 +188,50 @@ async def test_a_second_run_of_a_session_gets_every_result_from_the_store(worker
     assert tool_outputs(first) == tool_outputs(second) == ["Rome: sunny for 1 days", "3", "7"]
     assert len(executed) == 3
     assert [event.kind for event in events].count("cached") == 3
+
+
+async def the_approval(client: Client) -> Any:
+    (waiting,) = await eventually(client.approvals)
+    return waiting
+
+
+async def test_only_the_calls_that_need_a_yes_wait_for_it(worker: Worker, client: Client) -> None:
+    events: list[CallEvent] = []
+    big = durable_tool(add, needs_approval=lambda a, b: a > 10)
+    turns = [calls(("add", {"a": 1, "b": 2}), ("add", {"a": 11, "b": 2}))]
+    running = asyncio.create_task(run("s1", turns, big, on_event=events.append))
+    waiting = await the_approval(client)
+    await eventually(lambda: any(event.detail == "approval" for event in events))
+    assert executed == [("add", (1, 2))]
+    (asking,) = {(event.execution_id, str(event.tool_args)) for event in events if event.detail == "approval"}
+    assert asking == (waiting.execution_id, "{'a': 11, 'b': 2}")
+    await client.approve(waiting.execution_id, waiting.node_id, "Eva")
+    assert tool_outputs(await running) == tool_outputs(await run("s1", turns, big)) == ["3", "13"]
+    assert executed == [("add", (1, 2)), ("add", (11, 2))]
+
+
+@pytest.mark.parametrize("effect", ["idempotent", "once"])
+async def test_a_rejection_is_told_to_the_model_and_by_every_later_run(client: Client, effect: Any) -> None:
+    """No worker is there: nobody has to begin what nobody may execute."""
+    tool, turns = durable_tool(add, needs_approval=True, effect=effect), [calls(("add", {"a": 1, "b": 2}))]
+    running = asyncio.create_task(run("s1", turns, tool))
+    waiting = await the_approval(client)
+    await client.reject(waiting.execution_id, waiting.node_id, "Eva", "add it yourself")
+    kinds: list[str] = []
+    for result in (await running, await run("s1", turns, tool, on_event=lambda event: kinds.append(event.kind))):
+        assert tool_outputs(result) == ["This call of add was not made. Rejected by Eva: add it yourself"]
+    assert kinds == ["started", "rejected"]
+    assert await client.approvals() == []
+
+
+async def test_a_call_that_needs_a_yes_from_now_on_is_another_call(worker: Worker, client: Client) -> None:
+    turns = [calls(("add", {"a": 1, "b": 2}))]
+    await run("s1", turns, durable_tool(add))
+    running = asyncio.create_task(run("s1", turns, durable_tool(add, needs_approval=True)))
+    waiting = await the_approval(client)
+    assert executed == [("add", (1, 2))]
+    await client.approve(waiting.execution_id, waiting.node_id, "Eva")
+    assert tool_outputs(await running) == ["3"]
 
 
 async def test_another_session_shares_nothing(worker: Worker) -> None:

@@ -97,6 +97,49 @@ def test_what_is_waited_for_is_said_once_for_all_the_calls_that_wait() -> None:
     assert shown(waiting, waiting).count("no worker has taken this call yet") == 1
 
 
+def approval(kind: str, number: int = 0, **fields: object) -> CallEvent:
+    return CallEvent(kind, f"s1/pay/0/{number}", "pay", {"amount": number}, **fields)  # type: ignore[arg-type]
+
+
+def test_what_waits_for_a_person_is_said_once_with_the_commands_that_answer() -> None:
+    waiting = [approval("waiting", number, detail="approval") for number in (1, 2)]
+    assert shown(*waiting, turn("stored"), *waiting).splitlines() == [
+        "[Nexum] pay(amount=1) waits for your yes",
+        "    nexum approve s1/pay/0/1",
+        "    nexum reject s1/pay/0/1 --reason 'why not'",
+        "[Nexum] pay(amount=2) waits for your yes",
+        "    nexum approve s1/pay/0/2",
+        "    nexum reject s1/pay/0/2 --reason 'why not'",
+        "[Nexum] turn 1 stored ✓ 0 ms",
+    ]
+
+
+def test_what_people_said_is_told() -> None:
+    said = shown(approval("approved"), approval("rejected", detail="Rejected by eva: too\ndear"))
+    assert said.splitlines() == [
+        "[Nexum] pay(amount=0) approved ✓",
+        "[Nexum] pay(amount=0) rejected ✗ Rejected by eva: too dear",
+    ]
+
+
+def test_a_run_that_was_stopped_says_what_waits_for_a_person(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXUM_ADDRESS", "nexum.example:50051")
+    view, output = view_into()
+    for number in (1, 2):
+        view.on_event(approval("waiting", number, detail="approval"))
+    view.on_event(approval("waiting", 1, detail="worker"))
+    before = output.tell()
+    view.stopped("Interrupted.", "again")
+    assert output.getvalue()[before:].splitlines()[1:] == [
+        "Waits for your yes, now or later:",
+        "  pay(amount=2)",
+        "    NEXUM_ADDRESS=nexum.example:50051 nexum approve s1/pay/0/2",
+        "    NEXUM_ADDRESS=nexum.example:50051 nexum reject s1/pay/0/2 --reason 'why not'",
+        "Try again with:",
+        "  again",
+    ]
+
+
 def footer_of(*events: DurableEvent) -> list[str]:
     view = RunView()
     view.console.file = output = io.StringIO()

@@ -1,13 +1,16 @@
 """The tools against real servers that misbehave, and the search engines cut off at their HTTP client."""
 
 import asyncio
+import errno
 import gzip
+import os
 import socket
 import subprocess
 import sys
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -484,6 +487,89 @@ async def test_once_offline_only_offline_pages_can_be_visited(serve: Serve) -> N
     assert (await tools.visit_webpage("https://offline.example/retries")).startswith(
         "# Retries, backoff and jitter\n\n"
     )
+
+
+# --- reports ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "reports"
+
+
+def not_saved(name: str, text: str = "x") -> ToolError:
+    with pytest.raises(ToolError) as caught:
+        tools.save_report(name, text)
+    return caught.value
+
+
+@pytest.mark.parametrize("name", ["a", "2026-11_Report.v2.md", "-", "_x", "a" * 100])
+def test_a_report_is_a_file_of_its_name(reports: Path, name: str) -> None:
+    assert tools.save_report(name, "é\n") == f"Saved as reports/{name}, 3 B."
+    assert {path.name: path.read_text(encoding="utf-8") for path in reports.iterdir()} == {name: "é\n"}
+
+
+def test_a_report_takes_the_place_of_the_one_before_it_and_no_other(reports: Path) -> None:
+    for text in ("first and longer", "second", "second"):
+        tools.save_report("a.md", text)
+    tools.save_report("b.md", "other")
+    found = {path.name: path.read_text(encoding="utf-8") for path in reports.iterdir()}
+    assert found == {"a.md": "second", "b.md": "other"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", ".hidden", "../up", "/etc/passwd", "a/b", "a\\b", "a b", "a\n", "a\0", "é", "C:a", "a" * 101],
+)
+def test_a_name_that_could_lead_elsewhere_is_refused(reports: Path, name: str) -> None:
+    error = not_saved(name)
+    assert "is no name for a report" in str(error)
+    assert (error.retryable, error.begun) == (False, False)
+    assert not reports.exists()
+
+
+@pytest.mark.parametrize("target", ["there.txt", "nowhere.txt"])
+def test_a_symlink_in_the_place_of_a_report_is_refused(reports: Path, target: str) -> None:
+    (reports.parent / "there.txt").write_text("kept")
+    reports.mkdir()
+    (reports / "a.md").symlink_to(f"../{target}")
+    assert str(not_saved("a.md")) == "reports/a.md is there already, and is no file."
+    assert (reports / "a.md").is_symlink()
+    assert [path.name for path in reports.iterdir()] == ["a.md"]
+    assert (reports.parent / "there.txt").read_text() == "kept"
+    assert not (reports.parent / "nowhere.txt").exists()
+
+
+def test_a_folder_in_the_place_of_a_report_is_refused(reports: Path) -> None:
+    (reports / "a.md").mkdir(parents=True)
+    assert str(not_saved("a.md")) == "reports/a.md is there already, and is no file."
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_symlink_in_the_place_of_the_folder_is_refused(reports: Path, exists: bool) -> None:
+    elsewhere = reports.parent / "elsewhere"
+    if exists:
+        elsewhere.mkdir()
+    reports.symlink_to(elsewhere)
+    assert str(not_saved("a.md")).startswith("Cannot write to the folder reports: ")
+    assert not exists or list(elsewhere.iterdir()) == []
+
+
+def test_a_report_has_a_limit(reports: Path) -> None:
+    tools.save_report("a.md", "x" * tools.REPORT_BYTES_MAX)
+    assert str(not_saved("a.md", "x" * (tools.REPORT_BYTES_MAX + 1))) == "The report is 1.0 MiB; the limit is 1.0 MiB."
+
+
+def test_a_disk_that_is_full_leaves_the_report_before_it(reports: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools.save_report("a.md", "first")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert str(not_saved("a.md", "second")) == "Cannot write reports/a.md: No space left on device."
+    assert {path.name: path.read_text() for path in reports.iterdir()} == {"a.md": "first"}
 
 
 # --- imports ----------------------------------------------------------------------------------------------

@@ -596,8 +596,8 @@ async def test_a_worker_that_is_cancelled_leaves_no_handler_running(server: Serv
 
 
 async def test_a_workflow_that_the_server_refuses_ends_the_worker(server: Server) -> None:
-    refused = workflow("w").timer("nap", 1).build()
-    with pytest.raises(InvalidRequest, match="node 'nap' is of type TIMER, which this server does not run yet"):
+    refused = workflow("w").timer("nap", -1).build()
+    with pytest.raises(InvalidRequest, match="node 'nap' is a TIMER whose delay_seconds is '-1'"):
         async with asyncio.timeout(PATIENCE_SECONDS):
             await Worker([one_node(quick, workflow_id="fine"), refused], port=server.port).run()
 
@@ -635,7 +635,7 @@ async def test_run_until_complete_gives_up_after_its_timeout(server: Server, cli
 
 async def test_run_until_complete_ends_when_its_workflow_is_refused(server: Server, client: Client) -> None:
     execution_id = await started(client, one_node(quick))
-    refused = workflow("w").timer("nap", 1).build()
+    refused = workflow("w").timer("nap", -1).build()
     ending = asyncio.create_task(
         Worker([refused], port=server.port).run_until_complete(execution_id, timeout=PATIENCE_SECONDS)
     )

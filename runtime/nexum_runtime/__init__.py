@@ -5,6 +5,7 @@ import os
 # gRPC writes to stderr of every handshake that fails, and again at every new try. What is wrong is said in an error.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it looks only once, when it is imported
 
+from nexum_runtime.approval import human_approval
 from nexum_runtime.client import Client, Outcome
 from nexum_runtime.errors import (
     ExecutionTimeout,
@@ -33,5 +34,6 @@ __all__ = [
     "TaskError",
     "Unauthenticated",
     "Worker",
+    "human_approval",
     "idempotency_key",
 ]

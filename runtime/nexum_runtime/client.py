@@ -56,8 +56,9 @@ ERRORS: dict[grpc.StatusCode, type[NexumError]] = {
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
 }
 
-Waiting = Literal["server", "database", "worker", "result"]
-"""What a call waits for: a server that answers, or can write again, a worker that takes its task, or the end of it."""
+Waiting = Literal["server", "database", "worker", "approval", "result"]
+"""What a call waits for: a server that answers, or can write again, a worker that takes its task, a person's yes, or
+the end of it."""
 
 
 class Definition(Protocol):
@@ -170,7 +171,8 @@ class Client:
 
         A server that is away in the middle is waited for. `on_wait` is told, after a second or two and from then on
         now and then, what the call is waiting for. `input` is any JSON value, `effect` one of `wire.EFFECTS`.
-        `timeout` is how many seconds to wait here, `attempt_timeout` how many one attempt at a task may take.
+        `timeout` is how many seconds to wait here, not counting the time that a person takes to approve something;
+        `attempt_timeout` is how many one attempt at a task may take.
         Raises ExecutionTimeout when the time is up (the execution goes on), besides the errors of the class.
         """
         wishes = {
@@ -284,6 +286,7 @@ class Client:
         before: str | None = None
         unregistered, registered = False, False  # what NotFound told, and what was done about it
         unavailable_since, unavailable = None, None  # when it began, and why
+        asks_a_person = False
         while (remaining := deadline - clock()) > 0:
             metadata[wire.WAIT_MS] = str(min(wait_ms, int(remaining * 1000)))
             try:
@@ -317,9 +320,12 @@ class Client:
                 return outcome, task_id, call if task_id else None
             wait_ms = WAIT_MS
             metadata.pop(wire.RESTART, None)  # what fails from here on failed in this call
-            could_be_taken = told.get(wire.WAITS_FOR) == "worker"
-            if on_wait is not None and not (could_be_taken and wire.CLAIM in wishes):  # then it is about to be
-                on_wait("worker" if could_be_taken else "result")
+            waits_for = told.get(wire.WAITS_FOR, "result")
+            if asks_a_person or waits_for == "approval":  # when exactly it was approved since, is not known
+                deadline = clock() + timeout
+            asks_a_person = waits_for == "approval"
+            if on_wait is not None and not (waits_for == "worker" and wire.CLAIM in wishes):  # then it is about to be
+                on_wait(waits_for)
         if unavailable is not None:
             raise unavailable
         raise ExecutionTimeout(

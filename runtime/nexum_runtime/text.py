@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from datetime import UTC, datetime
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
@@ -30,6 +31,11 @@ def duration_text(ms: int) -> str:
         if ms >= 2 * unit_ms:
             return f"{ms / unit_ms:.1f} {unit}"
     return f"{ms} ms" if ms < 1_000 else f"{ms / 1000:.1f} s"
+
+
+def timestamp(epoch_ms: int) -> str:
+    """A time as the protocol has it: "2026-11-25T18:22:11.123Z"."""
+    return datetime.fromtimestamp(epoch_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def shorten(text: str, limit: int) -> str:

@@ -47,7 +47,7 @@ STATUS = "nexum-status"  # what the id was before the call: NEW, or the executio
 ERROR = "nexum-error-bin"  # why the execution failed, UTF-8
 ERROR_CODE = "nexum-error-code"
 TASK_ID = "nexum-task-id"  # the attempt that `nexum-claim` got, if it got one
-WAITS_FOR = "nexum-waits-for"  # "worker" when none of its tasks runs and one could
+WAITS_FOR = "nexum-waits-for"  # "worker" when none of its tasks runs and one could, "approval" when a person is asked
 ATTEMPTS = "nexum-attempts"  # tries since the execution was last started
 MAX_MESSAGE_BYTES = "nexum-max-message-bytes"  # RegisterWorkflow: the largest input or result that is accepted
 

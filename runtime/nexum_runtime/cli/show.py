@@ -183,6 +183,9 @@ class Look:
             return "waits for an approval"
         if any((event.get("worker") or "").startswith(wire.LOCAL_WORKER) for event in history["events"]):
             return "waits for its program to be run again"
+        timers = {each["node_id"]: each for each in history["events"] if each["type"] in ("TimerSet", "TimerFired")}
+        if due_ms := [each["due_at_ms"] for each in timers.values() if each["type"] == "TimerSet"]:
+            return f"waits for a timer, {duration_text(max(min(due_ms) - now_ms, 0))} more"
         pause_ms = history["events"][-1].get("retry_at_ms", 0) - now_ms
         return f"next attempt in {duration_text(pause_ms)}" if pause_ms > 0 else "waits for a worker"
 

@@ -60,6 +60,16 @@ def event_text(workflow_id: str, event: dict[str, Any], took_ms: int) -> str:
         case "OutcomeResolved":
             said = {"result": "it happened, and this is its result", "failed": f"it failed: {error}"}
             return f"{node}: a person said: {said[event['as']]}" if node else "a person said: try again"
+        case "ApprovalRequested":
+            return f"{node}: waits for a person's yes"
+        case "TaskApproved":
+            return f"{node}: approved{_by(event['approver'], event['comment'])}"
+        case "TaskRejected":
+            return f"{node}: rejected{_by(event['approver'], event['reason'])}"
+        case "TimerSet":
+            return f"{node}: fires in {duration_text(event['due_at_ms'] - event['at_ms'])}"
+        case "TimerFired":
+            return f"{node}: fired"
         case "TaskCompleted":
             late = ", after it had been given up" if event.get("late") else ""
             size = size_text(event["output_bytes"])
@@ -69,3 +79,7 @@ def event_text(workflow_id: str, event: dict[str, Any], took_ms: int) -> str:
         case other:
             ended = {"ExecutionCompleted": "completed", "ExecutionCancelled": "cancelled"}
             return (ended | {"CancelRequested": "to be cancelled"}).get(other, str(other))
+
+
+def _by(who: str, text: str) -> str:
+    return (f" by {error_line(who)}" if who else "") + (f": {shorten(error_line(text), SHOWN_CHARS)}" if text else "")

@@ -30,6 +30,7 @@ from nexum_runtime.server.lifecycle import (
     Started,
     StartOrder,
     Taker,
+    Verdict,
     attempt_number,
     is_current,
     is_wanted,
@@ -39,6 +40,7 @@ from nexum_runtime.server.lifecycle import (
 )
 from nexum_runtime.server.states import ExecutionStatus, TaskStatus
 from nexum_runtime.server.store.base import (
+    Approval,
     EventRow,
     Execution,
     Reader,
@@ -81,7 +83,7 @@ class Snapshot:
     execution: Execution
     outputs: dict[str, str]
     attempts: int  # the most that any of its tasks has had
-    waits_for_worker: bool  # none of its tasks runs, and one could
+    waits_for: str  # "worker" when none of its tasks runs and one could, "approval" when a person is asked, or ""
 
     @property
     def outputs_json(self) -> str:
@@ -288,6 +290,20 @@ class Engine:
         word = replace(word, text=word.text if word.kind == "result" else word.text[:ERROR_LIMIT])
         return await self._commit(lambda tx, notices: self._lifecycle.resolve(tx, notices, execution_id, node_id, word))
 
+    async def approvals(self, limit: int) -> list[Approval]:
+        """What waits for a person's yes, the longest first."""
+        return await self._store.read(lambda reader: reader.approvals(limit))
+
+    async def answer(self, execution_id: str, node_id: str, verdict: Verdict) -> str:
+        """Take a person's yes or no to an approval; the first word wins. Returns what came of it, in words."""
+        _check_execution_id(execution_id)
+        if verdict.by:
+            _check_name("approver", verdict.by)
+        verdict = replace(verdict, text=verdict.text[:ERROR_LIMIT])
+        return await self._commit(
+            lambda tx, notices: self._lifecycle.answer(tx, notices, execution_id, node_id, verdict)
+        )
+
     async def prune(self, prefix: str, older_than_ms: int, *, dry_run: bool) -> tuple[int, int]:
         """Delete executions that ended `older_than_ms` ago or earlier. Returns how many, and the bytes given back.
 
@@ -443,31 +459,38 @@ class Engine:
     async def run_sweeper(self) -> None:
         """Sweep until cancelled. A store that is unavailable is tried again: its disk may have space by then."""
         while True:
+            pause_ms = SWEEP_INTERVAL_MS
             try:
-                await self.sweep()
+                pause_ms = await self.sweep()
             except StoreUnavailable as error:
                 self._note_outage(error)
             except Exception:  # without a sweeper no lease would ever end
                 log.exception("A sweep failed, and the next one is made all the same.")
             else:
                 self._note_end_of_outage()
-            await asyncio.sleep(SWEEP_INTERVAL_MS / 1000)
+            await asyncio.sleep(pause_ms / 1000)
 
-    async def sweep(self) -> None:
-        """Give up attempts whose lease has expired, and wake the polls that wait for a retry's time to come."""
+    async def sweep(self) -> int:
+        """Fire the timers that are due, give up attempts whose lease has expired, and wake the polls that wait for a
+        retry's time to come. Returns in how many milliseconds the next sweep is to be.
+        """
         now_ms = self._clock()
         self._deaf = self._deaf or abs(now_ms - self._last_sweep_ms) > ABSENCE_MS
         self._last_sweep_ms = now_ms
         if self._deaf:
             self._deaf = False  # until it fails again, be it here
             await self.restart_clock()
-        elif await self._store.read(lambda reader: reader.expired(now_ms)):
+        expired, timer_ms = await self._store.read(lambda reader: (reader.expired(now_ms), reader.next_timer()))
+        if expired:
             await self._commit(self._lifecycle.expire)
+        if timer_ms is not None and timer_ms <= now_ms:
+            await self._commit(self._lifecycle.fire)
         for version_hash in list(self._ready):
             self._wake(self._ready, version_hash)
         self._fill_slots(look=True)
         for task_id in [task_id for task_id, (_, since_ms) in self._stops.items() if now_ms - since_ms > STOP_KEPT_MS]:
             del self._stops[task_id]
+        return SWEEP_INTERVAL_MS if timer_ms is None else max(0, min(timer_ms - self._clock(), SWEEP_INTERVAL_MS))
 
     def _note_outage(self, error: StoreUnavailable) -> None:
         """Say it once, however often it is met."""
@@ -748,7 +771,7 @@ def _ended(reader: Reader, execution_id: str, ending: Ending | None, now_ms: int
     execution = reader.execution(execution_id)
     assert execution is not None, "it has just ended"
     task = ending.task
-    return Snapshot(execution, {task.node_id: ending.output_json}, tries(task, execution), waits_for_worker=False)
+    return Snapshot(execution, {task.node_id: ending.output_json}, tries(task, execution), waits_for="")
 
 
 def _snapshot(reader: Reader, execution_id: str, now_ms: int) -> Snapshot:
@@ -759,7 +782,9 @@ def _snapshot(reader: Reader, execution_id: str, now_ms: int) -> Snapshot:
     attempts = max((tries(task, execution) for task in tasks), default=0)
     ready = any(task.status == TaskStatus.READY and task.available_at_ms <= now_ms for task in tasks)
     running = any(task.status == TaskStatus.RUNNING for task in tasks)
-    return Snapshot(execution, reader.outputs(execution_id), attempts, ready and not running)
+    asked = any(task.status == TaskStatus.WAITING and task.node_type == graph.APPROVAL for task in tasks)
+    waits_for = "worker" if ready and not running else "approval" if asked else ""
+    return Snapshot(execution, reader.outputs(execution_id), attempts, waits_for)
 
 
 def _outputs_json(outputs: dict[str, str]) -> str:
@@ -768,7 +793,7 @@ def _outputs_json(outputs: dict[str, str]) -> str:
 
 
 def _is_over(found: Snapshot, or_ready: bool) -> bool:
-    return found.execution.status != ExecutionStatus.RUNNING or (or_ready and found.waits_for_worker)
+    return found.execution.status != ExecutionStatus.RUNNING or (or_ready and found.waits_for == "worker")
 
 
 def _check_json(what: str, text: str) -> None:

@@ -1,6 +1,7 @@
 """A workflow's intermediate representation (IR): parse it, check it, and tell which nodes are ready.
 
-The IR is what nexum-py's builder makes: `{"nodes": {node_id: {"type": …, "dependencies": [node_id, …]}}}`.
+The IR is what nexum-py's builder makes: `{"nodes": {node_id: {"type": …, "dependencies": [node_id, …]}}}`, with
+`delay_seconds` besides at a TIMER.
 Pure: no clock, no store.
 """
 
@@ -11,8 +12,10 @@ from typing import Any
 
 from nexum_runtime.wire import is_text, parse_json
 
-NODE_TYPES = ("EFFECT", "COMPUTE")
-NODE_TYPES_TO_COME = ("TIMER", "HUMAN_APPROVAL", "ROUTER", "MAP", "REDUCE", "SUBWORKFLOW")
+APPROVAL, TIMER = "HUMAN_APPROVAL", "TIMER"  # these need no worker: they wait for a person, or for the time
+NODE_TYPES = ("EFFECT", "COMPUTE", APPROVAL, TIMER)
+NODE_TYPES_TO_COME = ("ROUTER", "MAP", "REDUCE", "SUBWORKFLOW")
+DELAY_SECONDS_LIMIT = 10 * 366 * 24 * 3600  # ten years
 NODES_LIMIT = 1_000
 NODE_ID_LIMIT = 200  # characters
 
@@ -26,6 +29,12 @@ class Node:
     id: str
     type: str
     dependencies: tuple[str, ...]
+    delay_seconds: float | None = None  # of a TIMER
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether it waits for a person or for the time, and no worker executes it."""
+        return self.type in (APPROVAL, TIMER)
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,18 @@ def _parse_node(node_id: str, definition: Any) -> Node:
     dependencies = definition.get("dependencies", [])
     if not isinstance(dependencies, list) or not all(isinstance(each, str) for each in dependencies):
         raise GraphError(f"node {node_id!r} has dependencies that are not a list of node ids")
-    return Node(node_id, node_type, tuple(dict.fromkeys(dependencies)))  # one named twice is one
+    delay_seconds = _parse_delay(node_id, definition) if node_type == TIMER else None
+    return Node(node_id, node_type, tuple(dict.fromkeys(dependencies)), delay_seconds)  # one named twice is one
+
+
+def _parse_delay(node_id: str, definition: dict[str, Any]) -> float:
+    told = definition.get("delay_seconds")
+    if isinstance(told, int | float) and not isinstance(told, bool) and 0 <= told <= DELAY_SECONDS_LIMIT:
+        return told
+    raise GraphError(
+        f"node {node_id!r} is a TIMER whose delay_seconds is {str(told)[:40]!r}; "
+        f"it must be a number from 0 to {DELAY_SECONDS_LIMIT}"
+    )
 
 
 def _check_dependencies(graph: Graph) -> None:

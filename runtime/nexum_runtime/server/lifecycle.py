@@ -15,7 +15,7 @@ from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
 from nexum_runtime.server import graph
 from nexum_runtime.server.states import ErrorCode, Event, ExecutionStatus, TaskStatus
 from nexum_runtime.server.store.base import Execution, Task, Transaction, Workflow
-from nexum_runtime.text import shorten
+from nexum_runtime.text import shorten, timestamp
 
 RETRY_DELAY_MS_MIN = 1_000  # doubled with every attempt …
 RETRY_DELAY_MS_MAX = 30_000  # … up to here
@@ -23,6 +23,7 @@ RETRY_JITTER = 0.2  # a retry comes up to this share sooner, so that failures do
 RUNNING_LIMIT = 10_000  # executions of one session at once
 WORKFLOWS_LIMIT = 10_000  # versions of all workflows in one database
 GRAPHS_KEPT = 500  # versions whose graphs are at hand
+TIMERS_AT_ONCE = 100  # that fire in one transaction, so that many which are due hold up nobody
 EVENTS_LIMIT = 100_000  # of one execution: with more it is started afresh no more, and no attempt is free
 SESSIONS_KEPT = 1_000  # whose number of executions under way is known well enough not to be counted
 SHOWN_CHARS = 120  # of an input in an error
@@ -72,6 +73,15 @@ class Resolution:
 
     kind: str  # "result", "failed" or "retry", see wire.RESOLUTION
     text: str = ""  # result: the output's JSON text; failed: why
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A person's word on an approval."""
+
+    is_yes: bool
+    by: str  # who says so; may be empty
+    text: str  # a comment, or why not; may be empty
 
 
 @dataclass(frozen=True)
@@ -197,8 +207,14 @@ class Lifecycle:
             self._running_at_most[session] += 1
         tx.move_execution(execution.execution_id, ExecutionStatus.RUNNING)
         tx.add_event(execution.execution_id, self._clock(), Event.EXECUTION_RESTARTED)
+        nodes = self._graph(tx, execution).nodes
         for task in tx.tasks(execution.execution_id):
-            if task.status in (TaskStatus.FAILED, TaskStatus.CANCELLED):
+            if task.status not in (TaskStatus.FAILED, TaskStatus.CANCELLED):
+                continue
+            if nodes[task.node_id].is_waited_for:
+                due_ms = self._begin_to_wait(tx, task, nodes[task.node_id])
+                tx.move_task(task.task_key, TaskStatus.WAITING, available_at_ms=due_ms)
+            else:
                 limit = task.attempt + execution.max_attempts
                 tx.move_task(task.task_key, TaskStatus.READY, attempt_limit=limit)
         notices.ready.add((execution.workflow_id, execution.version_hash, execution.execution_id))
@@ -231,6 +247,52 @@ class Lifecycle:
     def _end_cancelled(self, tx: Transaction, notices: Notices, execution: Execution) -> None:
         error = "The execution was cancelled."
         self._end(tx, notices, execution.execution_id, ExecutionStatus.CANCELLED, error, ErrorCode.CANCELLED)
+
+    # What needs no worker
+
+    def _begin_to_wait(self, tx: Transaction, task: Task, node: graph.Node) -> int:
+        """Tell the event. Returns when the timer fires, or 0 for what waits for a person."""
+        now_ms = self._clock()
+        if node.delay_seconds is None:
+            tx.add_event(task.execution_id, now_ms, Event.APPROVAL_REQUESTED, node.id)
+            return 0
+        due_ms = now_ms + round(node.delay_seconds * 1000)
+        tx.add_event(task.execution_id, now_ms, Event.TIMER_SET, node.id, data={"due_at_ms": due_ms})
+        return due_ms
+
+    def answer(self, tx: Transaction, notices: Notices, execution_id: str, node_id: str, verdict: Verdict) -> str:
+        """A person's yes or no to an approval. The first word wins; returns what came of this one, in words.
+
+        Yes records `{"approved": true, "approver": …, "comment": …}` as the node's output.
+        """
+        task = next((each for each in tx.tasks(execution_id) if each.node_id == node_id), None)
+        if task is None or task.node_type != graph.APPROVAL:
+            raise NotFound(f"Node {node_id[:80]!r} of {execution_id!r} waits for no approval.")
+        if task.status != TaskStatus.WAITING:
+            return _answered_before(tx, task, verdict)
+        now_ms = self._clock()
+        if not verdict.is_yes:
+            data = {"approver": verdict.by, "reason": verdict.text}
+            tx.add_event(execution_id, now_ms, Event.TASK_REJECTED, node_id, data=data)
+            error = f"Rejected{_by(verdict.by)}: {verdict.text}" if verdict.text else f"Rejected{_by(verdict.by)}."
+            self._fail_task(tx, notices, task, error, ErrorCode.REJECTED)
+            return "Rejected."
+        data = {"approver": verdict.by, "comment": verdict.text}
+        tx.add_event(execution_id, now_ms, Event.TASK_APPROVED, node_id, data=data)
+        tx.move_task(task.task_key, TaskStatus.DONE, output_json=wire.json_text({"approved": True} | data))
+        self._schedule(tx, notices, _execution_of(tx, task))
+        return "Approved."
+
+    def fire(self, tx: Transaction, notices: Notices) -> None:
+        """Go on with what waited for a timer whose time has come: `{"waited_until": …, "delay_seconds": …}`."""
+        now_ms = self._clock()
+        for task in tx.due(now_ms, TIMERS_AT_ONCE):
+            execution = _execution_of(tx, task)
+            node = self._graph(tx, execution).nodes[task.node_id]
+            output = {"waited_until": timestamp(now_ms), "delay_seconds": node.delay_seconds}
+            tx.add_event(task.execution_id, now_ms, Event.TIMER_FIRED, task.node_id)
+            tx.move_task(task.task_key, TaskStatus.DONE, output_json=wire.json_text(output))
+            self._schedule(tx, notices, execution)
 
     # Tasks
 
@@ -433,14 +495,17 @@ class Lifecycle:
             self._say_why(tx, execution)
             return
         for other in tx.tasks(task.execution_id):
-            if other.status == TaskStatus.READY:
+            if other.status in (TaskStatus.READY, TaskStatus.WAITING):
                 tx.move_task(other.task_key, TaskStatus.CANCELLED)
         self._end(tx, notices, execution.execution_id, ExecutionStatus.FAILED, error, error_code)
 
     def _say_why(self, tx: Transaction, execution: Execution) -> None:
-        """Keep the error of a FAILED execution true: an unknown outcome among its tasks outweighs the rest."""
+        """Keep the error of a FAILED execution true: an unknown outcome outweighs a person's no, and that the rest."""
         failed = [task for task in tx.tasks(execution.execution_id) if task.status == TaskStatus.FAILED]
-        weightiest = max(failed, key=lambda task: task.error_code == ErrorCode.OUTCOME_UNKNOWN)
+        weightiest = max(
+            failed,
+            key=lambda task: (task.error_code == ErrorCode.OUTCOME_UNKNOWN, task.error_code == ErrorCode.REJECTED),
+        )
         assert weightiest.error is not None, "a FAILED task has an error"
         assert weightiest.error_code is not None, "a FAILED task has an error code"
         tx.set_execution_error(execution.execution_id, weightiest.error, weightiest.error_code)
@@ -463,7 +528,7 @@ class Lifecycle:
         nodes: list[graph.Node],
         taker: Taker | None = None,
     ) -> Claimed | None:
-        """Add a task for each of these nodes, and begin an attempt at the first of them for the taker."""
+        """Add a task for each of these nodes, and begin an attempt at the first one for the taker, if it can be."""
         now_ms, taken = self._clock(), None
         for node in nodes:
             task = Task(
@@ -477,6 +542,10 @@ class Lifecycle:
                 attempt=0,
                 attempt_limit=execution.max_attempts,
             )
+            if node.is_waited_for:
+                due_ms = self._begin_to_wait(tx, task, node)
+                tx.add_task(replace(task, status=TaskStatus.WAITING, available_at_ms=due_ms))
+                continue
             if taker is None:
                 tx.add_task(task)
                 notices.ready.add((execution.workflow_id, execution.version_hash, execution.execution_id))
@@ -589,6 +658,25 @@ def _the_unknown_one(execution: Execution, tasks: list[Task], node_id: str) -> T
     return found[0]
 
 
+def _answered_before(tx: Transaction, task: Task, verdict: Verdict) -> str:
+    """Say that this word comes too late. Raises InvalidRequest when it is another one than the first."""
+    words = {TaskStatus.DONE: Event.TASK_APPROVED, TaskStatus.FAILED: Event.TASK_REJECTED}
+    if task.status not in words:
+        raise InvalidRequest(f"Execution {task.execution_id} has ended; its node {task.node_id} needs no answer.")
+    found = [event for event in tx.events(task.execution_id) if event.node_id == task.node_id]
+    who = next(event.data["approver"] for event in reversed(found) if event.type == words[task.status])
+    was_yes = task.status == TaskStatus.DONE
+    said = "approved" if was_yes else "rejected"
+    told = f"Node {task.node_id} of {task.execution_id} was {said}{_by(who)} already; nothing was changed."
+    if was_yes != verdict.is_yes:
+        raise InvalidRequest(told)
+    return told
+
+
+def _by(who: str) -> str:
+    return f" by {who}" if who else ""
+
+
 def _find_attempt(tx: Transaction, task_id: str) -> tuple[Task, int, Execution]:
     """The task and the attempt that `task_id` names, and their execution. Raises NotFound."""
     task, attempt = tx.task(task_key(task_id)), attempt_number(task_id)
@@ -609,6 +697,8 @@ def _may_try_again(task: Task, execution: Execution) -> bool:
 
 def _may_restart(execution: Execution, order: StartOrder) -> bool:
     if execution.status not in (ExecutionStatus.FAILED, ExecutionStatus.CANCELLED):
+        return False
+    if execution.error_code == ErrorCode.REJECTED:  # only a person takes that back, see `resolve`
         return False
     unknown = execution.error_code == ErrorCode.OUTCOME_UNKNOWN
     return order.restart == "unknown" or (order.restart == "failed" and not unknown)

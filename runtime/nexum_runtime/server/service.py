@@ -7,7 +7,6 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import wraps
 from typing import Any, TypeAlias, TypeVar
 
@@ -20,11 +19,11 @@ from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NexumError, NotFound
 from nexum_runtime.idempotency import key_of
 from nexum_runtime.server.engine import Engine, Snapshot
-from nexum_runtime.server.lifecycle import Claimed, Resolution, Started, StartOrder
+from nexum_runtime.server.lifecycle import Claimed, Resolution, Started, StartOrder, Verdict
 from nexum_runtime.server.states import ExecutionStatus
 from nexum_runtime.server.store.base import EventRow, StoreUnavailable
 from nexum_runtime.server.streams import Stream
-from nexum_runtime.text import MIB, size_text
+from nexum_runtime.text import MIB, size_text, timestamp
 
 Context: TypeAlias = Any  # grpc.aio.ServicerContext: grpcio ships no types
 Answer = TypeVar("Answer")
@@ -252,7 +251,7 @@ class NexumService:
                     workflow_id=execution.workflow_id,
                     version_hash=execution.version_hash,
                     status=execution.status,
-                    created_at=_timestamp(execution.created_at_ms),
+                    created_at=timestamp(execution.created_at_ms),
                 )
                 for execution in executions
             ]
@@ -270,26 +269,36 @@ class NexumService:
                     workflow_id=version.workflow_id,
                     version_hash=version.version_hash,
                     compatibility=version.compatibility,
-                    registered_at=_timestamp(version.registered_at_ms),
+                    registered_at=timestamp(version.registered_at_ms),
                     active_executions=version.active_executions,
                 )
                 for version in await self._engine.versions(request.workflow_id)
             ]
         )
 
-    # No node type that waits for a person can be registered yet, so none is ever pending.
-
     @_answering
     async def ApproveTask(self, request: Any, context: Context) -> Any:
-        raise NotFound(f"Node {request.node_id[:80]!r} of {request.execution_id[:80]!r} waits for no approval.")
+        yes = Verdict(True, request.approver, request.comment)
+        return pb.AckResponse(ok=True, message=await self._engine.answer(request.execution_id, request.node_id, yes))
 
     @_answering
     async def RejectTask(self, request: Any, context: Context) -> Any:
-        raise NotFound(f"Node {request.node_id[:80]!r} of {request.execution_id[:80]!r} waits for no approval.")
+        no = Verdict(False, request.approver, request.reason)
+        return pb.AckResponse(ok=True, message=await self._engine.answer(request.execution_id, request.node_id, no))
 
     @_answering
     async def GetPendingApprovals(self, request: Any, context: Context) -> Any:
-        return pb.PendingApprovalsResponse()
+        return pb.PendingApprovalsResponse(
+            items=[
+                pb.PendingApprovalItem(
+                    execution_id=approval.execution_id,
+                    node_id=approval.node_id,
+                    workflow_id=approval.workflow_id,
+                    started_at=timestamp(approval.since_ms),
+                )
+                for approval in await self._engine.approvals(LIST_LIMIT)
+            ]
+        )
 
     def handler(self) -> Any:
         return grpc.method_handlers_generic_handler(
@@ -651,8 +660,8 @@ def _status_response(snapshot: Snapshot) -> Any:
 
 def _outcome_metadata(snapshot: Snapshot) -> tuple[tuple[str, str | bytes], ...]:
     attempts = (wire.ATTEMPTS, str(snapshot.attempts))
-    if snapshot.waits_for_worker:
-        return (attempts, (wire.WAITS_FOR, "worker"))
+    if snapshot.waits_for:
+        return (attempts, (wire.WAITS_FOR, snapshot.waits_for))
     execution = snapshot.execution
     if execution.error is None or execution.error_code is None:
         return (attempts,)
@@ -681,7 +690,3 @@ def _history_json(snapshot: Snapshot, events: list[EventRow]) -> str:
             ],
         }
     )
-
-
-def _timestamp(epoch_ms: int) -> str:
-    return datetime.fromtimestamp(epoch_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -10,6 +10,11 @@ task       READY ─→ RUNNING                 claimed by a worker: one attempt
            RUNNING, READY ─→ CANCELLED
            READY, FAILED ─→ DONE            the late word of an attempt that had been given up
            FAILED, CANCELLED ─→ READY       the execution runs again
+
+           WAITING ─→ DONE                  without a worker: a person said yes, or a timer's time has come
+           WAITING ─→ FAILED                a person said no
+           WAITING ─→ CANCELLED
+           FAILED, CANCELLED ─→ WAITING     the execution runs again
 """
 
 from enum import StrEnum
@@ -24,6 +29,7 @@ class ExecutionStatus(StrEnum):
 
 class TaskStatus(StrEnum):
     READY = "READY"
+    WAITING = "WAITING"
     RUNNING = "RUNNING"
     DONE = "DONE"
     FAILED = "FAILED"
@@ -45,6 +51,11 @@ class Event(StrEnum):
     ATTEMPT_RETURNED = "AttemptReturned"  # claimed, but the worker was gone before it could be told
     LEASE_EXPIRED = "LeaseExpired"
     OUTCOME_RESOLVED = "OutcomeResolved"  # a person's word on what became of it, or that it is to be tried again
+    APPROVAL_REQUESTED = "ApprovalRequested"
+    TASK_APPROVED = "TaskApproved"
+    TASK_REJECTED = "TaskRejected"
+    TIMER_SET = "TimerSet"
+    TIMER_FIRED = "TimerFired"
     TASK_COMPLETED = "TaskCompleted"
     EXECUTION_COMPLETED = "ExecutionCompleted"
     EXECUTION_FAILED = "ExecutionFailed"
@@ -62,8 +73,9 @@ EXECUTION_SOURCES: dict[ExecutionStatus, frozenset[ExecutionStatus]] = {
 
 TASK_SOURCES: dict[TaskStatus, frozenset[TaskStatus]] = {
     TaskStatus.READY: frozenset({TaskStatus.RUNNING, TaskStatus.FAILED, TaskStatus.CANCELLED}),
+    TaskStatus.WAITING: frozenset({TaskStatus.FAILED, TaskStatus.CANCELLED}),
     TaskStatus.RUNNING: frozenset({TaskStatus.READY}),
-    TaskStatus.DONE: frozenset({TaskStatus.RUNNING, TaskStatus.READY, TaskStatus.FAILED}),
-    TaskStatus.FAILED: frozenset({TaskStatus.RUNNING, TaskStatus.READY}),
-    TaskStatus.CANCELLED: frozenset({TaskStatus.RUNNING, TaskStatus.READY}),
+    TaskStatus.DONE: frozenset({TaskStatus.RUNNING, TaskStatus.READY, TaskStatus.WAITING, TaskStatus.FAILED}),
+    TaskStatus.FAILED: frozenset({TaskStatus.RUNNING, TaskStatus.READY, TaskStatus.WAITING}),
+    TaskStatus.CANCELLED: frozenset({TaskStatus.RUNNING, TaskStatus.READY, TaskStatus.WAITING}),
 }

@@ -62,7 +62,7 @@ class Task:
     status: TaskStatus
     attempt: int  # attempts begun so far
     attempt_limit: int
-    available_at_ms: int = 0  # READY: not to be claimed before
+    available_at_ms: int = 0  # READY: not to be claimed before; WAITING: when a timer fires
     worker_id: str | None = None
     lease_ms: int | None = None
     lease_expires_at_ms: int | None = None
@@ -73,6 +73,16 @@ class Task:
     def task_id(self) -> str:
         """The id of the current attempt."""
         return f"{self.task_key}.{self.attempt}"
+
+
+@dataclass(frozen=True)
+class Approval:
+    """One that a person is asked for."""
+
+    execution_id: str
+    node_id: str
+    workflow_id: str
+    since_ms: int
 
 
 @dataclass(frozen=True)
@@ -135,6 +145,15 @@ class Reader(Protocol):
 
     def expired(self, now_ms: int) -> list[Task]:
         """RUNNING tasks whose lease ended at or before `now_ms`."""
+
+    def approvals(self, limit: int) -> list[Approval]:
+        """The approvals that are WAITING, the longest first."""
+
+    def next_timer(self) -> int | None:
+        """When the first of the WAITING timers fires."""
+
+    def due(self, now_ms: int, limit: int) -> list[Task]:
+        """WAITING timers that fire at or before `now_ms`, the first of them first."""
 
     def held(self, worker_id: str) -> list[Task]:
         """RUNNING tasks of this worker, in the order they were scheduled."""

@@ -3,8 +3,9 @@
 -- A workflow is registered once (workflows). Starting it adds one row to executions and one to tasks for every node
 -- that depends on nothing. A worker's poll claims the READY task that was scheduled first: one conditional UPDATE
 -- makes it RUNNING, counts the attempt and starts its lease. Its result makes it DONE, adds a row to tasks for every
--- node that became ready by it, and, when no node is left, makes the execution COMPLETED. Each of these steps is one
--- transaction and writes its row to events in that same transaction, so events tell the whole story in order.
+-- node that became ready by it, and, when no node is left, makes the execution COMPLETED. A node that needs no worker, a
+-- person's approval or a timer, is WAITING instead until it is DONE. Each of these steps is one transaction and writes
+-- its row to events in that same transaction, so events tell the whole story in order.
 --
 -- Times are integer milliseconds since 1970; every *_json column holds JSON text exactly as it was received.
 -- States and their legal moves: ../states.py.
@@ -50,10 +51,11 @@ CREATE TABLE tasks (
     version_hash        TEXT NOT NULL,
     node_id             TEXT NOT NULL,
     node_type           TEXT NOT NULL,
-    status              TEXT NOT NULL CHECK (status IN ('READY', 'RUNNING', 'DONE', 'FAILED', 'CANCELLED')),
+    status              TEXT NOT NULL
+                        CHECK (status IN ('READY', 'WAITING', 'RUNNING', 'DONE', 'FAILED', 'CANCELLED')),
     attempt             INTEGER NOT NULL,                  -- attempts begun so far
     attempt_limit       INTEGER NOT NULL,
-    available_at_ms     INTEGER NOT NULL,                  -- READY: a retry waits until then
+    available_at_ms     INTEGER NOT NULL,                  -- READY: a retry waits until then; WAITING: a timer fires
     worker_id           TEXT,                              -- who has, or had, the latest attempt
     lease_ms            INTEGER,
     lease_expires_at_ms INTEGER,                           -- RUNNING: silent beyond this, the attempt is given up
@@ -68,6 +70,7 @@ CREATE TABLE tasks (
 
 CREATE INDEX tasks_ready ON tasks (version_hash, workflow_id, seq) WHERE status = 'READY';
 CREATE INDEX tasks_running ON tasks (worker_id, lease_expires_at_ms) WHERE status = 'RUNNING';
+CREATE INDEX tasks_waiting ON tasks (node_type, available_at_ms) WHERE status = 'WAITING';
 
 CREATE TABLE events (
     seq          INTEGER PRIMARY KEY,

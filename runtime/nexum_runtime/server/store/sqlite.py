@@ -30,6 +30,7 @@ from nexum_runtime.server.states import (
 )
 from nexum_runtime.server.store import files, inspection
 from nexum_runtime.server.store.base import (
+    Approval,
     EventRow,
     Execution,
     Reader,
@@ -117,7 +118,7 @@ _TASK_NAMES = [field.name for field in fields(Task)]
 _TASK = ", ".join(_TASK_NAMES)
 _TASK_STATUS, _TASK_ERROR_CODE = map(_TASK_NAMES.index, ("status", "error_code"))
 _task_values = attrgetter(*_TASK_NAMES)
-_OPEN = "status IN ('READY', 'RUNNING')"  # a RUNNING execution has such a task, and few others have one
+_OPEN = "status IN ('READY', 'WAITING', 'RUNNING')"  # a RUNNING execution has such a task, and few others have one
 _WORKFLOW = "workflow_id, version_hash, ir_json, compatibility, registered_at_ms"
 
 # The statements of every call: the same text each time, so that SQLite's module finds them prepared.
@@ -598,6 +599,28 @@ class _SqliteReader:
         rows = self._sql(
             f"SELECT {_TASK} FROM tasks WHERE status = 'RUNNING' AND lease_expires_at_ms <= ? ORDER BY seq",
             (now_ms,),
+        )
+        return [_task(row) for row in rows]
+
+    def approvals(self, limit: int) -> list[Approval]:
+        rows = self._sql(
+            "SELECT execution_id, node_id, workflow_id, (SELECT max(at_ms) FROM events v WHERE v.execution_id = "
+            "t.execution_id AND v.node_id = t.node_id AND v.type = 'ApprovalRequested') AS since_ms "
+            "FROM tasks t WHERE status = 'WAITING' AND node_type = 'HUMAN_APPROVAL' ORDER BY since_ms, seq LIMIT ?",
+            (limit,),
+        )
+        return [Approval(*row) for row in rows]
+
+    def next_timer(self) -> int | None:
+        row = self._sql("SELECT min(available_at_ms) FROM tasks WHERE status = 'WAITING' AND node_type = 'TIMER'")
+        due_ms: int | None = row.fetchone()[0]
+        return due_ms
+
+    def due(self, now_ms: int, limit: int) -> list[Task]:
+        rows = self._sql(
+            f"SELECT {_TASK} FROM tasks WHERE status = 'WAITING' AND node_type = 'TIMER' AND available_at_ms <= ? "
+            "ORDER BY available_at_ms, seq LIMIT ?",
+            (now_ms, limit),
         )
         return [_task(row) for row in rows]
 
