@@ -72,7 +72,8 @@ def durable_agent(
     an `output_info` of classes of your own made plain JSON.
     A replay runs the agent's code again, but for its tools and guardrails: hooks, `on_handoff`, `is_enabled`, filters,
     instructions that a function makes. What a recorded tool once did to the run's context it does not do again. An
-    interrupted run's `RunState` goes on with this very copy: another one counts identical calls from 0 again.
+    interrupted run's `RunState` goes on with this very copy, or by durable_approval.py: by itself another copy counts
+    identical calls from 0 again.
     Raises TypeError naming what cannot be made durable, ValueError for `effects` of a tool that no agent has,
     DurableCallError for a session id that is none.
     """

@@ -11,7 +11,7 @@ on at that interruption, and does nothing of what came before it.
 import asyncio
 from typing import Any
 
-from agents import Agent, Runner, RunResult, RunState, ToolApprovalItem
+from agents import Agent, Runner, RunResult, RunState, ToolApprovalItem, UserError
 from pydantic_core import to_jsonable_python
 
 from durable_local import parsed_arguments
@@ -68,7 +68,7 @@ async def keep_state(agent: Agent[Any], input: Any, state: RunState[Any, Any]) -
 
 
 async def kept_state(agent: Agent[Any], input: Any) -> RunState[Any, Any] | None:
-    """The latest state that is kept with the durable session, or None if that is not of a run with this input.
+    """The latest state that is kept with the durable session, or None if that is not of this agent with this input.
 
     The session goes on from where it was then: identical calls are counted on. A context that JSON does not carry is
     to be given to `Runner.run` again. Raises DurableCallError.
@@ -84,8 +84,12 @@ async def kept_state(agent: Agent[Any], input: Any) -> RunState[Any, Any] | None
     kept = Local.model_validate(outcome.outputs[LOCAL_CALL.nodes[0].id]).result
     if kept["input"] != to_jsonable_python(input):
         return None
+    try:
+        state = await RunState.from_json(agent, kept["state"])
+    except UserError:  # the agent is another one by now: the run is replayed, and goes on from where it differs
+        return None
     session.go_on_from(kept["progress"])
-    return await RunState.from_json(agent, kept["state"])
+    return state
 
 
 async def ask_people(agent: Agent[Any], state: RunState[Any, Any]) -> None:

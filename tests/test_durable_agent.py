@@ -572,6 +572,15 @@ async def test_the_state_of_a_run_with_another_question_is_not_gone_on_with(clie
     assert await kept_state(durable_agent(agent, "t"), "go") is None
 
 
+async def test_a_state_of_an_agent_that_has_changed_is_let_go_and_its_run_replayed(client: Client) -> None:
+    agent = agent_with(pays(), turns=[calls(("pay", {})), calls(("pay", {})), says("done")])
+    await answered(client, asyncio.create_task(run_with_approvals(durable_agent(agent, "s"), "go")))
+    agent.name = "Payer"
+    assert await kept_state(durable_agent(agent, "s"), "go") is None
+    await answered(client, asyncio.create_task(run_with_approvals(durable_agent(agent, "s"), "go")))
+    assert outputs(await run_with_approvals(durable_agent(agent, "s"), "go")) == ["paid 1", "paid 2"]
+
+
 async def test_a_context_that_json_does_not_carry_is_given_anew(client: Client) -> None:
     class Wallet:
         coins = 5
