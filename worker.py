@@ -59,7 +59,8 @@ async def run_tool(context: ContextView) -> ToolResult:
             raise ToolError(reason, retryable=False, unknown=True) from error
         raise
     duration_ms = round((time.monotonic() - started) * 1000)
-    log.info("%s done in %d ms", call.tool_name, duration_ms)
+    more = {"tool": call.tool_name, "duration_ms": duration_ms}
+    log.info("%s done in %d ms", call.tool_name, duration_ms, extra=more)
     return ToolResult(result=text, duration_ms=duration_ms)
 
 
@@ -67,10 +68,11 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description="Execute the tool calls that agents submit to Nexum.")
     parser.add_argument("--concurrency", type=int, default=8, metavar="N", help="calls at once (default 8)")
     parser.add_argument("--offline", action="store_true", help="never use the network: only the offline web")
+    parser.add_argument("--log-json", action="store_true", help="log JSON, an object a line")
     arguments = parser.parse_args()
     if arguments.concurrency < 1:
         parser.error("--concurrency must be at least 1")
-    log_to_stderr("%(asctime)s  %(message)s", "%H:%M:%S")
+    log_to_stderr("%(asctime)s  %(message)s", "%H:%M:%S", as_json=arguments.log_json)
     for name in ("worker", "nexum.worker"):
         logging.getLogger(name).setLevel(logging.INFO)
     if arguments.offline:
