@@ -4,6 +4,7 @@ The messages are nexum-py's own (`nexum.proto`); nothing here adds to them. What
 gRPC metadata, which a stock nexum-py peer never sends, so every key is optional.
 """
 
+import hmac
 import json
 import math
 import re
@@ -93,6 +94,14 @@ def check_token(token: str, origin: str) -> str:
             "line without spaces at its ends. Make one with: openssl rand -hex 32"
         )
     return token
+
+
+def bears(authorization: str, token: str) -> bool:
+    """Whether the value of an authorization header has the token."""
+    scheme, _, given = authorization.partition(" ")
+    # In constant time: how long a refusal takes tells nothing of how much of the token was right.
+    right = hmac.compare_digest(given.encode(errors="replace"), token.encode())
+    return right and scheme.lower() == "bearer"
 
 
 def parse_json(text: str) -> Any:

@@ -41,6 +41,15 @@ def dev(
     tls_key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The certificate's private key, in PEM, without a passphrase.")
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="NEXUM_METRICS_PORT",
+            min=0,
+            max=65535,
+            help="Serve metrics for Prometheus, at /metrics on this port.",
+        ),
+    ] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON, an object a line.")] = False,
     insecure: Annotated[
         bool,
@@ -76,6 +85,7 @@ def dev(
             token=_token(token_file),
             tls=Tls.read(tls_cert, tls_key) if tls_cert and tls_key else None,
             insecure=insecure,
+            metrics_port=metrics_port,
         )
     except InvalidRequest as error:
         fail(str(error))
@@ -94,6 +104,9 @@ def dev(
         shown_host = "localhost" if host == "127.0.0.1" else f"[{host}]" if ":" in host else host
         guards = "".join(f" · {what}" for what, on in (("TLS", config.tls), ("token demanded", config.token)) if on)
         ready = f"Nexum is ready at {shown_host}:{server.port} · database {server.store.path}{guards}"
+        if server.metrics_port is not None:
+            scheme = "https" if config.tls else "http"
+            ready += f" · metrics at {scheme}://{shown_host}:{server.metrics_port}/metrics"
         say(ready)
         if not is_loopback(host) and not config.token:
             log.warning("Anyone who reaches %s can read every result and run your tools.", host)
