@@ -19,7 +19,7 @@ from pydantic import ValidationError, validate_call
 from pydantic_core import PydanticSerializationError, to_json
 
 import tools
-from nexum_runtime import NexumError, Worker, wire
+from nexum_runtime import NexumError, Worker, tracing, wire
 from nexum_runtime.logs import log_to_stderr
 from nexum_runtime.signals import stop_requested
 from nexum_runtime.text import error_line, redact, shorten
@@ -34,6 +34,7 @@ log = logging.getLogger("worker")
 async def run_tool(context: ContextView) -> ToolResult:
     """Run one tool call, an async tool on the event loop, a sync one in a thread, and return what to record."""
     call = ToolCall.model_validate(context.input)
+    tracing.annotate(tool=call.tool_name)
     tool: Callable[..., Any] | None = tools.TOOLS.get(call.tool_name)
     if tool is None:
         known = ", ".join(tools.TOOLS)

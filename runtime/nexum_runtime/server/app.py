@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 
-from nexum_runtime import wire
+from nexum_runtime import tracing, wire
 from nexum_runtime.errors import InvalidRequest
 from nexum_runtime.server.engine import Engine
 from nexum_runtime.server.service import NexumExtensions, NexumService, Registrations, TokenCheck, Waiting
@@ -92,6 +92,7 @@ class Server:
 
     async def start(self) -> None:
         """Serve. Raises CannotBind."""
+        tracing.tracer("server")
         logging.getLogger("grpc._cython.cygrpc").addFilter(_is_not_of_a_client_that_left)
         self._grpc = grpc.aio.server(
             interceptors=[TokenCheck(self._config.token)] if self._config.token else [],

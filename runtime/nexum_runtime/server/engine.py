@@ -31,7 +31,6 @@ from nexum_runtime.server.lifecycle import (
     StartOrder,
     Taker,
     Verdict,
-    attempt_number,
     is_current,
     is_wanted,
     not_registered,
@@ -418,7 +417,7 @@ class Engine:
             return [task_id for task_id, (told, _) in self._stops.items() if told == worker_id]
 
         def work(tx: Transaction, _: Notices) -> list[str]:
-            attempts = [(task_id, tx.task(task_key(task_id)), attempt_number(task_id)) for task_id in held]
+            attempts = [(task_id, tx.task(task_key(task_id)), wire.attempt_number(task_id)) for task_id in held]
             own = [task_id for task_id, task, attempt in attempts if is_current(task, attempt)]
             tx.renew_leases(worker_id, self._clock(), [task_key(task_id) for task_id in own])
             return [task_id for task_id, task, attempt in attempts if not is_wanted(task, attempt)]
