@@ -19,7 +19,7 @@ from pydantic import ValidationError, validate_call
 from pydantic_core import PydanticSerializationError, to_json
 
 import tools
-from nexum_runtime import NexumError, Worker, wire
+from nexum_runtime import NexumError, Worker, tracing, wire
 from nexum_runtime.logs import log_to_stderr
 from nexum_runtime.signals import stop_requested
 from nexum_runtime.text import error_line, redact, shorten
@@ -34,6 +34,7 @@ log = logging.getLogger("worker")
 async def run_tool(context: ContextView) -> ToolResult:
     """Run one tool call, an async tool on the event loop, a sync one in a thread, and return what to record."""
     call = ToolCall.model_validate(context.input)
+    tracing.annotate(tool=call.tool_name)
     tool: Callable[..., Any] | None = tools.TOOLS.get(call.tool_name)
     if tool is None:
         known = ", ".join(tools.TOOLS)
@@ -59,7 +60,8 @@ async def run_tool(context: ContextView) -> ToolResult:
             raise ToolError(reason, retryable=False, unknown=True) from error
         raise
     duration_ms = round((time.monotonic() - started) * 1000)
-    log.info("%s done in %d ms", call.tool_name, duration_ms)
+    more = {"tool": call.tool_name, "duration_ms": duration_ms}
+    log.info("%s done in %d ms", call.tool_name, duration_ms, extra=more)
     return ToolResult(result=text, duration_ms=duration_ms)
 
 
@@ -67,10 +69,11 @@ async def main() -> None:
     parser = argparse.ArgumentParser(description="Execute the tool calls that agents submit to Nexum.")
     parser.add_argument("--concurrency", type=int, default=8, metavar="N", help="calls at once (default 8)")
     parser.add_argument("--offline", action="store_true", help="never use the network: only the offline web")
+    parser.add_argument("--log-json", action="store_true", help="log JSON, an object a line")
     arguments = parser.parse_args()
     if arguments.concurrency < 1:
         parser.error("--concurrency must be at least 1")
-    log_to_stderr("%(asctime)s  %(message)s", "%H:%M:%S")
+    log_to_stderr("%(asctime)s  %(message)s", "%H:%M:%S", as_json=arguments.log_json)
     for name in ("worker", "nexum.worker"):
         logging.getLogger(name).setLevel(logging.INFO)
     if arguments.offline:

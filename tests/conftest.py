@@ -11,6 +11,7 @@ from nexum_runtime import Client
 from nexum_runtime.server.app import Server, ServerConfig
 
 os.environ["OPENAI_AGENTS_DISABLE_TRACING"] = "1"
+os.environ["OTEL_SDK_DISABLED"] = "true"
 
 
 @pytest.fixture

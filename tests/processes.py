@@ -43,8 +43,8 @@ async def eventually(
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment without its NEXUM_* settings, so that none of a developer's reach a test."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith("NEXUM_")}
+    """This process's environment without its NEXUM_* and OTEL_* settings: none of a developer's reach a test."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("NEXUM_", "OTEL_"))}
     return own | {"PYTHONUNBUFFERED": "1"} | changes
 
 

@@ -3,12 +3,18 @@
 import json
 import logging
 import os
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from processes import NexumDev, Process, environment
+from test_demo import ROOT
 
 from nexum_runtime.logs import log_to_stderr
 from nexum_runtime.text import GIB, duration_text, error_line, printable, printable_line, redact, size_text
 from nexum_runtime.wire import canonical_json
+from submit_task import submit_tool_call
 
 HARMLESS = [
     "",
@@ -124,6 +130,55 @@ def test_no_message_and_no_traceback_can_forge_a_line_of_the_log(
     assert "    ValueError: [OPENAI_API_KEY] " in logged
     assert [line for line in logged.splitlines() if not line.startswith("    ")] == logged.splitlines()[:1]
     assert printable(logged) == logged
+
+
+@pytest.mark.usefixtures("_secrets")
+def test_a_log_in_json_has_an_object_a_line_without_secrets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    log_to_stderr("%(message)s", as_json=True)
+    evil = 'sk-12345678 \x1b[2J\u202e\ud800\n{"forged": "página"}'
+    try:
+        raise ValueError(evil)
+    except ValueError:
+        logging.getLogger("any").exception("%s failed", evil, extra={"tool": evil, "duration_ms": 12, "name_of": evil})
+    (line,) = capsys.readouterr().err.splitlines()
+    told = json.loads(line)
+    harmless = evil.replace("sk-12345678", "[OPENAI_API_KEY]")
+    assert datetime.now(UTC) - datetime.fromisoformat(told.pop("time")) < timedelta(minutes=1)
+    assert told.pop("error").endswith(f"ValueError: {harmless}")
+    assert told == {
+        "level": "ERROR",
+        "logger": "any",
+        "message": f"{harmless} failed",
+        "tool": harmless,
+        "duration_ms": 12,
+        "name_of": harmless,
+    }
+    assert printable(line) == line
+    assert "página" in line
+
+
+async def test_the_server_and_the_worker_log_json_if_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with NexumDev(tmp_path, "--log-json") as nexum:
+        monkeypatch.setenv("NEXUM_ADDRESS", nexum.address)
+        command: list[str | Path] = [sys.executable, ROOT / "worker.py", "--offline", "--log-json"]
+        env = environment(NEXUM_ADDRESS=nexum.address, OFFLINE_WEB_DELAY_MS="0")
+        worker = Process(command, tmp_path / "worker.log", env=env)
+        worker.start()
+        await submit_tool_call("web_search", {"query": "sagas"}, "s1")
+        worker.terminate()
+        nexum.terminate()
+        assert (await worker.ended(), await nexum.ended()) == (0, 0)
+    for process, logger in ((nexum, "nexum.dev"), (worker, "worker")):
+        told = [json.loads(line) for line in process.output.splitlines()]
+        assert len(told) >= 2
+        assert {each["logger"] for each in told} >= {logger}
+        assert all(each.keys() >= {"time", "level", "logger", "message"} for each in told)
+    done = next(each for each in told if each["message"].startswith("web_search done in "))
+    assert (done["tool"], done["level"]) == ("web_search", "INFO")
+    assert done["message"] == f"web_search done in {done['duration_ms']} ms"
 
 
 def test_sizes_and_durations_are_told_in_units_that_a_person_can_picture() -> None:

@@ -7,9 +7,9 @@ import re
 import ssl
 import sys
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,7 +17,7 @@ import grpc
 from nexum.proto import nexum_pb2 as pb
 from nexum.proto import nexum_pb2_grpc as pb_grpc
 
-from nexum_runtime import local, wire
+from nexum_runtime import local, tracing, wire
 from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import (
     DatabaseUnavailable,
@@ -90,14 +90,20 @@ class Client:
     certificates to trust for TLS; when not given they are NEXUM_TOKEN and NEXUM_TLS_CA, if set.
 
     Every method raises ServerUnavailable when no server answers, InvalidRequest, NotFound or Unauthenticated when it
-    refuses.
+    refuses. `span_attributes()` tells what else its spans are to say, if there are any: see `tracing`.
     """
 
     def __init__(
-        self, address: str = wire.DEFAULT_ADDRESS, *, token: str | None = None, tls_ca: Path | None = None
+        self,
+        address: str = wire.DEFAULT_ADDRESS,
+        *,
+        token: str | None = None,
+        tls_ca: Path | None = None,
+        span_attributes: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
         wire.split_address(address)  # gRPC would take anything, and never connect
         self.address = address
+        self._span_attributes = span_attributes
         self._max_message_bytes = sys.maxsize  # until the server has told
         token = token or os.environ.get("NEXUM_TOKEN")
         self._token = wire.check_token(token, "NEXUM_TOKEN") if token else None
@@ -182,7 +188,9 @@ class Client:
             wire.EFFECT: effect,
             wire.TIMEOUT_MS: None if attempt_timeout is None else round(attempt_timeout * 1000),
         }
-        outcome, _, _ = await self._until_over(workflow, input, wishes, timeout, on_wait)
+        with self._traced("execute", workflow, wishes) as span:
+            outcome, _, _ = await self._until_over(workflow, input, wishes, timeout, on_wait)
+            _tell(span, outcome)
         return outcome
 
     @asynccontextmanager
@@ -219,22 +227,25 @@ class Client:
             wire.CLAIM: owner,
             wire.LEASE_MS: local.LEASE_MS,
         }
-        found, task_id, claim = await self._until_over(workflow, input, wishes, timeout, on_wait)
-        local_effect = LocalEffect(self, found, task_id, workflow.nodes[0].id, Patience(timeout, on_wait))
-        if not task_id:
-            yield local_effect
-            return
-        async with local.presence(self, owner, task_id, claim):
-            crash_point("task-claimed")
-            try:
+        with self._traced("local_effect", workflow, wishes) as span:
+            found, task_id, claim = await self._until_over(workflow, input, wishes, timeout, on_wait)
+            local_effect = LocalEffect(self, found, task_id, workflow.nodes[0].id, Patience(timeout, on_wait), span)
+            if not task_id:
+                _tell(span, found)
                 yield local_effect
-            except TaskError as error:
-                how = {"retryable": False, "unknown": error.unknown, "begun": error.begun}
-                await local_effect.give_up(str(error), **how)
-                raise
-            except Exception as error:
-                await local_effect.give_up(f"{type(error).__name__}: {error}", retryable=False)
-                raise
+                return
+            async with local.presence(self, owner, task_id, claim):
+                crash_point("task-claimed")
+                try:
+                    yield local_effect
+                except TaskError as error:
+                    how = {"retryable": False, "unknown": error.unknown, "begun": error.begun}
+                    await local_effect.give_up(str(error), **how)
+                    raise
+                except Exception as error:
+                    await local_effect.give_up(f"{type(error).__name__}: {error}", retryable=False)
+                    raise
+            _tell(span, local_effect.outcome or replace(found, status="FAILED"))
 
     async def run_local(
         self,
@@ -253,12 +264,22 @@ class Client:
         async with self.local_effect(workflow, input, **options) as effect:
             if effect.outcome is None:
                 call = function if again is None or effect.before == wire.NEW else again
-                with idempotent_by(key_of(options["execution_id"], effect.node_id, workflow.version_hash)):
+                key = key_of(options["execution_id"], effect.node_id, workflow.version_hash)
+                with idempotent_by(key), effect.span.running():
                     output = await call()
                 crash_point("effect-done")
                 await effect.record(output)
         assert effect.outcome is not None, "it was recorded, or the block was left by an error"
         return effect.outcome
+
+    @contextmanager
+    def _traced(self, name: str, workflow: Definition, wishes: dict[str, Any]) -> Iterator[tracing.Span]:
+        """A span around a call, whose context goes with the `wishes`."""
+        with tracing.span(
+            "client", name, wishes[wire.EXECUTION_ID], more=self._span_attributes, workflow=workflow.workflow_id
+        ) as span:
+            wishes[wire.TRACEPARENT] = span.traceparent or None
+            yield span
 
     async def _until_over(
         self,
@@ -654,6 +675,10 @@ def _wording(error: str) -> str:
 
 def _path_from_environment(name: str) -> Path | None:
     return Path(os.environ[name]) if os.environ.get(name) else None
+
+
+def _tell(span: tracing.Span, outcome: Outcome) -> None:
+    span.tell(outcome=outcome.status, before=outcome.before, attempts=outcome.attempts)
 
 
 def _outcome(execution_id: str, answer: Any, trailing: dict[str, Any], before: str) -> Outcome:

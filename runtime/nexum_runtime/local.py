@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from nexum_runtime import wire
+from nexum_runtime import tracing, wire
 from nexum_runtime.errors import DatabaseUnavailable, NexumError, ServerUnavailable
 
 if TYPE_CHECKING:
@@ -30,9 +30,18 @@ SPEAK_UP_SECONDS = 1.5  # of waiting for a server, before `on_wait` is told
 class LocalEffect:
     """An execution whose one task is this process's own, or one that has ended already: then `outcome` is there."""
 
-    def __init__(self, client: "Client", found: "Outcome", task_id: str, node_id: str, patience: "Patience") -> None:
+    def __init__(
+        self,
+        client: "Client",
+        found: "Outcome",
+        task_id: str,
+        node_id: str,
+        patience: "Patience",
+        span: tracing.Span,
+    ) -> None:
         self.outcome: Outcome | None = None if task_id else found
         self.node_id = node_id
+        self.span = span
         self.before = found.before  # NEW, or the status its id had before
         self._client, self._found, self._task_id, self._patience = client, found, task_id, patience
         self._is_open = bool(task_id)

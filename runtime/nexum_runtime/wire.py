@@ -4,6 +4,7 @@ The messages are nexum-py's own (`nexum.proto`); nothing here adds to them. What
 gRPC metadata, which a stock nexum-py peer never sends, so every key is optional.
 """
 
+import hmac
 import json
 import math
 import re
@@ -39,6 +40,7 @@ BEGUN = "nexum-begun"  # FailTask: "false" when it failed before any effect: one
 RESOLUTION = "nexum-resolution"  # Resolve: "result", "failed" or "retry"
 OLDER_THAN_MS = "nexum-older-than-ms"  # Prune
 DRY_RUN = "nexum-dry-run"  # Prune: "true" only counts
+TRACEPARENT = "traceparent"  # StartExecution, Execute, ExecuteHere: W3C's trace context, handed on to the worker
 AUTHORIZATION = "authorization"  # "Bearer {token}", on every call when the server demands a token
 PREFIX = "nexum-prefix"  # ListExecutions: only ids that begin with this
 
@@ -70,6 +72,7 @@ NESTING_LIMIT = 200  # levels of lists and objects in each other; parsers and pr
 ERROR_METADATA_BYTES = 4_000  # gRPC refuses more than 8 KiB of metadata in all
 
 SHOWN_CHARS = 40  # of a number in an error
+_TRACEPARENT = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -93,6 +96,14 @@ def check_token(token: str, origin: str) -> str:
             "line without spaces at its ends. Make one with: openssl rand -hex 32"
         )
     return token
+
+
+def bears(authorization: str, token: str) -> bool:
+    """Whether the value of an authorization header has the token."""
+    scheme, _, given = authorization.partition(" ")
+    # In constant time: how long a refusal takes tells nothing of how much of the token was right.
+    right = hmac.compare_digest(given.encode(errors="replace"), token.encode())
+    return right and scheme.lower() == "bearer"
 
 
 def parse_json(text: str) -> Any:
@@ -135,6 +146,16 @@ def json_text(value: Any, *, sort_keys: bool = False) -> str:
 def is_text(text: str) -> bool:
     """Whether it is Unicode text, which half a surrogate pair is not."""
     return _SURROGATE.search(text) is None
+
+
+def is_traceparent(text: str) -> bool:
+    return _TRACEPARENT.fullmatch(text) is not None
+
+
+def attempt_number(task_id: str) -> int:
+    """The attempt that a task id names; 0, which none has, if it is malformed."""
+    number = task_id.rpartition(".")[2]
+    return int(number) if number.isascii() and number.isdecimal() and len(number) < 10 else 0
 
 
 def fits_header(text: str) -> bool:

@@ -21,7 +21,7 @@ import grpc
 from nexum.context import ContextView
 from pydantic_core import to_json
 
-from nexum_runtime import wire
+from nexum_runtime import tracing, wire
 from nexum_runtime.client import Client, Outgoing
 from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import (
@@ -87,6 +87,7 @@ class Worker:
 
         Raises InvalidRequest when the server refuses a workflow.
         """
+        tracing.tracer("worker")
         async with Client(self._address) as client:
             beats = asyncio.create_task(self._beat(client))
             takes = [asyncio.create_task(self._take(client, each)) for each in self._workflows]
@@ -320,8 +321,19 @@ class Worker:
             node_id: _as_model(workflow.get_node(node_id), output) for node_id, output in task_input["deps"].items()
         }
         context = ContextView(input_data=task_input["input"], outputs=outputs)
-        with idempotent_by(claimed.idempotency_key):
+        span = tracing.span(
+            "worker",
+            "attempt",
+            claimed.execution_id,
+            parent=task_input.get(wire.TRACEPARENT, ""),
+            workflow=workflow.workflow_id,
+            node=node.id,
+            attempt=wire.attempt_number(claimed.task_id),
+            worker=self.worker_id,
+        )
+        with idempotent_by(claimed.idempotency_key), span as told, told.running():
             result = await self._within(task_input.get("timeout_ms"), node.handler, context)
+            told.tell(outcome="completed")
         try:
             if node.output_model is not None:
                 result = node.output_model.model_validate(result)

@@ -41,6 +41,16 @@ def dev(
     tls_key: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The certificate's private key, in PEM, without a passphrase.")
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="NEXUM_METRICS_PORT",
+            min=0,
+            max=65535,
+            help="Serve metrics for Prometheus, at /metrics on this port.",
+        ),
+    ] = None,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON, an object a line.")] = False,
     insecure: Annotated[
         bool,
         typer.Option(
@@ -60,8 +70,9 @@ def dev(
     from nexum_runtime.server.store.base import StoreUnavailable
     from nexum_runtime.signals import stop_requested
 
-    log_to_stderr("%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr("%(asctime)s %(levelname)s %(message)s", as_json=log_json)
     log = logging.getLogger("nexum.dev")
+    log.setLevel(logging.INFO)
     logging.getLogger("grpc").setLevel(logging.ERROR)  # it warns of every call that a stop cuts short
     if bool(tls_cert) != bool(tls_key):
         fail("TLS needs both --tls-cert and --tls-key.")
@@ -74,18 +85,29 @@ def dev(
             token=_token(token_file),
             tls=Tls.read(tls_cert, tls_key) if tls_cert and tls_key else None,
             insecure=insecure,
+            metrics_port=metrics_port,
         )
     except InvalidRequest as error:
         fail(str(error))
     except OSError as error:
         fail(f"Cannot read {error.filename}: {error.strerror}.")
 
+    def say(sentence: str) -> None:
+        if log_json:
+            log.info("%s", sentence)
+        else:
+            print(sentence, flush=True)
+
     async def serve() -> None:
         server = Server(config)
         await server.start()
         shown_host = "localhost" if host == "127.0.0.1" else f"[{host}]" if ":" in host else host
         guards = "".join(f" · {what}" for what, on in (("TLS", config.tls), ("token demanded", config.token)) if on)
-        print(f"Nexum is ready at {shown_host}:{server.port} · database {server.store.path}{guards}", flush=True)
+        ready = f"Nexum is ready at {shown_host}:{server.port} · database {server.store.path}{guards}"
+        if server.metrics_port is not None:
+            scheme = "https" if config.tls else "http"
+            ready += f" · metrics at {scheme}://{shown_host}:{server.metrics_port}/metrics"
+        say(ready)
         if not is_loopback(host) and not config.token:
             log.warning("Anyone who reaches %s can read every result and run your tools.", host)
         if not is_loopback(host) and not config.tls:
@@ -93,7 +115,7 @@ def dev(
             log.warning("%s to and from %s is not encrypted: use --tls-cert and --tls-key.", what, host)
         await stop_requested()
         await server.stop()
-        print("Nexum has stopped. What it acknowledged is in the database.", flush=True)
+        say("Nexum has stopped. What it acknowledged is in the database.")
 
     try:
         asyncio.run(serve())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import grpc
 
-from nexum_runtime import wire
+from nexum_runtime import tracing, wire
 from nexum_runtime.errors import InvalidRequest
 from nexum_runtime.server.engine import Engine
 from nexum_runtime.server.service import NexumExtensions, NexumService, Registrations, TokenCheck, Waiting
@@ -37,13 +37,14 @@ class Tls:
 
     certificate: bytes
     key: bytes = field(repr=False)
+    context: ssl.SSLContext = field(repr=False)  # the same for others than gRPC
 
     @classmethod
     def read(cls, certificate: Path, key: Path) -> "Tls":
         """Raises OSError, and InvalidRequest for files that TLS cannot be served with, of which gRPC says nothing."""
-        tls = cls(certificate.read_bytes(), key.read_bytes())
+        tls = cls(certificate.read_bytes(), key.read_bytes(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+            tls.context.load_cert_chain(certificate, key, password="")
         except ssl.SSLError as error:
             files = f"the key in {key} is not that of the certificate in {certificate}"
             if error.reason != "KEY_VALUES_MISMATCH":
@@ -61,6 +62,7 @@ class ServerConfig:
     token: str | None = field(default=None, repr=False)  # demanded on every call
     tls: Tls | None = None
     insecure: bool = False  # let anyone in, from anywhere
+    metrics_port: int | None = None  # 0: any free one; None: no metrics are served
 
     def check(self) -> None:
         """Raise CannotBind when whoever reaches the address could do what they like."""
@@ -72,19 +74,25 @@ class ServerConfig:
 
 
 class Server:
-    """A Nexum server in this process. `start()` binds and serves, `stop()` drains; `port` is the one bound."""
+    """A Nexum server in this process. `start()` binds and serves, `stop()` drains; `port` is the one bound.
+
+    So is `metrics_port`, if metrics are to be served.
+    """
 
     def __init__(self, config: ServerConfig) -> None:
         """Open the database. Raises StoreUnavailable, or CannotBind for an address that is open to anyone."""
         config.check()
         self._config = config
         self.port = config.port
+        self.metrics_port = config.metrics_port
+        self._scraped: list[asyncio.Server] = []
         self.store = SqliteStore(config.database)
         self.engine = Engine(self.store, max_message_bytes=config.max_message_mib * MIB)
         self.waiting = Waiting()
 
     async def start(self) -> None:
         """Serve. Raises CannotBind."""
+        tracing.tracer("server")
         logging.getLogger("grpc._cython.cygrpc").addFilter(_is_not_of_a_client_that_left)
         self._grpc = grpc.aio.server(
             interceptors=[TokenCheck(self._config.token)] if self._config.token else [],
@@ -102,8 +110,11 @@ class Server:
         try:
             for host in self._hosts():
                 self.port = self._bind(host)
+                if self.metrics_port is not None:
+                    self.metrics_port = await self._serve_metrics(host, self.metrics_port)
             await self.engine.restart_clock()
         except BaseException:
+            self._stop_metrics()
             await self.store.close()
             raise
         await self._grpc.start()
@@ -111,12 +122,35 @@ class Server:
 
     async def stop(self) -> None:
         """Answer the calls that wait, finish those under way, and close the database."""
+        self._stop_metrics()
         self._sweeper.cancel()
         await asyncio.wait([self._sweeper])
         await self.engine.close()  # the calls that wait are answered
         await self._grpc.stop(DRAIN_SECONDS)
         await self.engine.close()  # what the last calls began is finished
         await self.store.close()
+
+    async def _serve_metrics(self, host: str, port: int) -> int:
+        """Returns the port. Raises CannotBind."""
+        from nexum_runtime.server.scrape import serve_metrics
+
+        tls = self._config.tls
+        reason = _why_not(host, port)
+        if reason is None:
+            try:
+                scraped = await serve_metrics(
+                    host, port, self.engine.measure, self._config.token, tls.context if tls else None
+                )
+            except OSError as error:
+                reason = str(error.strerror or error).lower()
+            else:
+                self._scraped.append(scraped)
+                return int(scraped.sockets[0].getsockname()[1])
+        raise CannotBind(f"Cannot serve metrics on {_address(host, port)}: {reason}. Choose another --metrics-port.")
+
+    def _stop_metrics(self) -> None:
+        for scraped in self._scraped:
+            scraped.close()
 
     def _hosts(self) -> list[str]:
         """Loopback means both: `localhost` may be either."""
@@ -132,7 +166,7 @@ class Server:
         return int(self._grpc.add_secure_port(address, credentials))
 
     def _bind(self, host: str) -> int:
-        address = f"[{host}]:{self.port}" if ":" in host else f"{host}:{self.port}"
+        address = _address(host, self.port)
         # gRPC says only that it failed, and that in its own way on stderr; a bind of our own says why.
         reason = _why_not(host, self.port)
         if reason is None:
@@ -144,6 +178,10 @@ class Server:
                 return port
         hint = " Is a Nexum server running there already? Choose another port with --port."
         raise CannotBind(f"Cannot listen on {address}: {reason}.{hint if reason == PORT_IN_USE else ''}")
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _is_not_of_a_client_that_left(record: logging.LogRecord) -> bool:

@@ -11,7 +11,7 @@ import re
 import time
 import uuid
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -31,7 +31,6 @@ from nexum_runtime.server.lifecycle import (
     StartOrder,
     Taker,
     Verdict,
-    attempt_number,
     is_current,
     is_wanted,
     not_registered,
@@ -418,7 +417,7 @@ class Engine:
             return [task_id for task_id, (told, _) in self._stops.items() if told == worker_id]
 
         def work(tx: Transaction, _: Notices) -> list[str]:
-            attempts = [(task_id, tx.task(task_key(task_id)), attempt_number(task_id)) for task_id in held]
+            attempts = [(task_id, tx.task(task_key(task_id)), wire.attempt_number(task_id)) for task_id in held]
             own = [task_id for task_id, task, attempt in attempts if is_current(task, attempt)]
             tx.renew_leases(worker_id, self._clock(), [task_key(task_id) for task_id in own])
             return [task_id for task_id, task, attempt in attempts if not is_wanted(task, attempt)]
@@ -526,6 +525,20 @@ class Engine:
             "failure_ms": now_ms - failed_ms if failure else None,
         }
         return told | {"workers": self._workers.seen(told.pop("held", {}))}
+
+    async def measure(self) -> str:
+        """Its metrics, in Prometheus' text format. A database that cannot be read leaves its tasks untold."""
+        tasks: dict[tuple[str, str], int] = {}
+        with suppress(StoreUnavailable):
+            tasks = {(status, kind): 0 for kind in graph.NODE_TYPES for status in _open_statuses(kind)}
+            tasks |= await self._store.read(lambda reader: reader.count_tasks())
+        waiting = {"end": _count(self._watched), "task": _count(self._ready)}
+        pools = self._streams.pools()
+        slots = {
+            "free": sum(max(pool.free, 0) for pool in pools),
+            "busy": sum(len(pool.held) for pool in pools),
+        }
+        return self._store.metrics.text(tasks, waiting, slots)
 
     async def definition(self, workflow_id: str, version_hash: str) -> Workflow:
         """One version of a workflow, the one registered last when the hash is empty. Raises NotFound."""
@@ -790,6 +803,15 @@ def _snapshot(reader: Reader, execution_id: str, now_ms: int) -> Snapshot:
 def _outputs_json(outputs: dict[str, str]) -> str:
     """`{node: output}` as one JSON text, made without parsing what is in it."""
     return "{" + ",".join(f"{wire.canonical_json(node)}:{text}" for node, text in outputs.items()) + "}"
+
+
+def _open_statuses(node_type: str) -> tuple[TaskStatus, ...]:
+    of_nobody = node_type in (graph.APPROVAL, graph.TIMER)
+    return (TaskStatus.WAITING,) if of_nobody else (TaskStatus.READY, TaskStatus.RUNNING)
+
+
+def _count(waiters: Mapping[str, Collection[Waiter]]) -> int:
+    return sum(map(len, waiters.values()))
 
 
 def _is_over(found: Snapshot, or_ready: bool) -> bool:

@@ -5,7 +5,7 @@ transaction it is given, adds the event, and notes in `Notices` whom the engine 
 """
 
 import os
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,6 +26,7 @@ GRAPHS_KEPT = 500  # versions whose graphs are at hand
 TIMERS_AT_ONCE = 100  # that fire in one transaction, so that many which are due hold up nobody
 EVENTS_LIMIT = 100_000  # of one execution: with more it is started afresh no more, and no attempt is free
 SESSIONS_KEPT = 1_000  # whose number of executions under way is known well enough not to be counted
+TRACES_KEPT = 10_000  # traces of executions, the latest ones
 SHOWN_CHARS = 120  # of an input in an error
 
 ENDS = {
@@ -49,6 +50,7 @@ class StartOrder:
     restart: str = ""  # "failed" or "unknown", see wire.RESTART
     claim: str = ""  # a worker id: whoever gives this order takes the first task itself …
     lease_ms: int = wire.LEASE_MS_DEFAULT  # … and may be silent for so long
+    traceparent: str = ""  # for whoever executes it
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Verdict:
 @dataclass(frozen=True)
 class Claimed:
     task: Task
-    input_json: str  # {"input": …, "deps": {node: output}}, and "timeout_ms" where an attempt has one
+    input_json: str  # {"input": …, "deps": {node: output}}, and "timeout_ms" and "traceparent" where there is one
     is_once: bool  # its effect must not begin before the claim is synced
 
 
@@ -117,6 +119,7 @@ class Lifecycle:
         self._jitter = jitter
         self._graphs: dict[tuple[str, str], graph.Graph] = {}
         self._running_at_most: dict[str, int] = {}  # session → executions
+        self._traces: OrderedDict[str, str] = OrderedDict()  # execution id → traceparent; a restart forgets them
 
     def register(self, tx: Transaction, workflow_id: str, version_hash: str, ir_json: str, new: graph.Graph) -> str:
         """Record one version of a workflow, whose IR is parsed as `new`. Returns its compatibility with the latest."""
@@ -143,6 +146,9 @@ class Lifecycle:
         The first task of one that is new is given to the taker.
         """
         existing = tx.execution(order.execution_id)
+        is_over = existing is not None and existing.status == ExecutionStatus.COMPLETED
+        if order.traceparent and not order.claim and not is_over:
+            self._trace(order.execution_id, order.traceparent)
         if existing is None:
             taken = self._start_new(tx, notices, order, taker)
             before: str = wire.NEW
@@ -151,6 +157,13 @@ class Lifecycle:
             self._start_existing(tx, notices, order, existing)
         claimed = self._claim_own(tx, notices, order) if order.claim else None
         return Started(order.execution_id, before, claimed, taken)
+
+    def _trace(self, execution_id: str, traceparent: str) -> None:
+        """Attempts from now on belong to this trace."""
+        self._traces[execution_id] = traceparent
+        self._traces.move_to_end(execution_id)
+        if len(self._traces) > TRACES_KEPT:
+            self._traces.popitem(last=False)
 
     def _start_existing(self, tx: Transaction, notices: Notices, order: StartOrder, existing: Execution) -> None:
         """See to it that it runs, if it is to."""
@@ -320,7 +333,9 @@ class Lifecycle:
         outputs = tx.outputs(task.execution_id) if dependencies else {}
         deps = ",".join(f"{wire.canonical_json(node_id)}:{outputs[node_id]}" for node_id in dependencies)
         timeout = f',"timeout_ms":{execution.timeout_ms}' if execution.timeout_ms else ""
-        input_json = f'{{"input":{execution.input_json},"deps":{{{deps}}}{timeout}}}'
+        traceparent = self._traces.get(task.execution_id)
+        trace = f',"traceparent":"{traceparent}"' if traceparent else ""
+        input_json = f'{{"input":{execution.input_json},"deps":{{{deps}}}{timeout}{trace}}}'
         return Claimed(task, input_json, _is_once(task, execution))
 
     def give_back(self, tx: Transaction, notices: Notices, claimed: Task) -> None:
@@ -341,7 +356,7 @@ class Lifecycle:
 
     def complete(self, tx: Transaction, notices: Notices, task_id: str, output_json: str) -> str:
         """Record a task's result. The first word wins; returns "" if it was this one, else why nothing changed."""
-        finished = tx.finish(task_key(task_id), attempt_number(task_id), output_json)
+        finished = tx.finish(task_key(task_id), wire.attempt_number(task_id), output_json)
         if finished is not None:
             self._finished(tx, notices, finished, output_json)
             return ""
@@ -571,6 +586,7 @@ class Lifecycle:
         error: str | None = None,
         error_code: ErrorCode | None = None,
     ) -> None:
+        self._traces.pop(execution_id, None)
         now_ms = self._clock()
         if not tx.move_execution(execution_id, status, error=error, error_code=error_code, ended_at_ms=now_ms):
             return
@@ -624,12 +640,6 @@ def task_key(task_id: str) -> str:
     return task_id.rpartition(".")[0]
 
 
-def attempt_number(task_id: str) -> int:
-    """The attempt that a task id names; 0, which none has, if it is malformed."""
-    number = task_id.rpartition(".")[2]
-    return int(number) if number.isascii() and number.isdecimal() and len(number) < 10 else 0
-
-
 def is_current(task: Task | None, attempt: int) -> bool:
     """Whether this attempt of the task is the one that runs."""
     return task is not None and task.status == TaskStatus.RUNNING and task.attempt == attempt
@@ -679,7 +689,7 @@ def _by(who: str) -> str:
 
 def _find_attempt(tx: Transaction, task_id: str) -> tuple[Task, int, Execution]:
     """The task and the attempt that `task_id` names, and their execution. Raises NotFound."""
-    task, attempt = tx.task(task_key(task_id)), attempt_number(task_id)
+    task, attempt = tx.task(task_key(task_id)), wire.attempt_number(task_id)
     if task is None or not 1 <= attempt <= task.attempt:
         raise NotFound(f"No task {task_id[:80]!r} is known.")
     return task, attempt, _execution_of(tx, task)

@@ -1,12 +1,11 @@
 """The gRPC services: messages in, engine calls, messages and status codes out."""
 
 import asyncio
-import hmac
 import logging
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, aclosing, contextmanager
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any, TypeAlias, TypeVar
 
@@ -14,7 +13,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from nexum.proto import nexum_pb2 as pb
 
-from nexum_runtime import wire
+from nexum_runtime import tracing, wire
 from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NexumError, NotFound
 from nexum_runtime.idempotency import key_of
@@ -86,11 +85,11 @@ class TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Answers UNAUTHENTICATED, whatever the method and before reading the request, to a call without the token."""
 
     def __init__(self, token: str) -> None:
-        self._expected = token.encode()
+        self._token = token
 
     async def intercept_service(self, proceed: Callable[[Any], Awaitable[Any]], call: Any) -> Any:
         given = [value for key, value in call.invocation_metadata if key == wire.AUTHORIZATION]
-        if len(given) == 1 and self._is_expected(given[0]):
+        if len(given) == 1 and wire.bears(given[0], self._token):
             return await proceed(call)
         got = "another one" if given else "none"
 
@@ -101,12 +100,6 @@ class TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             )
 
         return grpc.stream_stream_rpc_method_handler(refuse)  # every kind of call is a case of this one
-
-    def _is_expected(self, authorization: str) -> bool:
-        scheme, _, token = authorization.partition(" ")
-        # In constant time: how long a refusal takes tells nothing of how much of the token was right.
-        right = hmac.compare_digest(token.encode(errors="replace"), self._expected)
-        return right and scheme.lower() == "bearer"
 
 
 class Waiting:
@@ -187,7 +180,10 @@ class NexumService:
 
     @_answering
     async def StartExecution(self, request: Any, context: Context) -> Any:
-        started = await self._engine.start(_start_order(request, context))
+        order = _start_order(request, context)
+        with _traced("StartExecution", order) as (span, order):
+            started = await self._engine.start(order)
+            span.tell(before=started.before)
         context.set_trailing_metadata(_started_metadata(started))
         return pb.StartResponse(execution_id=started.execution_id)
 
@@ -334,8 +330,9 @@ class NexumExtensions:
     async def Execute(self, request: Any, context: Context) -> Any:
         """Start idempotently and wait for the end, or for the task that it claims, in one round trip."""
         wait_ms = _number(_metadata(context), wire.WAIT_MS, wire.WAIT_MS_LIMIT, 0, wire.WAIT_MS_LIMIT)
-        with self._waiting.place(context, request):
-            started, snapshot = await self._engine.execute(_start_order(request, context), wait_ms)
+        with self._waiting.place(context, request), _traced("Execute", _start_order(request, context)) as (span, order):
+            started, snapshot = await self._engine.execute(order, wait_ms)
+            span.tell(before=started.before, outcome=snapshot.execution.status)
         context.set_trailing_metadata((*_started_metadata(started), *_outcome_metadata(snapshot)))
         return _status_response(snapshot)
 
@@ -407,10 +404,12 @@ class NexumExtensions:
         """`Execute` for who claims, its metadata first; who gets the task holds it open, as Attend."""
         try:
             wait_ms = _number(_metadata(context), wire.WAIT_MS, wire.WAIT_MS_LIMIT, 0, wire.WAIT_MS_LIMIT)
-            with self._waiting.place(context, _readable(request)):
-                order = _start_order(request, context)
+            with self._waiting.place(context, _readable(request)), ExitStack() as asking:
+                span, order = asking.enter_context(_traced("ExecuteHere", _start_order(request, context)))
                 async with aclosing(self._engine.execute_here(order, wait_ms)) as executing:
                     async for started, snapshot in executing:
+                        span.tell(before=started.before, outcome=snapshot.execution.status)
+                        asking.close()  # from here on it is only present
                         metadata = (*_started_metadata(started), *_outcome_metadata(snapshot))
                         await context.send_initial_metadata(metadata)
                         yield _status_response(snapshot)
@@ -604,7 +603,7 @@ def _reader(message: Any) -> Callable[[bytes], Any]:
 
 def _start_order(request: Any, context: Context) -> StartOrder:
     metadata = _metadata(context)
-    effect = metadata.get(wire.EFFECT, wire.EFFECT_DEFAULT)
+    effect, traceparent = metadata.get(wire.EFFECT, wire.EFFECT_DEFAULT), metadata.get(wire.TRACEPARENT, "")
     attempts = 1 if effect == wire.ONCE else wire.ATTEMPTS_DEFAULT
     return StartOrder(
         workflow_id=request.workflow_id,
@@ -617,7 +616,16 @@ def _start_order(request: Any, context: Context) -> StartOrder:
         restart=metadata.get(wire.RESTART, ""),
         claim=metadata.get(wire.CLAIM, ""),
         lease_ms=_lease_ms(metadata),
+        traceparent=traceparent if wire.is_traceparent(traceparent) else "",
     )
+
+
+@contextmanager
+def _traced(method: str, order: StartOrder) -> Iterator[tuple[tracing.Span, StartOrder]]:
+    """A span around a start, and the order as it goes on from there."""
+    tracer = tracing.span("server", method, order.execution_id, parent=order.traceparent, workflow=order.workflow_id)
+    with tracer as span:
+        yield span, replace(order, traceparent=span.traceparent) if span.traceparent else order
 
 
 def _task_ids(text: str) -> list[str]:

@@ -36,6 +36,9 @@ class TaskStatus(StrEnum):
     CANCELLED = "CANCELLED"
 
 
+OPEN_STATUSES = (TaskStatus.READY, TaskStatus.WAITING, TaskStatus.RUNNING)
+
+
 class ErrorCode(StrEnum):
     TOOL_ERROR = "TOOL_ERROR"  # the task itself said that it failed
     OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"  # its worker went silent: the effect may or may not have happened

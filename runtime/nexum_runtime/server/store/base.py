@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from nexum_runtime.server.metrics import Metrics
 from nexum_runtime.server.states import ErrorCode, Event, ExecutionStatus, TaskStatus
 
 T = TypeVar("T")
@@ -136,6 +137,9 @@ class Reader(Protocol):
     def tasks(self, execution_id: str) -> list[Task]:
         """In the order they were scheduled."""
 
+    def count_tasks(self) -> dict[tuple[str, str], int]:
+        """How many tasks are open: `{(status, node type): count}`, without those that are none."""
+
     def task(self, task_key: str) -> Task | None: ...
 
     def events(self, execution_id: str) -> list[EventRow]:
@@ -244,6 +248,8 @@ class Transaction(Reader, Protocol):
 
 
 class Store(ABC):
+    metrics: Metrics  # of what it has committed
+
     @abstractmethod
     async def write(
         self,

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, fields
@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nexum_runtime.crash import crash_point
+from nexum_runtime.server.metrics import Metrics
 from nexum_runtime.server.states import (
     EXECUTION_SOURCES,
+    OPEN_STATUSES,
     TASK_SOURCES,
     ErrorCode,
     Event,
@@ -118,7 +120,7 @@ _TASK_NAMES = [field.name for field in fields(Task)]
 _TASK = ", ".join(_TASK_NAMES)
 _TASK_STATUS, _TASK_ERROR_CODE = map(_TASK_NAMES.index, ("status", "error_code"))
 _task_values = attrgetter(*_TASK_NAMES)
-_OPEN = "status IN ('READY', 'WAITING', 'RUNNING')"  # a RUNNING execution has such a task, and few others have one
+_OPEN = f"status IN ({_listed(OPEN_STATUSES)})"  # a RUNNING execution has such a task, and few others have one
 _WORKFLOW = "workflow_id, version_hash, ir_json, compatibility, registered_at_ms"
 
 # The statements of every call: the same text each time, so that SQLite's module finds them prepared.
@@ -149,6 +151,7 @@ class _Write:
     settled: Callable[[BaseException | None], None] | None
     outcome: asyncio.Future[Any]
     is_patient: bool = False
+    events: Sequence[tuple[Any, ...]] = ()  # that it has added
 
     def settle(self, result: Any, error: BaseException | None = None) -> None:
         if self.settled is not None:
@@ -170,6 +173,7 @@ class SqliteStore(Store):
 
     def __init__(self, path: Path) -> None:
         self.path = files.real_path(path)
+        self.metrics = Metrics()
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
             oldest = ".".join(map(str, OLDEST_SQLITE))
             raise StoreUnavailable(f"Python's SQLite is {sqlite3.sqlite_version}; Nexum needs {oldest} or newer.")
@@ -266,15 +270,18 @@ class SqliteStore(Store):
                     group += self._next_of_group(len(group))
             if any(write.is_patient for write, _ in results):
                 crash_point("begun-uncommitted")
-            await self._commit(in_thread=len(group) > ALONE)
+            commit_seconds = await self._commit(in_thread=len(group) > ALONE)
             self._check_in_place()  # what went into a file that is gone is not acknowledged
         except BaseException as error:
+            self.metrics.failed_commits += 1
             with suppress(sqlite3.Error):  # the next group tries it again
                 _roll_back(self._write_connection)
             for write in group:
                 if not write.outcome.done() or write.outcome.cancelled():
                     write.settle(None, self._told(error))
             return
+        if results:
+            self.metrics.committed(commit_seconds, [write.events for write, _ in results])
         for write, result in results:
             write.settle(result)
 
@@ -290,14 +297,19 @@ class SqliteStore(Store):
             await self._arrived.wait()
             timer.cancel()
 
-    async def _commit(self, *, in_thread: bool) -> None:
-        """Where few are busy and the disk is quick, waiting for it takes less than changing threads would."""
+    async def _commit(self, *, in_thread: bool) -> float:
+        """Where few are busy and the disk is quick, waiting for it takes less than changing threads would.
+
+        Returns how many seconds it took.
+        """
         began = time.perf_counter()
         if in_thread or not self._disk_is_quick:
             await asyncio.get_running_loop().run_in_executor(self._disk, self._write_connection.execute, "COMMIT")
         else:
             self._write_connection.execute("COMMIT")
-        self._disk_is_quick = time.perf_counter() - began < QUICK_COMMIT_MS / 1000
+        seconds = time.perf_counter() - began
+        self._disk_is_quick = seconds < QUICK_COMMIT_MS / 1000
+        return seconds
 
     async def _begin(self) -> None:
         """Take the write lock now, not in the middle of the work, and hold up nobody while another program has it."""
@@ -319,7 +331,7 @@ class SqliteStore(Store):
             connection.execute("SAVEPOINT work")
             try:
                 result = write.work(transaction)
-                transaction.flush()
+                write.events = transaction.take_events()
                 results.append((write, result))
             except BaseException as error:
                 if not connection.in_transaction:  # SQLite itself rolled all of it back
@@ -577,6 +589,13 @@ class _SqliteReader:
         rows = self._sql(f"SELECT {_TASK} FROM tasks WHERE execution_id = ? ORDER BY seq", (execution_id,))
         return [_task(row) for row in rows]
 
+    def count_tasks(self) -> dict[tuple[str, str], int]:
+        counts = " UNION ALL ".join(
+            f"SELECT status, node_type, count(*) FROM tasks WHERE status = '{status}' GROUP BY node_type"
+            for status in OPEN_STATUSES
+        )
+        return {(status, node_type): count for status, node_type, count in self._sql(counts)}
+
     def task(self, task_key: str) -> Task | None:
         row = self._sql(f"SELECT {_TASK} FROM tasks WHERE task_key = ?", (task_key,)).fetchone()
         return _task(row) if row else None
@@ -636,14 +655,22 @@ class _SqliteTransaction(_SqliteReader):
         super().__init__(connection)
         self._insert_many = connection.executemany
         self._new_events: list[tuple[Any, ...]] = []  # inserted together
+        self._inserted: list[tuple[Any, ...]] = []
 
     def flush(self) -> None:
         if self._new_events:
             self._insert_many(_ADD_EVENT, self._new_events)
-            self._new_events.clear()
+            self._inserted += self._new_events
+            self._new_events = []
+
+    def take_events(self) -> list[tuple[Any, ...]]:
+        """All that one work has added."""
+        self.flush()
+        taken, self._inserted = self._inserted, []
+        return taken
 
     def forget(self) -> None:
-        self._new_events.clear()
+        self._new_events, self._inserted = [], []
 
     def events(self, execution_id: str) -> list[EventRow]:
         self.flush()
