@@ -58,7 +58,7 @@ def inspect(path: Path, now_ms: int) -> dict[str, Any]:
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None)) as connection:
             connection.execute("BEGIN")  # one snapshot
             told |= _state(connection, now_ms)
-            database["damage"] = _damage(connection)
+            database["damage"] = damage_of(connection)
     except sqlite3.Error as error:
         database["damage"] = str(error)
     return told
@@ -111,9 +111,9 @@ def _ready_since(connection: sqlite3.Connection, seq: int, execution_id: str) ->
     return int(at_ms)
 
 
-def _damage(connection: sqlite3.Connection) -> str | None:
+def damage_of(connection: sqlite3.Connection, ms: int = CHECK_MS) -> str | None:
     """What SQLite finds wrong in the time it has, or None."""
-    deadline = time.monotonic() + CHECK_MS / 1000
+    deadline = time.monotonic() + ms / 1000
     connection.set_progress_handler(lambda: time.monotonic() > deadline, CHECK_STEPS)
     try:
         (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()

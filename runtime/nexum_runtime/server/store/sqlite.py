@@ -57,8 +57,7 @@ PATIENCE_MS = 4.0  # how long a commit that nobody waits for may wait for one th
 GROUP_LIMIT = 100  # writes that share one commit
 VACUUM_PAGES = 1_000  # given back in one transaction, so that other writes need not wait for long
 CHECK_MS = 100  # at most, of looking for damage when the database is opened
-CHECK_MIB = 100
-CHECK_STEPS = 10_000  # of SQLite's machine between two looks at the clock
+CHECK_MIB = 100  # of a database that is looked at then
 
 _SCHEMA = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
 _TABLES = {  # of version 2, with their columns; each comes after those that it refers to
@@ -454,16 +453,8 @@ class SqliteStore(Store):
         """As far as time allows. What is found later is told by the call that comes upon it."""
         if self.path.stat().st_size > CHECK_MIB * MIB:  # each table is looked at in one step, however large it is
             return
-        deadline = time.monotonic() + CHECK_MS / 1000
-        connection.set_progress_handler(lambda: time.monotonic() > deadline, CHECK_STEPS)
-        try:
-            (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_INTERRUPT:
-                raise
-            found = "ok"
-        if found != "ok":
-            raise self._damaged(" ".join(found.split()))
+        if found := inspection.damage_of(connection, CHECK_MS):
+            raise self._damaged(found)
 
     def _create_schema(self) -> None:
         if _is_empty(self._write_connection):
