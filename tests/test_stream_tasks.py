@@ -243,8 +243,12 @@ async def test_no_more_completions_are_read_than_can_be_recorded(
     monkeypatch.setattr(server.engine, "complete", counted)
     stream = Stream(channel, slots="20")
     await start_all(server, [f"e{number}" for number in range(20)])
-    for task in await stream.tasks(20):
+    tasks, go = await stream.tasks(20), threading.Event()
+    hold_commits(server.store, go)
+    for task in tasks:
         await stream.completes(task.task_id)
+    await eventually(lambda: under_way >= 3)
+    go.set()
     answers = await stream.ends()
     assert sum(len(answer.task_id.split()) for answer in answers) == 20
     assert most == 3
