@@ -56,6 +56,7 @@ from nexum_runtime.text import MIB
 T = TypeVar("T")
 
 SWEEP_INTERVAL_MS = 250
+CROWD = 25  # calls that wait
 OUTAGE_QUIET_MS = 2_000  # without a failure, before the store is called available again
 ABSENCE_MS = 3_000  # a clock that moved this far between two sweeps means that this process was the silent one
 STOP_KEPT_MS = 600_000  # how long a worker that has gone quiet is still told what to stop
@@ -116,6 +117,7 @@ class Engine:
         # execution id → who waits for its end, or for a task of it that can be taken
         self._watched: defaultdict[str, set[Waiter]] = defaultdict(set)
         self._ready: defaultdict[str, set[Waiter]] = defaultdict(set)  # version hash → polls that wait
+        store.is_crowded = lambda: len(self._watched) >= CROWD
         self._streams = Streams()
         self._backlog: set[Work] = set()  # tasks of these may be READY that no stream had a slot for
         self._present: Counter[str] = Counter()  # worker id → how many calls of Attend it holds open
@@ -574,9 +576,12 @@ class Engine:
             return result
 
         given_later: list[tuple[Stream, Claimed]] = []
+        begun = False
 
         def executed() -> bool:
             """What may be done again need not wait for the disk: should this be lost, it is begun anew."""
+            nonlocal begun
+            begun = True
             for stream, claimed in given:
                 if claimed.is_once or self._outage_ms is not None:
                     given_later.append((stream, claimed))
@@ -589,7 +594,7 @@ class Engine:
                 self._note_outage(error)
                 self._deaf = self._deaf or renews
             if error is not None:
-                for stream, _ in given_later:
+                for stream, _ in given_later if begun else given:
                     stream.pool.free += 1
                 return
             for stream, claimed in given_later:
@@ -694,31 +699,31 @@ class Engine:
             return
         for pool in self._streams.pools():
             wanted = [(each, work) for each in pool.streams for work in each.works if look or work in self._backlog]
-            if wanted and pool.has_room:
-                slots, pool.free = pool.free, 0
-                self._spawn(self._fill(pool, wanted, slots)).add_done_callback(_for_nobody)
+            if wanted and pool.has_room and not pool.filling:
+                pool.filling = True
+                self._spawn(self._fill(pool, wanted)).add_done_callback(_for_nobody)
 
-    async def _fill(self, pool: Pool, wanted: Sequence[tuple[Stream, Work]], slots: int) -> None:
-        """Claim tasks that wait for these streams of one worker, whose slots were reserved."""
+    async def _fill(self, pool: Pool, wanted: Sequence[tuple[Stream, Work]]) -> None:
+        """Claim tasks that wait for these streams of one worker, for the slots that are free by then."""
         given: list[tuple[Stream, Claimed]] = []
 
         def claim(tx: Transaction, notices: Notices) -> None:
+            pool.filling = False  # what becomes ready from here on is for the next one
             for stream, (workflow_id, version_hash) in wanted:
-                while len(given) < slots:
+                while pool.has_room:
                     taker = stream.taker
                     claimed = self._lifecycle.claim(tx, version_hash, [workflow_id], taker.worker_id, taker.lease_ms)
                     if claimed is None:
                         self._backlog.discard((workflow_id, version_hash))
                         break
+                    pool.free -= 1
                     given.append((stream, claimed))
 
         try:
-            await self._commit(claim, given=given)
-        except StoreUnavailable:  # it is noted, and the next sweep tries again
-            return
+            with suppress(StoreUnavailable):  # it is noted, and the next sweep tries again
+                await self._commit(claim, given=given)
         finally:
-            pool.free += slots - len(given)
-        self._fill_slots()  # what has become ready meanwhile found no slot
+            pool.filling = False
 
     def _spawn(self, job: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(job)

@@ -20,6 +20,7 @@ class Pool:
     free: int
     held: set[str] = field(default_factory=set)  # task ids: each has a slot
     streams: "list[Stream]" = field(default_factory=list)  # those that are open
+    filling: bool = False  # tasks are about to be claimed for it
     silent: bool = False  # it has lost a lease and not been heard since: what it is given it would lose as well
 
     @property

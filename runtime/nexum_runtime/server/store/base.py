@@ -248,6 +248,9 @@ class Transaction(Reader, Protocol):
 
 
 class Store(ABC):
+    is_crowded: Callable[[], bool] = staticmethod(lambda: False)
+    """Whether so many wait for what is written that a commit may wait for more of it."""
+
     metrics: Metrics  # of what it has committed
 
     @abstractmethod

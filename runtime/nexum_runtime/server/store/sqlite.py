@@ -53,6 +53,7 @@ BUSY_TIMEOUT_MS = 5_000  # a person's sqlite3 shell may hold the write lock for 
 BUSY_LOOK_MS = 20
 QUICK_COMMIT_MS = 2.0
 ALONE = 2  # writes of one group, up to which nobody else is thought to be busy
+CROWD_MS = 4.0  # how long a group is waited for where many are busy: they all gain by fewer commits
 PATIENCE_MS = 4.0  # how long a commit that nobody waits for may wait for one that somebody does
 GROUP_LIMIT = 100  # writes that share one commit
 VACUUM_PAGES = 1_000  # given back in one transaction, so that other writes need not wait for long
@@ -182,6 +183,7 @@ class SqliteStore(Store):
         self._writing: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()  # one that waits
         self._closing = False
+        self._last_group = 0  # how many writes it had
         self._disk_is_quick = False  # as of the last commit
         self._turn = asyncio.Lock()  # of the connection that writes
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-disk")
@@ -249,6 +251,8 @@ class SqliteStore(Store):
     async def _write_groups(self) -> None:
         while self._waiting:
             async with self._turn:
+                if self._last_group > ALONE and self.is_crowded():
+                    await asyncio.sleep(CROWD_MS / 1000)
                 await self._write_group()
 
     async def _write_group(self) -> None:
@@ -269,6 +273,7 @@ class SqliteStore(Store):
                     group += self._next_of_group(len(group))
             if any(write.is_patient for write, _ in results):
                 crash_point("begun-uncommitted")
+            self._last_group = len(group)
             commit_seconds = await self._commit(in_thread=len(group) > ALONE)
             self._check_in_place()  # what went into a file that is gone is not acknowledged
         except BaseException as error:
