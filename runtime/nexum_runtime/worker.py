@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from contextvars import copy_context
 from functools import partial
@@ -172,17 +172,17 @@ class Worker:
             async with aclosing(answers):
                 async for answer in answers:
                     if answer.has_task:
-                        self._begin(client, workflow, answer)
+                        self._begin(answer.task_id, self._work(client, workflow, answer))
                     else:
                         self._note_answer(client, answer)
         finally:
             if self._streams.get(place) is outgoing:
                 del self._streams[place]
 
-    def _begin(self, client: Client, workflow: Any, claimed: Any) -> None:
-        job = asyncio.create_task(self._work(client, workflow, claimed))
-        self._running[claimed.task_id] = job
-        job.add_done_callback(partial(self._finished, claimed.task_id))
+    def _begin(self, task_id: str, work: Coroutine[Any, Any, None]) -> None:
+        job = asyncio.create_task(work)
+        self._running[task_id] = job
+        job.add_done_callback(partial(self._finished, task_id))
 
     def _finished(self, task_id: str, _: asyncio.Task[None]) -> None:
         del self._running[task_id]
@@ -277,9 +277,7 @@ class Worker:
         for task_id in answer.task_id.split():
             self._results.pop(task_id, None)
         if answer.node_type in (grpc.StatusCode.INVALID_ARGUMENT.name, grpc.StatusCode.RESOURCE_EXHAUSTED.name):
-            job = asyncio.create_task(self._not_recorded(client, answer.task_id, answer.input_json))
-            self._running[answer.task_id] = job
-            job.add_done_callback(partial(self._finished, answer.task_id))
+            self._begin(answer.task_id, self._not_recorded(client, answer.task_id, answer.input_json))
         elif answer.input_json:
             log.warning("%s", answer.input_json)
 
