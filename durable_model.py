@@ -272,9 +272,8 @@ class _Turn:
             await self._effect.give_up(str(error), retryable=False)
             self.tell("unrecorded", detail=f"it cannot be recorded, and is asked again by the next run: {error}")
             return
-        if (
-            recorded := _local(self.outputs_of(outcome)).result
-        ) is not result:  # another process was first: that counts
+        recorded = _local(self.outputs_of(outcome)).result
+        if recorded is not result:  # another process was first: that counts
             self.recorded = from_recorded(recorded)
         self.is_over = True
         self.tell("stored", tokens=tokens, says=_says(output))
