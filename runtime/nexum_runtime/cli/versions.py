@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from nexum_runtime.client import Client
 
 
-@app.command(epilog=examples("nexum versions", "nexum versions openai-agents-tool-call --json"))
+@app.command(epilog=examples("nexum versions", "nexum versions my-workflow --json"))
 def versions(
     workflow: Annotated[str, typer.Argument(metavar="WORKFLOW", help="Only of this one.", show_default=False)] = "",
     as_json: Json = False,
