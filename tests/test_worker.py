@@ -909,6 +909,7 @@ async def test_a_result_is_recorded_although_the_server_died_in_mid_task(tmp_pat
         async with working(nexum.port, built, lease_ms=2_000, drain_seconds=PATIENCE_SECONDS):
             executing = asyncio.create_task(client.execute(built, {}, execution_id="e", timeout=PATIENCE_SECONDS))
             await eventually(lambda: calls)
+            await eventually(lambda: client.executions("e"))  # it may begin a moment before that is recorded
             nexum.kill()
             release.set()  # the handler ends while nobody is there to be told
             await nexum.restart()
