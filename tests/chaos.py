@@ -555,7 +555,7 @@ def read_stories(folder: Path, calls: list[Call]) -> list[Story]:
             key = (story.execution_id,)
             query = "SELECT status, output_json FROM tasks WHERE execution_id = ?"
             story.tasks = database.execute(query, key).fetchall()
-            query = "SELECT type, at_ms, attempt, data_json FROM events WHERE execution_id = ? ORDER BY seq"
+            query = "SELECT type, at_ms, attempt, data_json FROM story WHERE execution_id = ? ORDER BY seq"
             for type, at_ms, attempt, data in database.execute(query, key):
                 story.events.append({"type": type, "at_ms": at_ms, "attempt": attempt} | json.loads(data))
     by_label = {story.label: story for story in stories.values()}
@@ -597,12 +597,21 @@ def check(folder: Path, calls: list[Call], settled: dict[str, tuple[str, str]]) 
     return problems
 
 
+MISNUMBERED = {
+    "events of no execution": "SELECT seq, type FROM events WHERE seq NOT IN (SELECT seq FROM story)",
+    "tasks whose keys have another number": "SELECT seq, task_key FROM tasks WHERE task_key NOT GLOB seq || '-*'",
+}
+
+
 def check_database(path: Path) -> Iterator[str]:
     with closing(sqlite3.connect(path)) as database:
         for pragma, clean in (("integrity_check", [("ok",)]), ("foreign_key_check", [])):
             found = database.execute(f"PRAGMA {pragma}").fetchall()
             if found != clean:
                 yield f"{pragma} says {found[:5]}"
+        for what, query in MISNUMBERED.items():
+            if found := database.execute(query).fetchall():
+                yield f"{what}: {found[:5]}"
 
 
 Found = Iterator[tuple[str, str]]

@@ -26,7 +26,7 @@ import grpc
 from nexum.proto import nexum_pb2 as pb
 from processes import NexumDev
 
-from nexum_runtime import wire
+from nexum_runtime import batches, wire
 from nexum_runtime.server.engine import Engine
 from nexum_runtime.server.service import NexumExtensions, NexumService, Registrations, Waiting
 
@@ -50,6 +50,7 @@ EXPECTED = {
 }
 """UNAVAILABLE is none of them: nothing here fills a disk, and a bad argument that is called so is sent for ever."""
 
+CALLS = f"/{wire.EXTENSIONS}/StreamCalls"
 NO_SUCH_METHOD = "/nexum.NexumService/Explode"
 KEYS = sorted({value for value in vars(wire).values() if isinstance(value, str) and value.startswith("nexum-")})
 WORKFLOWS: dict[str, dict[str, list[str]]] = {
@@ -76,7 +77,10 @@ def methods() -> list[Method]:
     for service in (NexumService, NexumExtensions):
         table = service(cast(Engine, None), Waiting(), cast(Registrations, None)).handler()._method_handlers
         for path, handler in table.items():
-            descriptor = handler.request_deserializer(b"").DESCRIPTOR
+            streamed = pb.StartRequest if path == CALLS else pb.CompleteRequest  # in bytes
+            descriptor = (
+                handler.request_deserializer(b"").DESCRIPTOR if handler.request_deserializer else streamed.DESCRIPTOR
+            )
             fields = tuple((each.number, each.name, each.type == each.TYPE_STRING) for each in descriptor.fields)
             kind = [("unary", "stream")[streams] for streams in (handler.request_streaming, handler.response_streaming)]
             found.append(Method(path, fields, "_".join(kind)))
@@ -164,6 +168,18 @@ class Inventor:
 
     def garbage(self) -> bytes:
         return self._rng.randbytes(self._rng.choice([0, 1, 2, 10, 100, 1_000]))
+
+    def head(self, number: int, metadata: Metadata) -> bytes:
+        """What goes before a request of StreamCalls."""
+        told = json.dumps({key: value for key, value in metadata if isinstance(value, str)})
+        if self._sane or not self.chance(4):
+            return self.text_field(1, str(number).encode()) + self.text_field(2, told.encode())
+        return self.broken(self.text_field(1, self.text()) + self.text_field(2, self.json()))
+
+    def batch(self, messages: list[bytes]) -> bytes:
+        """Several messages in one of StreamTasks, each after its length."""
+        batch = b"".join(varint(len(message)) + message for message in messages)
+        return self.broken(batch) if not self._sane and self.chance(8) else batch
 
     # Fields
 
@@ -380,6 +396,7 @@ class Inventor:
             wire.INTERRUPTED: ["true", "false"],
             wire.UNKNOWN: ["true", "false"],
             wire.DRY_RUN: ["true", "false"],
+            wire.BATCHES: ["true", "false"],
             wire.MAX_ATTEMPTS: ["1", "2", "20"],
             wire.RESOLUTION: ["result", "failed", "retry"],
             wire.PREFIX: ["e/", "e", "/", "e/1"],
@@ -452,18 +469,24 @@ class Fuzz:
         path = NO_SUCH_METHOD if inventor.chance(1_000) else method.path
         requests = [inventor.request(method) for _ in range(rng.randrange(4) if method.kind == "stream_stream" else 1)]
         metadata = inventor.metadata()
+        if method.path == CALLS:
+            heads = [inventor.head(number, metadata) for number in range(len(requests))]
+            requests = [inventor.batch([each for pair in zip(heads, requests, strict=True) for each in pair])]
+        elif method.kind == "stream_stream" and (wire.BATCHES, "true") in metadata and not inventor.chance(20):
+            requests = [inventor.batch(requests)]
         if path.endswith("/Prune") and not inventor.chance(50):  # what is pruned cannot be broken any more
             metadata = [*((key, value) for key, value in metadata if key != wire.DRY_RUN), (wire.DRY_RUN, "true")]
         impatient = inventor.chance(20) or any(key == wire.WAIT_MS and len(str(value)) > 2 for key, value in metadata)
         impatient = impatient or (path.endswith("/Execute") and wire.WAIT_MS not in dict(metadata))
-        impatient = impatient or path.endswith(("/Attend", "/ExecuteHere"))  # which end when their caller does
+        impatient = impatient or path == CALLS or path.endswith("/Attend")  # which end when their caller does
         cancelled = inventor.chance(30)
         sizes, begin = [len(request) for request in requests], b"".join(requests)[:60]
         where = f"try {number} ({path}, {sizes} bytes, {begin!r}, {metadata})"
         channel = self._channels[number % CHANNELS]
+        open_seconds = 0 if path == CALLS else rng.random() * STREAM_SECONDS  # calls are answered also afterwards
         began = time.monotonic()
         call = getattr(channel, method.kind)(path)(
-            requests[0] if method.kind != "stream_stream" else spoken(requests, rng.random() * STREAM_SECONDS),
+            requests[0] if method.kind != "stream_stream" else spoken(requests, open_seconds),
             metadata=metadata,
             timeout=rng.choice([0.01, 0.05]) if impatient else PATIENCE_SECONDS,
         )
@@ -472,6 +495,8 @@ class Fuzz:
                 asyncio.get_running_loop().call_later(rng.random() / 50, call.cancel)
             answers = [await call] if method.kind == "unary_unary" else [answer async for answer in call]
             claimed = dict(await call.trailing_metadata()).get(wire.TASK_ID)
+            if dict(await call.initial_metadata()).get(wire.BATCHES) == "true":
+                answers = [each for answer in answers for each in batches.unpack([pb.PollResponse], answer)]
         except asyncio.CancelledError:
             if not cancelled:
                 raise
@@ -491,7 +516,7 @@ class Fuzz:
         if code == grpc.StatusCode.DEADLINE_EXCEEDED and impatient:
             self.figures.answers["DEADLINE_EXCEEDED (the client's)"] += 1
             return
-        if details == CUT_OFF and path.endswith("/StreamTasks"):
+        if details == CUT_OFF and path.endswith(("/StreamTasks", "/StreamCalls")):
             self.figures.answers["INTERNAL (the client's, answered while it spoke)"] += 1
             return
         self.figures.answers[code.name] += 1
@@ -500,9 +525,9 @@ class Fuzz:
         elif not 0 < len(details) <= DETAILS_LIMIT:
             self.figures.failures.append(f"{where}: {code.name} in {len(details)} characters: {details[:300]!r}")
 
-    def _learn(self, path: str, answer: bytes) -> None:
+    def _learn(self, path: str, answer: Any) -> None:
         if path.endswith(("/PollTask", "/StreamTasks")):
-            polled = pb.PollResponse.FromString(answer)
+            polled = pb.PollResponse.FromString(answer) if isinstance(answer, bytes) else answer
             if polled.has_task:
                 self._known.task_ids.append(polled.task_id)
                 self._known.execution_ids.append(polled.execution_id)

@@ -79,14 +79,17 @@ INSERT INTO executions VALUES (1, 's/ready', 'w', 'h', 'RUNNING', '{"q":1}', 4, 
 INSERT INTO executions VALUES (2, 's/claimed', 'w', 'h', 'RUNNING', '{"q":2}', 4, NULL, NULL, 1700000000001, NULL);
 INSERT INTO executions VALUES (3, 's/done', 'w', 'h', 'COMPLETED', '{"q":3}', 4, NULL, NULL, 1700000000002, 1700000000009);
 
-INSERT INTO tasks VALUES (1, 't1', 's/ready', 'w', 'h', 'run', 'EFFECT', 'READY', 0, 4, 0,
+INSERT INTO tasks VALUES (1, '5d1c0b9a33e24f7788', 's/ready', 'w', 'h', 'run', 'EFFECT', 'READY', 0, 4, 0,
     NULL, NULL, NULL, NULL, NULL, NULL);
-INSERT INTO tasks VALUES (2, 't2', 's/claimed', 'w', 'h', 'run', 'EFFECT', 'RUNNING', 1, 4, 0,
+INSERT INTO tasks VALUES (2, '018bcfe5680112d687', 's/claimed', 'w', 'h', 'run', 'EFFECT', 'RUNNING', 1, 4, 0,
     'worker-1', 10000, 1700000010001, NULL, NULL, NULL);
-INSERT INTO tasks VALUES (3, 't3', 's/done', 'w', 'h', 'run', 'EFFECT', 'DONE', 1, 4, 0,
+INSERT INTO tasks VALUES (3, '7e60d3aa90b14c2f01', 's/done', 'w', 'h', 'run', 'EFFECT', 'DONE', 1, 4, 0,
     'worker-1', 10000, NULL, '{"text":"kept"}', NULL, NULL);
 
 INSERT INTO events VALUES (1, 's/ready', 1700000000000, 'ExecutionStarted', NULL, NULL, '{}');
 INSERT INTO events VALUES (2, 's/claimed', 1700000000001, 'ExecutionStarted', NULL, NULL, '{}');
 INSERT INTO events VALUES (3, 's/done', 1700000000002, 'ExecutionStarted', NULL, NULL, '{}');
 INSERT INTO events VALUES (4, 's/claimed', 1700000000003, 'AttemptStarted', 'run', 1, '{"worker_id": "worker-1"}');
+INSERT INTO events VALUES (5, 's/done', 1700000000004, 'AttemptStarted', 'run', 1, '{"worker_id": "worker-1"}');
+INSERT INTO events VALUES (6, 's/done', 1700000000004, 'TaskCompleted', 'run', 1, '{}');
+INSERT INTO events VALUES (9, 's/done', 1700000000004, 'ExecutionCompleted', NULL, NULL, '{}');

@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chaos import check_database
 from processes import Process, environment, eventually, run
 from test_demo import KEYS
 
 from bench.context import SLICES
 from bench.measure import Comparison, Kind, Results, per_second, run_rounds
+from bench.stored import fill
+from nexum_runtime.server.engine import Engine
+from nexum_runtime.server.lifecycle import StartOrder
+from nexum_runtime.server.store.sqlite import SqliteStore
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_SECONDS = 300.0  # it takes ten, and much more where other tests run beside it
@@ -79,6 +84,28 @@ async def test_growth_is_measured_with_stored_calls_and_dbos_beside_it(tmp_path:
     measurements = check(written, "growth", "dbos")
     assert {key for key in measurements if key.startswith("growth.cold")} == {"growth.cold_100", "growth.cold_10000"}
     assert written["comparisons"]["cold call, 10,000 stored ÷ 100"]["goal"] == "≤ 1.2"
+
+
+async def test_stored_calls_are_whole_copies_with_numbers_of_their_own(tmp_path: Path) -> None:
+    database, ir_json = tmp_path / "nexum.db", '{"nodes":{"run":{"type":"EFFECT","dependencies":[]}}}'
+    engine = Engine(store := SqliteStore(database))
+    await engine.register("w", "h", ir_json)
+    await engine.start(StartOrder("w", "h", "{}", "original"))
+    claimed = await engine.poll("worker", "h", ["w"], 10_000)
+    assert claimed is not None
+    await engine.complete(claimed.task.task_id, '"done"')
+    await store.close()
+    fill(database, [(f"copy/{n}", f'{{"n":{n}}}') for n in range(3)])
+    assert list(check_database(database)) == []
+    engine = Engine(store := SqliteStore(database))
+    snapshot, original = await engine.history("original")
+    for n in range(3):
+        copy, events = await engine.history(f"copy/{n}")
+        assert (copy.execution.input_json, copy.outputs) == (f'{{"n":{n}}}', snapshot.outputs)
+        assert events == original
+        (task,) = await store.read(lambda reader, n=n: reader.tasks(f"copy/{n}"))  # type: ignore[misc]
+        assert "was completed already" in await engine.complete(task.task_id, '"again"')
+    await store.close()
 
 
 async def test_rounds_measure_all_kinds_in_changing_orders_and_the_first_is_thrown_away() -> None:

@@ -228,6 +228,7 @@ def one_more_answer(folder: Path, database: sqlite3.Connection) -> None:
 TOOL_OF_EACH_LABEL = """
     SELECT input_json ->> '$.tool_args.label', input_json ->> '$.tool_name' FROM executions ORDER BY seq"""
 ONE = "execution_id = (SELECT min(execution_id) FROM executions WHERE status = 'COMPLETED')"
+ITS_EVENTS = f"seq IN (SELECT seq FROM story WHERE {ONE})"
 TAMPERINGS: dict[str, tuple[str, Tampering]] = {
     "a recorded result is overwritten": (
         "loss",
@@ -237,7 +238,9 @@ TAMPERINGS: dict[str, tuple[str, Tampering]] = {
     "a result is followed by something else": ("loss", one_more_answer),
     "an execution is gone": (
         "loss",
-        sql(f"DELETE FROM events WHERE {ONE}; DELETE FROM tasks WHERE {ONE}; DELETE FROM executions WHERE {ONE}"),
+        sql(
+            f"DELETE FROM events WHERE {ITS_EVENTS}; DELETE FROM tasks WHERE {ONE}; DELETE FROM executions WHERE {ONE}"
+        ),
     ),
     "an effect that may happen once happens twice": ("duplicate", one_more_effect("send")),
     "an effect happens without an attempt": ("duplicate", one_more_effect("read")),
@@ -249,19 +252,24 @@ TAMPERINGS: dict[str, tuple[str, Tampering]] = {
     "a result is recorded twice": (
         "duplicate",
         sql(
-            "INSERT INTO events (execution_id, at_ms, type, attempt, data_json) SELECT execution_id, at_ms, type, "
-            f"attempt, data_json FROM events WHERE type = 'TaskCompleted' AND {ONE}"
+            f"INSERT INTO events SELECT (SELECT max(seq) + 1 FROM story WHERE {ONE}), at_ms, type, node_id, attempt, "
+            f"data_json FROM events WHERE type = 'TaskCompleted' AND {ITS_EVENTS}"
         ),
     ),
-    "the beginning is missing": ("untrue", sql(f"DELETE FROM events WHERE type = 'ExecutionStarted' AND {ONE}")),
+    "the beginning is missing": ("untrue", sql(f"DELETE FROM events WHERE type = 'ExecutionStarted' AND {ITS_EVENTS}")),
     "an attempt's number is wrong": (
         "untrue",
-        sql(f"UPDATE events SET attempt = 7 WHERE type = 'TaskCompleted' AND {ONE}"),
+        sql(f"UPDATE events SET attempt = 7 WHERE type = 'TaskCompleted' AND {ITS_EVENTS}"),
     ),
     "a row refers to nothing": (
         "untrue",
         sql(f"PRAGMA foreign_keys = OFF; UPDATE tasks SET execution_id = 'r0-0/nothing' WHERE {ONE}"),
     ),
+    "an event is of no execution": (
+        "untrue",
+        sql("UPDATE events SET seq = -1 WHERE seq = (SELECT max(seq) FROM events)"),
+    ),
+    "a task's key has another number": ("untrue", sql(f"UPDATE tasks SET task_key = '0-0' WHERE {ONE}")),
 }
 
 

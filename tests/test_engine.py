@@ -593,6 +593,15 @@ async def test_a_pause_that_is_no_absence_renews_nothing(bench: Bench) -> None:
     assert (await bench.story())[-1] == "LeaseExpired run 1"
 
 
+def no_room(_: Any, *, settled: Callable[[Exception], None], **__: Any) -> asyncio.Future[Any]:
+    """A store's `begin_write` when the disk is full."""
+    error = StoreUnavailable("Cannot use the database: no room.")
+    settled(error)
+    refused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    refused.set_exception(error)
+    return refused
+
+
 async def test_a_result_that_cannot_be_written_keeps_no_task_of_a_dead_worker(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -600,18 +609,11 @@ async def test_a_result_that_cannot_be_written_keeps_no_task_of_a_dead_worker(
     await bench.start()
     await bench.claim("dead")
     large = await bench.claim("alive")
-    write = bench.store.write
-
-    async def no_room(work: Any, *, settled: Callable[[Exception], None], **_: Any) -> Any:
-        error = StoreUnavailable("Cannot use the database: no room for this one.")
-        settled(error)
-        raise error
-
     for _ in range(LEASE_MS // STEP_MS):
-        monkeypatch.setattr(bench.store, "write", no_room)
-        with pytest.raises(StoreUnavailable):
-            await bench.engine.complete(large, "1")
-        monkeypatch.setattr(bench.store, "write", write)
+        with monkeypatch.context() as outage:
+            outage.setattr(bench.store, "begin_write", no_room)
+            with pytest.raises(StoreUnavailable):
+                await bench.engine.complete(large, "1")
         await bench.engine.heartbeat("alive", [large])
         await bench.pass_time(STEP_MS)
     assert [story for story in await bench.story() if "Lease" in story] == ["LeaseExpired a 1"]
@@ -625,13 +627,8 @@ async def test_no_lease_expires_because_its_renewal_could_not_be_written(
     task_id = await bench.claim()
     await bench.pass_time(LEASE_MS - STEP_MS)
 
-    async def no_room(work: Any, *, settled: Callable[[Exception], None], **_: Any) -> Any:
-        error = StoreUnavailable("Cannot use the database: no room.")
-        settled(error)
-        raise error
-
     with monkeypatch.context() as outage:
-        outage.setattr(bench.store, "write", no_room)
+        outage.setattr(bench.store, "begin_write", no_room)
         with pytest.raises(StoreUnavailable):
             await bench.engine.heartbeat("worker", [task_id])
         bench.now_ms += STEP_MS

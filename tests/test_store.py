@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from processes import Process, environment, run
+from processes import PATIENCE_SECONDS, Process, environment, eventually, run
 from slow_disk import hold_commits
 
+from nexum_runtime.errors import NotFound
 from nexum_runtime.server.engine import Engine
+from nexum_runtime.server.lifecycle import StartOrder
 from nexum_runtime.server.states import ErrorCode, Event, ExecutionStatus, TaskStatus
 from nexum_runtime.server.store.base import (
     Approval,
@@ -218,7 +220,7 @@ async def test_an_execution_makes_its_legal_moves_and_no_other(
     after = await store.read(lambda reader: reader.execution("e"))
     assert moved is ((source, to) in EXECUTION_MOVES)
     if moved:
-        assert after == replace(before, status=to, error="why", error_code=ErrorCode.REJECTED, ended_at_ms=NOW_MS + 1)
+        assert after == before._replace(status=to, error="why", error_code=ErrorCode.REJECTED, ended_at_ms=NOW_MS + 1)
     else:
         assert after == before
     assert await store.read(lambda reader: reader.execution("neighbour")) == an_execution("neighbour")
@@ -227,7 +229,7 @@ async def test_an_execution_makes_its_legal_moves_and_no_other(
 @pytest.mark.parametrize("to", [status for status in TaskStatus if status != TaskStatus.RUNNING])
 @pytest.mark.parametrize("source", list(TaskStatus))
 async def test_a_task_makes_its_legal_moves_and_no_other(store: Store, source: TaskStatus, to: TaskStatus) -> None:
-    begun = a_task("t") if source != TaskStatus.WAITING else replace(a_task("t"), status=source)
+    begun = a_task("t") if source != TaskStatus.WAITING else a_task("t")._replace(status=source)
     await add(store, an_execution("e"), begun, a_task("neighbour"))
     if source not in (TaskStatus.READY, TaskStatus.WAITING):
         await claim(store)
@@ -241,8 +243,7 @@ async def test_a_task_makes_its_legal_moves_and_no_other(store: Store, source: T
 
     assert moved is ((source, to) in TASK_MOVES)
     failed = to == TaskStatus.FAILED
-    expected = replace(
-        before,
+    expected = before._replace(
         status=to,
         available_at_ms=0,
         lease_expires_at_ms=None,
@@ -281,8 +282,7 @@ async def test_only_a_failed_execution_can_be_told_anew_why_it_failed(store: Sto
 
     await store.write(work)
     failed, runs = [await store.read(lambda reader, e=e: reader.execution(e)) for e in ("failed", "runs")]  # type: ignore[misc]
-    assert failed == replace(
-        an_execution("failed"),
+    assert failed == an_execution("failed")._replace(
         status=ExecutionStatus.FAILED,
         error="why",
         error_code=ErrorCode.OUTCOME_UNKNOWN,
@@ -292,12 +292,15 @@ async def test_only_a_failed_execution_can_be_told_anew_why_it_failed(store: Sto
 
 
 async def test_what_is_declared_anew_holds_for_one_execution_and_what_is_left_of_its_tasks(store: Store) -> None:
-    await add(store, an_execution("e"), a_task("begun"), a_task("ready"), an_execution("f"), a_task("other", "f"))
+    again = a_task("again")._replace(attempt=1)
+    await add(
+        store, an_execution("e"), a_task("begun"), a_task("ready"), again, an_execution("f"), a_task("other", "f")
+    )
     await claim(store)
     await store.write(lambda tx: tx.declare("e", 1, "once", 5_000))
     declared = await store.read(lambda reader: reader.execution("e"))
-    assert declared == replace(an_execution("e"), max_attempts=1, effect="once", timeout_ms=5_000)
-    assert [(await task(store, key)).attempt_limit for key in ("begun", "ready", "other")] == [1, 1, 4]
+    assert declared == an_execution("e")._replace(max_attempts=1, effect="once", timeout_ms=5_000)
+    assert [(await task(store, key)).attempt_limit for key in ("begun", "ready", "again", "other")] == [1, 1, 2, 4]
     assert await store.read(lambda reader: reader.execution("f")) == an_execution("f")
 
 
@@ -313,8 +316,7 @@ async def test_tasks_are_claimed_in_the_order_they_were_scheduled(store: Store) 
 async def test_a_claim_starts_an_attempt_and_its_lease(store: Store) -> None:
     await add(store, an_execution("e"), a_task("t"))
     claimed = await claim(store, worker_id="w7")
-    assert claimed == replace(
-        a_task("t"),
+    assert claimed == a_task("t")._replace(
         status=TaskStatus.RUNNING,
         attempt=1,
         worker_id="w7",
@@ -326,7 +328,7 @@ async def test_a_claim_starts_an_attempt_and_its_lease(store: Store) -> None:
 
 
 async def test_a_task_is_not_claimed_before_its_time(store: Store) -> None:
-    await add(store, an_execution("e"), replace(a_task("later"), available_at_ms=NOW_MS + 100), a_task("now"))
+    await add(store, an_execution("e"), a_task("later")._replace(available_at_ms=NOW_MS + 100), a_task("now"))
     first = await claim(store)
     assert first is not None
     assert first.task_key == "now"
@@ -341,7 +343,7 @@ async def test_a_claim_takes_only_tasks_of_the_workflows_and_the_version_it_name
         store,
         an_execution("e", "other"),
         a_task("other", workflow_id="other"),
-        replace(a_task("old"), version_hash="old"),
+        a_task("old")._replace(version_hash="old"),
         a_task("mine"),
         a_task("second", workflow_id="second"),
     )
@@ -353,7 +355,7 @@ async def test_a_claim_takes_only_tasks_of_the_workflows_and_the_version_it_name
 
 
 async def test_a_claim_can_be_of_one_execution_alone(store: Store) -> None:
-    mine = [replace(a_task(key, "mine"), available_at_ms=at_ms) for key, at_ms in (("a", NOW_MS), ("b", NOW_MS + 100))]
+    mine = [a_task(key, "mine")._replace(available_at_ms=at_ms) for key, at_ms in (("a", NOW_MS), ("b", NOW_MS + 100))]
     await add(store, an_execution("e"), an_execution("mine"), a_task("first"), *mine)
 
     async def claim_mine(version_hash: str = "h", now_ms: int = NOW_MS) -> Task | None:
@@ -447,7 +449,7 @@ async def test_restarting_the_clock_gives_every_lease_its_whole_time_and_lets_no
     ],
 )
 async def test_json_comes_back_as_the_very_text_that_was_stored(store: Store, text: str) -> None:
-    await add(store, replace(an_execution("e"), input_json=text), a_task("t"))
+    await add(store, an_execution("e")._replace(input_json=text), a_task("t"))
     await claim(store)
     await move(store, "t", TaskStatus.DONE, text)
 
@@ -530,6 +532,95 @@ async def test_tasks_and_events_come_in_the_order_they_happened(store: Store) ->
     assert [each.task_key for each in await store.read(lambda reader: reader.tasks("e"))] == ["z", "a"]
 
 
+async def test_executions_under_way_at_once_have_each_its_own_story_and_lose_it_alone(store: Store) -> None:
+    await add(store, *map(an_execution, "abc"))
+    told: dict[str, list[int]] = {"a": [], "b": [], "c": []}
+    for at_ms, execution_id in enumerate("abcabbacabca"):
+        told[execution_id].append(at_ms)
+        await store.write(lambda tx, x=execution_id, at_ms=at_ms: tx.add_event(x, at_ms, Event.ATTEMPT_STARTED))  # type: ignore[misc]
+
+    async def stories() -> dict[str, list[int]]:
+        def look(reader: Reader) -> dict[str, list[int]]:
+            assert [reader.count_events(each) for each in "abc"] == [len(reader.events(each)) for each in "abc"]
+            return {each: [event.at_ms for event in reader.events(each)] for each in "abc" if reader.events(each)}
+
+        return await store.read(look)
+
+    assert await stories() == told
+    await store.write(lambda tx: tx.delete_execution("b"))
+    del told["b"]
+    assert await stories() == told
+    await add(store, an_execution("b"))
+    await store.write(lambda tx: tx.add_event("b", 20, Event.EXECUTION_STARTED))
+    assert await stories() == told | {"b": [20]}
+
+
+async def test_a_task_is_found_by_its_whole_key_alone(store: Store) -> None:
+    def begin(tx: Transaction) -> list[str]:
+        tx.add_execution(an_execution("e"))
+        keys = [tx.new_task_key() for _ in range(3)]
+        for key in keys:
+            tx.add_task(a_task(key))
+        return keys
+
+    first, second, third = await store.write(begin)
+    assert [each.task_key for each in await store.read(lambda reader: reader.tasks("e"))] == [first, second, third]
+    assert (await claim(store)) == await task(store, first)
+    number, _, random = first.partition("-")
+    of_another = second.partition("-")[2]
+    garbage = [
+        "",
+        "-",
+        "x",
+        number,
+        f"{number}-",
+        f"-{random}",
+        random,
+        f" {first}",
+        f"+{first}",
+        f"0{first}",
+        f"{first} ",
+    ]
+    garbage += [f"{number}-{of_another}", f"{number}-{random.upper()}x", f"{'9' * 18}-{random}", f"{'9' * 19}-{random}"]
+    garbage += [f"{'9' * 5_000}-{random}", f"٣-{random}", f"²-{random}", f"{first}\x00", f"{number}-{random}.1"]
+
+    def misuse(tx: Transaction) -> None:
+        for key in garbage:
+            assert tx.task(key) is None, key
+            assert tx.finish(key, 1, "{}") is None, key
+            assert not tx.move_task(key, TaskStatus.CANCELLED), key
+            tx.settle_failure(key, "why")
+
+    await store.write(misuse)
+    assert [each.status for each in await store.read(lambda reader: reader.tasks("e"))] == ["RUNNING", "READY", "READY"]
+    assert await store.write(lambda tx: tx.finish(first, 2, "{}")) is None, "another attempt"
+    finished = await store.write(lambda tx: tx.finish(first, 1, "{}"))
+    assert finished is not None
+    assert (finished.task_key, finished.status) == (first, TaskStatus.DONE)
+
+
+async def test_no_two_tasks_have_one_key_also_when_the_store_was_opened_anew(
+    backend: Callable[[Path], Store], tmp_path: Path
+) -> None:
+    def begin(tx: Transaction) -> str:
+        key = tx.new_task_key()
+        tx.add_execution(an_execution(f"of {key}"))
+        tx.add_task(a_task(key, f"of {key}"))
+        return key
+
+    keys = []
+    for _ in range(2):
+        store = backend(tmp_path)
+        keys += [await store.write(begin) for _ in range(2)]
+        await store.write(lambda tx, last=keys[-1]: tx.delete_execution(f"of {last}"))  # type: ignore[misc]
+        await store.close()
+    assert len(set(keys)) == 4
+    store = backend(tmp_path)
+    found = await store.read(lambda reader: [reader.task(key) is not None for key in keys])
+    assert found == [True, False, True, False]
+    await store.close()
+
+
 async def test_versions_of_a_workflow_are_listed_newest_first_with_what_they_run(store: Store) -> None:
     one, two = Workflow("w", "h", "{}", "NEW", NOW_MS), Workflow("w", "h2", "{}", "SAFE", NOW_MS - 5)
     await add(store, one, two, replace(one, workflow_id="v"), *(an_execution(each) for each in "abc"))
@@ -563,9 +654,10 @@ async def test_what_is_not_there_is_none(store: Store) -> None:
 async def test_what_a_person_asks_who_wonders_what_is_wrong(store: Store) -> None:
     names = ("waits", "runs", "lost", "over", "unknown")
     await add(store, *map(an_execution, names))
-    await add(store, *(a_task(f"t-{name}", name) for name in ("runs", "waits", "lost")))
-    await add(store, replace(a_task("later"), execution_id="waits", available_at_ms=NOW_MS + 9_000))
-    await add(store, replace(a_task("a-person"), execution_id="waits", node_type="HUMAN_APPROVAL"))
+    await add(store, *(a_task(f"t-{name}", name) for name in ("runs", "waits")))
+    await add(store, a_task("t-lost", "lost")._replace(attempt=1))
+    await add(store, a_task("later")._replace(execution_id="waits", available_at_ms=NOW_MS + 9_000))
+    await add(store, a_task("a-person")._replace(execution_id="waits", node_type="HUMAN_APPROVAL"))
     assert (await claim(store, now_ms=NOW_MS + 1_000)) is not None
     lost = {"worker": "w", "error": "silent"}
 
@@ -744,7 +836,7 @@ async def test_a_full_disk_is_told_and_nothing_is_kept_of_the_write(tmp_path: Pa
 
     def work(tx: Transaction) -> None:
         tx.add_execution(an_execution("small"))
-        tx.add_execution(replace(an_execution("big"), input_json="x" * 1_000_000))
+        tx.add_execution(an_execution("big")._replace(input_json="x" * 1_000_000))
 
     with pytest.raises(StoreUnavailable, match=f"Cannot use the database {store.path}: database or disk is full"):
         await store.write(work)
@@ -783,7 +875,7 @@ async def together(store: SqliteStore, *works: Callable[[Transaction], Any]) -> 
 
 def adds(execution_id: str, input_json: str = "{}") -> Callable[[Transaction], str]:
     def work(tx: Transaction) -> str:
-        tx.add_execution(replace(an_execution(execution_id), input_json=input_json))
+        tx.add_execution(an_execution(execution_id)._replace(input_json=input_json))
         return execution_id
 
     return work
@@ -884,7 +976,7 @@ async def test_a_read_sees_nothing_of_a_write_under_way(sqlite_store: SqliteStor
         executed.set()
         return False
 
-    writing = asyncio.create_task(sqlite_store.write(adds("a"), executed=noted))
+    writing = sqlite_store.begin_write(adds("a"), executed=noted)
     await executed.wait()
     assert await stored(sqlite_store) == []
     go.set()
@@ -903,6 +995,26 @@ async def test_a_write_that_was_given_up_while_it_waited_is_not_made(sqlite_stor
     assert await stored(sqlite_store) == ["a"]
 
 
+async def test_who_leaves_while_the_file_is_made_smaller_lets_no_write_come_between(sqlite_store: SqliteStore) -> None:
+    begun, released = threading.Event(), threading.Event()
+
+    def compact() -> None:
+        begun.set()
+        assert released.wait(PATIENCE_SECONDS)
+
+    compacting = asyncio.create_task(sqlite_store._on_disk(compact))
+    await eventually(begun.is_set)
+    compacting.cancel()
+    await asyncio.wait({compacting})
+    sqlite_store._disk_is_quick = True  # then a commit needs no thread
+    writing = sqlite_store.begin_write(adds("a"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not writing.done()
+    released.set()
+    assert await writing == "a"
+
+
 async def test_a_write_that_was_given_up_while_it_was_made_is_whole(sqlite_store: SqliteStore) -> None:
     settled: list[Any] = []
 
@@ -910,7 +1022,7 @@ async def test_a_write_that_was_given_up_while_it_was_made_is_whole(sqlite_store
         given_up.cancel()
         return False
 
-    given_up = asyncio.ensure_future(sqlite_store.write(adds("a"), executed=give_up, settled=settled.append))
+    given_up = sqlite_store.begin_write(adds("a"), executed=give_up, settled=settled.append)
     await asyncio.sleep(0)  # it is in line now
     assert await sqlite_store.write(adds("b")) == "b"
     assert given_up.cancelled()
@@ -991,7 +1103,7 @@ async def test_fifty_writes_at_once_share_few_syncs_and_a_write_alone_has_its_ow
 
 
 def waiting(key: str, node_type: str, available_at_ms: int = 0) -> Task:
-    return replace(a_task(key), node_type=node_type, status=TaskStatus.WAITING, available_at_ms=available_at_ms)
+    return a_task(key)._replace(node_type=node_type, status=TaskStatus.WAITING, available_at_ms=available_at_ms)
 
 
 async def test_what_waits_for_a_person_or_the_time_is_no_work_for_anybody(store: Store) -> None:
@@ -1039,6 +1151,64 @@ async def test_approvals_are_listed_from_when_they_were_last_asked_for(store: St
     expected = [Approval("e", "second", "w", 20), Approval("e", "third", "w", 30), Approval("e", "first", "w", 40)]
     assert await store.read(lambda reader: reader.approvals(9)) == expected
     assert await store.read(lambda reader: reader.approvals(1)) == expected[:1]
+
+
+@pytest.mark.parametrize("joining", [["half"], ["again"], ["half", "again", "sound"]])
+async def test_what_joins_a_commit_that_has_begun_is_whole_or_not_at_all(
+    sqlite_store: SqliteStore, joining: list[str]
+) -> None:
+    """The first was alone, and nobody waits for it."""
+
+    def half(tx: Transaction) -> None:
+        adds("half")(tx)
+        assert tx.execution("half") is not None
+        adds("second half")(tx)
+        raise LookupError("on second thoughts")
+
+    def again(tx: Transaction) -> None:
+        adds("again")(tx)
+        adds("a")(tx)
+
+    works: dict[str, tuple[Callable[[Transaction], Any], type]] = {
+        "half": (half, LookupError),
+        "again": (again, StoreUnavailable),
+        "sound": (adds("sound"), str),
+    }
+    joined: list[asyncio.Future[Any]] = []
+
+    def executed() -> bool:
+        joined.extend(sqlite_store.begin_write(works[name][0]) for name in joining)
+        return True
+
+    assert await sqlite_store.begin_write(adds("a"), executed=executed) == "a"
+    told = await asyncio.gather(*joined, return_exceptions=True)
+    assert [type(each) for each in told] == [works[name][1] for name in joining]
+    assert await stored(sqlite_store) == ["a", *(name for name in joining if name == "sound")]
+
+
+@pytest.mark.parametrize("fails", ["in the work", "at its end"])
+async def test_a_write_that_is_alone_and_fails_leaves_nothing_and_is_told_once(
+    sqlite_store: SqliteStore, fails: str
+) -> None:
+    await sqlite_store.write(adds("a"))
+    told: list[BaseException | None] = []
+
+    def work(tx: Transaction) -> None:
+        adds("half")(tx)
+        assert tx.execution("half") is not None
+        tx.add_event("half", NOW_MS, Event.EXECUTION_STARTED)
+        adds("a")(tx)
+        if fails == "in the work":
+            raise LookupError("on second thoughts")
+
+    expected = LookupError if fails == "in the work" else StoreUnavailable
+    with pytest.raises(expected):
+        await sqlite_store.begin_write(work, executed=lambda: False, settled=told.append)
+    assert [type(error) for error in told] == [expected]
+    assert await sqlite_store.write(lambda tx: tx.execution("half")) is None
+    assert await sqlite_store.write(adds("b")) == "b"
+    assert await stored(sqlite_store) == ["a", "b"]
+    assert await sqlite_store.read(lambda reader: reader.count_events("half")) == 0
 
 
 # Space
@@ -1098,12 +1268,25 @@ async def test_an_old_database_goes_on_where_it_was(tmp_path: Path, version: int
     assert claimed is not None
     assert claimed.task.execution_id == "s/ready"
     assert await engine.complete(claimed.task.task_id, '{"text":"new"}') == ""
-    assert await engine.complete("t2.1", '{"text":"of the worker that had it"}') == ""
-    for name in ("s/ready", "s/claimed"):
+    with pytest.raises(NotFound):
+        await engine.complete("2-018bcfe5680112d687.1", "{}")
+    of_the_worker_that_had_it = "018bcfe5680112d687.1"
+    assert await engine.complete(of_the_worker_that_had_it, '{"text":"late"}') == ""
+    assert (await engine.snapshot("s/claimed")).outputs == {"run": '{"text":"late"}'}
+    for name in ("s/ready", "s/claimed", "s/done"):
         snapshot, events = await engine.history(name)
         assert snapshot.execution.status == "COMPLETED"
         assert (snapshot.execution.effect, snapshot.execution.timeout_ms) == ("idempotent", None)
-        assert events[-1].type == Event.EXECUTION_COMPLETED
+        assert [event.type for event in events] == [
+            Event.EXECUTION_STARTED,
+            Event.ATTEMPT_STARTED,
+            Event.TASK_COMPLETED,
+            Event.EXECUTION_COMPLETED,
+        ]
+    new = await engine.start(StartOrder("w", "h", "{}", "s/new"))
+    assert new.before == "NEW"
+    (added,) = await store.read(lambda reader: reader.tasks("s/new"))
+    assert added.task_key.startswith("4-")
     await store.close()
 
 

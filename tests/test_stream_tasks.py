@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import re
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from slow_disk import hold_commits
 from test_store import Faulty
 from test_wire import ECHO, MIB, Text, Wire, poll_request, start_request, unused, wired
 
-from nexum_runtime import Client, InvalidRequest, ServerUnavailable
+from nexum_runtime import Client, InvalidRequest, ServerUnavailable, batches
 from nexum_runtime.idempotency import key_of
 from nexum_runtime.server import service
 from nexum_runtime.server.app import Server
@@ -31,18 +32,22 @@ FOUND = '{"text":"found"}'
 TWO = workflow("two").effect("first", Text, unused).effect("second", Text, unused, depends_on=["first"]).build()
 
 
+def named(**metadata: str) -> tuple[tuple[str, str], ...]:
+    """Who asks, and for what, as metadata."""
+    said = {"worker_id": "worker", "version_hash": ECHO.version_hash, "workflow_id": "echo"} | metadata
+    return tuple((f"nexum-{key.replace('_', '-')}", value) for key, value in said.items())
+
+
 class Stream:
     """A worker's call, with what it is answered in plain sight."""
 
     def __init__(self, channel: grpc.aio.Channel, **metadata: str) -> None:
-        named = {"worker_id": "worker", "version_hash": ECHO.version_hash, "workflow_id": "echo"} | metadata
         method = channel.stream_stream(
             "/nexum.NexumExtensions/StreamTasks",
             lambda each: each if isinstance(each, bytes) else each.SerializeToString(),
             pb.PollResponse.FromString,
         )
-        sent = tuple((f"nexum-{key.replace('_', '-')}", value) for key, value in named.items())
-        self.call = method(metadata=sent, timeout=PATIENCE_SECONDS)
+        self.call = method(metadata=named(**metadata), timeout=PATIENCE_SECONDS)
 
     async def tasks(self, number: int) -> list[Any]:
         """The next so many answers, which are all tasks."""
@@ -229,18 +234,21 @@ async def test_no_more_completions_are_read_than_can_be_recorded(
     channel: grpc.aio.Channel, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service, "COMPLETIONS_LIMIT", 3)
-    under_way, most, complete = 0, 0, server.engine.complete
+    under_way, most, record = 0, 0, server.engine.record
 
-    async def counted(task_id: str, output_json: str) -> str:
+    def counted(task_id: str, output_json: str) -> asyncio.Future[str]:
         nonlocal under_way, most
         under_way += 1
         most = max(most, under_way)
-        try:
-            return await complete(task_id, output_json)
-        finally:
-            under_way -= 1
+        recording = record(task_id, output_json)
+        recording.add_done_callback(over)
+        return recording
 
-    monkeypatch.setattr(server.engine, "complete", counted)
+    def over(_: asyncio.Future[str]) -> None:
+        nonlocal under_way
+        under_way -= 1
+
+    monkeypatch.setattr(server.engine, "record", counted)
     stream = Stream(channel, slots="20")
     await start_all(server, [f"e{number}" for number in range(20)])
     tasks, go = await stream.tasks(20), threading.Event()
@@ -252,6 +260,88 @@ async def test_no_more_completions_are_read_than_can_be_recorded(
     answers = await stream.ends()
     assert sum(len(answer.task_id.split()) for answer in answers) == 20
     assert most == 3
+
+
+# Several messages in one
+
+
+class BatchStream:
+    """A worker's call that has agreed on several messages in one."""
+
+    def __init__(self, channel: grpc.aio.Channel, **metadata: str) -> None:
+        method = channel.stream_stream("/nexum.NexumExtensions/StreamTasks")
+        self.call = method(metadata=named(batches="true", **metadata), timeout=PATIENCE_SECONDS)
+
+    async def together(self) -> list[Any]:
+        """The messages in the next one."""
+        return batches.unpack([pb.PollResponse], await self.call.read())
+
+
+async def test_what_there_is_goes_out_and_comes_back_together(
+    channel: grpc.aio.Channel, server: Server, client: Client
+) -> None:
+    names = [f"s/{number:02}" for number in range(20)]
+    await start_all(server, names)
+    stream = BatchStream(channel, slots="20")
+    assert dict(await stream.call.initial_metadata())["nexum-batches"] == "true"
+    tasks = await stream.together()
+    assert [task.execution_id for task in tasks] == names
+    await stream.call.write(
+        batches.pack([pb.CompleteRequest(task_id=each.task_id, output_json=FOUND) for each in tasks])
+    )
+    (acknowledged,) = await stream.together()
+    assert acknowledged.task_id.split() == [task.task_id for task in tasks]
+    assert await client.journal("s/") == {name: {"run": {"text": "found"}} for name in names}
+
+
+async def test_large_tasks_travel_in_several_messages(channel: grpc.aio.Channel, server: Server) -> None:
+    for number, size in enumerate((30_000, 30_000, 30_000, 1, 200_000, 1, 1)):
+        await server.engine.start(StartOrder("echo", ECHO.version_hash, json.dumps("x" * size), f"e{number}"))
+    stream = BatchStream(channel, slots="20")
+    together = [[task.execution_id for task in await stream.together()] for _ in range(4)]
+    assert together == [["e0", "e1"], ["e2", "e3"], ["e4"], ["e5", "e6"]]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        pb.CompleteRequest(task_id="1-abc.1", output_json=FOUND).SerializeToString(),  # without its length
+        batches.pack([pb.CompleteRequest(task_id="1-abc.1", output_json=FOUND)])[:-1],
+        b"\x80",
+        b"\xff" * 9 + b"\x01",  # a length beyond all bounds
+        b"\x03\x0a\xff",
+        "é".encode() * 1_000,
+        bytes(10_000_000),  # as many empty ones
+    ],
+)
+async def test_what_is_no_batch_is_refused_and_the_stream_goes_on(
+    channel: grpc.aio.Channel, wired: Wire, garbage: bytes
+) -> None:
+    stream = BatchStream(channel)
+    await stream.call.write(garbage)
+    (refused,) = await stream.together()
+    assert (refused.task_id, refused.node_type) == ("", "INVALID_ARGUMENT")
+    assert re.fullmatch(r"The request is no batch of CompleteRequests: .*\w.*\.", refused.input_json)
+    await wired.start()
+    (task,) = await stream.together()
+    await stream.call.write(batches.pack([pb.CompleteRequest(task_id=task.task_id, output_json=FOUND)]))
+    (acknowledged,) = await stream.together()
+    assert acknowledged.task_id == task.task_id
+
+
+@pytest.mark.parametrize("said", [{}, {"batches": "false"}, {"batches": "yes"}])
+async def test_who_does_not_say_that_it_speaks_batches_has_each_message_by_itself(
+    channel: grpc.aio.Channel, server: Server, said: dict[str, str]
+) -> None:
+    await start_all(server, [f"e{number}" for number in range(5)])
+    stream = Stream(channel, slots="5", **said)
+    assert dict(await stream.call.initial_metadata())["nexum-batches"] == "false"
+    tasks = await stream.tasks(5)
+    assert {task.execution_id for task in tasks} == {f"e{number}" for number in range(5)}
+    for task in tasks:
+        await stream.completes(task.task_id)
+    acknowledged = [task_id for answer in await stream.ends() for task_id in answer.task_id.split()]
+    assert sorted(acknowledged) == sorted(task.task_id for task in tasks)
 
 
 # How a call ends
@@ -309,7 +399,7 @@ async def test_a_store_that_cannot_be_used_is_told_as_unavailable(
         raise StoreUnavailable("Cannot use the database: its disk is gone.")
 
     monkeypatch.setattr(server.store, "read", fail)
-    monkeypatch.setattr(server.store, "write", fail)
+    monkeypatch.setattr(server.store, "begin_write", fail)
     if at == "its beginning":
         call = Stream(channel).call
         assert (await call.code(), await call.details()) == (

@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -24,9 +25,10 @@ from nexum.proto import nexum_pb2_grpc as pb_grpc
 from processes import PATIENCE_SECONDS, NexumDev, Process, environment, eventually, run
 from pydantic import BaseModel, RootModel
 
-from nexum_runtime import Client, InvalidRequest, NexumError, TaskError, Worker, idempotency_key, wire
+from nexum_runtime import Client, InvalidRequest, NexumError, TaskError, Worker, batches, idempotency_key, wire
 from nexum_runtime.client import ERROR_LIMIT
 from nexum_runtime.server.app import Server
+from nexum_runtime.server.lifecycle import StartOrder
 from nexum_runtime.text import printable
 
 Handler = Callable[[ContextView], Any]
@@ -654,6 +656,64 @@ async def started(client: Client, built: Any) -> str:
     return str((await pb_grpc.NexumServiceStub(client._channel).StartExecution(request)).execution_id)
 
 
+# Several at once
+
+
+async def test_a_cancellation_that_a_handler_leaves_behind_hits_nobody_else(server: Server, client: Client) -> None:
+    async def cancels_itself(context: ContextView) -> Text:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()  # which it would notice when it waits next
+        return Text(text=str(context.input))
+
+    built = one_node(cancels_itself)
+    async with working(server.port, built):
+        for n in range(2):
+            outcome = await client.execute(built, n, timeout=PATIENCE_SECONDS)
+            assert outcome.outputs == {"run": {"text": str(n)}}
+
+
+@pytest.mark.parametrize("in_batches", [True, False])
+async def test_many_tasks_and_results_travel_in_few_messages_where_both_sides_know_how(
+    server: Server, client: Client, monkeypatch: pytest.MonkeyPatch, in_batches: bool
+) -> None:
+    begun, all_begun, packed, pack = 0, asyncio.Event(), defaultdict[str, list[int]](list), batches.pack
+
+    def counted(messages: Any) -> bytes:
+        packed[type(messages[0]).__name__].append(len(messages))
+        return pack(messages)
+
+    async def hold(context: ContextView) -> Text:
+        nonlocal begun
+        begun += 1
+        if begun == 40:
+            all_begun.set()
+        await all_begun.wait()
+        return Text(text=str(context.input))
+
+    monkeypatch.setattr(batches, "pack", counted)
+    if not in_batches:
+        metadata = Client._metadata
+        monkeypatch.setattr(
+            Client,
+            "_metadata",
+            lambda self, sent: metadata(self, {key: sent[key] for key in sent if key != wire.BATCHES}),
+        )
+    built = one_node(hold)
+    await client.register(built)
+    for n in range(40):
+        await server.engine.start(StartOrder("w", built.version_hash, str(n), f"e/{n:02}"))
+    async with working(server.port, built, concurrency=40) as worker:
+        await eventually(lambda: all_begun.is_set() and not worker._results, "all that was told is acknowledged")
+        journal = await client.journal("e/")
+    assert journal == {f"e/{n:02}": {"run": {"text": str(n)}} for n in range(40)}
+    if in_batches:
+        assert sum(packed["CompleteRequest"]) == 40
+        assert max(len(each) for each in packed.values()) < 10, packed
+    else:
+        assert not packed
+
+
 # Timeouts
 
 
@@ -722,7 +782,7 @@ async def test_a_handler_that_never_ends_in_time_has_failed_after_its_last_attem
 async def test_an_effect_that_happens_once_and_takes_too_long_is_unknown_and_not_tried_again(
     server: Server, client: Client, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexum_runtime.worker.CANCEL_SECONDS", 0.05)
+    monkeypatch.setattr("nexum_runtime.attempt.CANCEL_SECONDS", 0.05)
     calls = []
     release = asyncio.Event()
 
@@ -985,10 +1045,38 @@ async def test_a_result_that_is_on_its_way_when_the_server_is_killed_is_told_aga
             nexum.send(signal.SIGSTOP)
             release.set()
             (outgoing,) = worker._streams.values()
-            await eventually(lambda: worker._results and outgoing._queue.empty(), "the result on its way")
+            await eventually(lambda: worker._results and not outgoing._waiting, "the result on its way")
             await nexum.restart()
             assert len((await executing).outputs["run"]["text"]) == 10_000_000
         assert calls == 1
+
+
+async def test_a_result_that_is_on_its_way_when_the_worker_is_stopped_is_told_in_another_way(tmp_path: Path) -> None:
+    release = asyncio.Event()
+
+    async def hold(_: ContextView) -> Text:
+        await release.wait()
+        return Text(text="x" * 10_000_000)
+
+    built = one_node(hold)
+    async with NexumDev(tmp_path) as nexum, Client(nexum.address) as client:
+        async with working(nexum.port, built) as worker:
+            executing = asyncio.create_task(client.execute(built, {}, execution_id="e", timeout=PATIENCE_SECONDS))
+            await eventually(lambda: has_begun(client, "e"))
+            nexum.send(signal.SIGSTOP)
+            release.set()
+            (outgoing,) = worker._streams.values()
+            await eventually(lambda: worker._results and not outgoing._waiting, "the result on its way")
+            worker.stop()
+            await eventually(lambda: worker._reports, "another way")
+            nexum.send(signal.SIGCONT)
+        assert len((await executing).outputs["run"]["text"]) == 10_000_000
+        assert await story(client, "e") == [
+            "ExecutionStarted",
+            "AttemptStarted 1",
+            "TaskCompleted 1",
+            "ExecutionCompleted",
+        ]
 
 
 async def test_a_worker_waits_for_a_server_that_is_not_there_yet(

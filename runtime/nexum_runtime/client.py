@@ -7,6 +7,7 @@ import re
 import ssl
 import sys
 import uuid
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -17,7 +18,8 @@ import grpc
 from nexum.proto import nexum_pb2 as pb
 from nexum.proto import nexum_pb2_grpc as pb_grpc
 
-from nexum_runtime import local, tracing, wire
+from nexum_runtime import batches, local, tracing, wire
+from nexum_runtime.calls import Broken, Calls, Claim, Refused
 from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import (
     DatabaseUnavailable,
@@ -111,7 +113,6 @@ class Client:
         self._channel = _channel(address, self._tls_ca)
         self._stub = pb_grpc.NexumServiceStub(self._channel)
         self._execute = self._extension("Execute", pb.StartRequest, pb.StatusResponse)
-        self._execute_here = self._streaming_extension("ExecuteHere", pb.StartRequest, pb.StatusResponse)
         self._resolve = self._extension("Resolve", pb.RejectRequest, pb.AckResponse)
         self._prune = self._extension("Prune", pb.StatusRequest, pb.AckResponse)
         self._inspect = self._extension("Inspect", pb.StatusRequest, pb.StatusResponse)
@@ -119,9 +120,10 @@ class Client:
         self._heartbeat = self._extension("Heartbeat", pb.PollRequest, pb.AckResponse)
         self._history = self._streaming_extension("History", pb.StatusRequest, pb.StatusResponse)
         self._journal = self._streaming_extension("Journal", pb.StatusRequest, pb.StatusResponse)
-        self._stream_tasks = self._channel.stream_stream(
-            f"/{wire.EXTENSIONS}/StreamTasks", pb.CompleteRequest.SerializeToString, pb.PollResponse.FromString
-        )
+        self._stream_tasks = self._channel.stream_stream(f"/{wire.EXTENSIONS}/StreamTasks")
+        stream_calls = self._channel.stream_stream(f"/{wire.EXTENSIONS}/StreamCalls")  # bytes: see `calls`
+        self._calls = Calls(lambda: stream_calls(metadata=self._metadata({})))
+        self._has_calls = True  # as far as is known
         self._attend = self._streaming_extension("Attend", pb.PollRequest, pb.AckResponse)
 
     async def __aenter__(self) -> "Client":
@@ -131,6 +133,7 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
+        self._calls.close()
         await self._channel.close()
 
     async def check(self, seconds: float = 2.0) -> None:
@@ -288,10 +291,10 @@ class Client:
         wishes: dict[str, Any],
         timeout: float,
         on_wait: Callable[[Waiting], None] | None,
-    ) -> tuple[Outcome, str, Any]:
+    ) -> tuple[Outcome, str, Claim | None]:
         """Start or find an execution, and wait for its end, or for its task when `wishes` claim that.
 
-        Returns, besides, the id of that task, and the call that claimed it, which is still open; or "" and None.
+        Returns, besides, the id of that task, and the claim by which the server sees our end; or "" and None.
         """
         execution_id = wishes[wire.EXECUTION_ID]
         request = pb.StartRequest(
@@ -300,7 +303,6 @@ class Client:
             input_json=wire.canonical_json(input),
         )
         metadata = {key: str(value) for key, value in wishes.items() if value is not None}
-        ask = self._claim if wire.CLAIM in wishes else self._find
         clock = asyncio.get_running_loop().time
         deadline = clock() + timeout
         wait_ms, pause = FIRST_WAIT_MS, RECONNECT_SECONDS_MIN
@@ -314,7 +316,8 @@ class Client:
                 if unregistered and not registered:
                     await self.register(workflow)
                     registered = True
-                answer, told, call = await ask(request, metadata, min(wait_ms / 1000 + RPC_SECONDS, remaining + 1))
+                seconds = min(wait_ms / 1000 + RPC_SECONDS, remaining + 1)
+                answer, told, claim = await self._find(request, metadata, seconds)
             except NotFound:
                 if registered:
                     raise
@@ -338,7 +341,7 @@ class Client:
                 metadata[wire.RESTART] = restart  # in another process while this one waited, which now asks for itself
                 continue
             if outcome.status != "RUNNING" or task_id:
-                return outcome, task_id, call if task_id else None
+                return outcome, task_id, claim
             wait_ms = WAIT_MS
             metadata.pop(wire.RESTART, None)  # what fails from here on failed in this call
             waits_for = told.get(wire.WAITS_FOR, "result")
@@ -355,19 +358,29 @@ class Client:
             execution_id,
         )
 
-    async def _find(self, request: Any, metadata: dict[str, str], seconds: float) -> tuple[Any, dict[str, Any], None]:
-        """One Execute: its answer, and what was told of it."""
-        return *await self._call_with_trailing(self._execute, request, metadata, seconds), None
+    async def _find(
+        self, request: Any, metadata: dict[str, str], seconds: float
+    ) -> tuple[Any, dict[str, Any], Claim | None]:
+        """One Execute: its answer, what was told of it, and the claim."""
+        asked = await self._ask(request, metadata, seconds)
+        return asked or (*await self._call_with_trailing(self._execute, request, metadata, seconds), None)
 
-    async def _claim(self, request: Any, metadata: dict[str, str], seconds: float) -> tuple[Any, dict[str, Any], Any]:
-        """The same with a claim, and the call, whose end gives up what was claimed."""
-        call = self._execute_here(request, metadata=self._metadata(metadata))
+    async def _ask(
+        self, request: Any, metadata: dict[str, str], seconds: float
+    ) -> tuple[Any, dict[str, Any], Claim | None] | None:
+        """A call on the stream of calls; None when the server knows none, being older."""
+        if not self._has_calls:
+            return None
         try:
-            async with asyncio.timeout(seconds):
-                return await call.read(), dict(await call.initial_metadata()), call
+            return await self._calls.ask(request, metadata, seconds)
+        except Refused as refusal:
+            raise self._error_of(refusal.code, str(refusal)) from None
         except grpc.aio.AioRpcError as error:
-            raise self._error(error) from None
-        except TimeoutError:
+            if error.code() != grpc.StatusCode.UNIMPLEMENTED:
+                raise self._error(error) from None
+            self._has_calls = False
+            return None
+        except (Broken, TimeoutError):
             raise ServerUnavailable(self._unreachable("")) from None
 
     async def status(self, execution_id: str, *, wait_ms: int = 0) -> Outcome:
@@ -507,18 +520,25 @@ class Client:
             wire.VERSION_HASH: workflow.version_hash,
             wire.LEASE_MS: str(lease_ms),
             wire.SLOTS: str(slots),
+            wire.BATCHES: "true",
         }
         call = self._stream_tasks(metadata=self._metadata(metadata | self._named(workflow)))
-        sending = asyncio.create_task(outgoing.send(call))
+        sending = None
         try:
-            async for answer in call:
-                yield answer
+            in_batches = dict(await call.initial_metadata()).get(wire.BATCHES) == "true"
+            sending = asyncio.create_task(outgoing.run(call, in_batches))
+            async for data in call:
+                for answer in (
+                    batches.unpack([pb.PollResponse], data) if in_batches else [pb.PollResponse.FromString(data)]
+                ):
+                    yield answer
         except grpc.aio.AioRpcError as error:
             raise self._error(error) from None
         finally:
             call.cancel()
-            sending.cancel()
-            await asyncio.wait([sending])
+            if sending is not None:
+                sending.cancel()
+                await asyncio.wait([sending])
 
     def _named(self, workflow: Definition) -> dict[str, str]:
         """For a name that no header can carry, the server goes by what this channel has registered."""
@@ -532,6 +552,8 @@ class Client:
     async def complete(self, task_id: str, output_json: str) -> str:
         """Record a task's result. Returns "", or in words why it was not recorded. Raises LimitExceeded."""
         self.check_size(output_json)
+        if asked := await self._ask(pb.StartRequest(input_json=output_json), {wire.COMPLETES: task_id}, RPC_SECONDS):
+            return str(asked[1][wire.MESSAGE])
         request = pb.CompleteRequest(task_id=task_id, output_json=output_json)
         return str((await self._call(self._stub.CompleteTask, request)).message)
 
@@ -597,7 +619,9 @@ class Client:
             raise self._error(error) from None
 
     def _error(self, error: grpc.aio.AioRpcError) -> NexumError:
-        code, details = error.code(), error.details() or ""
+        return self._error_of(error.code(), error.details() or "")
+
+    def _error_of(self, code: grpc.StatusCode, details: str) -> NexumError:
         if code in PASSING or details == CUT_OFF:
             if details.startswith("Cannot use"):  # the server's own words; the others are gRPC's
                 return DatabaseUnavailable(details)
@@ -629,27 +653,58 @@ class Client:
 
 
 class Outgoing:
-    """The completions that a worker sends on its stream."""
+    """The completions that a worker sends on its stream: what comes while one is written goes together in the next."""
 
     def __init__(self) -> None:
-        self._queue: asyncio.Queue[Any] = asyncio.Queue()
+        self._waiting: deque[Any] = deque()
+        self._call: Any = None  # as soon as it is open
+        self._in_batches = False
+        self._writing = asyncio.Lock()
+        self._has_ended = asyncio.Event()
 
-    def put(self, task_id: str, output_json: str) -> None:
-        self._queue.put_nowait(pb.CompleteRequest(task_id=task_id, output_json=output_json))
+    def add(self, task_id: str, output_json: str) -> None:
+        """To be sent with the next, or when the stream is open."""
+        self._waiting.append(pb.CompleteRequest(task_id=task_id, output_json=output_json))
+
+    async def send(self, task_id: str, output_json: str) -> None:
+        """Return when it is on its way, or another call takes it along."""
+        self.add(task_id, output_json)
+        await self._write()
 
     def end(self) -> None:
-        self._queue.put_nowait(None)
+        """Nothing more comes."""
+        self._has_ended.set()
 
-    async def send(self, call: Any) -> None:
-        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # whoever reads the call is told why
-            while (request := await self._queue.get()) is not None:
-                await call.write(request)
-            await call.done_writing()
+    async def run(self, call: Any, in_batches: bool) -> None:
+        """Send by this call from now on, and end its stream when this has ended."""
+        self._call, self._in_batches = call, in_batches
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await self._write()
+            await self._has_ended.wait()
+            async with self._writing:
+                await self._write_all()
+                await call.done_writing()
+
+    async def _write(self) -> None:
+        if self._call is not None and not self._writing.locked():
+            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # whoever reads the call is told why
+                async with self._writing:
+                    await self._write_all()
+
+    async def _write_all(self) -> None:
+        while self._waiting:
+            await self._call.write(self._next())
+
+    def _next(self) -> bytes:
+        if not self._in_batches:
+            return bytes(self._waiting.popleft().SerializeToString())
+        return batches.pack(batches.take(self._waiting, lambda request: [request]))
 
 
 def _channel(address: str, tls_ca: Path | None) -> Any:
     options = [
         ("grpc.enable_http_proxy", 0),  # a proxy for web pages is none for Nexum
+        ("grpc.use_local_subchannel_pool", 1),  # what another client has tried in vain is tried anew
         ("grpc.max_receive_message_length", -1),  # the server has the limits
         ("grpc.max_send_message_length", -1),
         ("grpc.initial_reconnect_backoff_ms", int(RECONNECT_SECONDS_MIN * 1000)),

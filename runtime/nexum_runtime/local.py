@@ -2,9 +2,9 @@
 
     start and claim in one call ─→ the effect ─→ its record
 
-Such a process holds that call open meanwhile (ExecuteHere, and Attend should the server go away). When it dies the
-server sees the call end, and whoever starts the same execution again gets its task at once. A process that is alive,
-but can no longer be heard, loses it by the end of its lease.
+The server sees by the stream of its calls that such a process is there, and by Attend should that stream have ended.
+When the process dies so does the stream, and whoever starts the same execution again gets its task at once. A process
+that is alive, but can no longer be heard, loses it by the end of its lease.
 """
 
 import asyncio
@@ -19,6 +19,7 @@ from nexum_runtime import tracing, wire
 from nexum_runtime.errors import DatabaseUnavailable, NexumError, ServerUnavailable
 
 if TYPE_CHECKING:
+    from nexum_runtime.calls import Claim
     from nexum_runtime.client import Client, Outcome, Waiting
 
 LEASE_MS = 30_000
@@ -107,23 +108,38 @@ def new_owner() -> str:
 
 
 @asynccontextmanager
-async def presence(client: "Client", owner: str, task_id: str, claim: Any) -> AsyncIterator[None]:
+async def presence(client: "Client", owner: str, task_id: str, claim: "Claim | None") -> AsyncIterator[None]:
     """Keep the lease of this owner's task, and let the server see its end: what is open then is given up at once.
 
-    `claim` is the call by which it was claimed, still open.
+    Without a `claim` that it sees, as with a server that went away since, by a call of its own (Attend).
     """
-    keeping = [asyncio.create_task(each) for each in (_attend(client, owner, claim), _beat(client, owner, task_id))]
+    loop = asyncio.get_running_loop()
+    keeping: list[asyncio.Task[None]] = []
+
+    def attend(_: object = None) -> None:
+        keeping.append(asyncio.create_task(_attend(client, owner)))
+
+    def beat() -> None:
+        keeping.append(asyncio.create_task(_beat(client, owner, task_id)))
+
+    timer = loop.call_later(_heartbeat_seconds(), beat)
+    if claim is None:
+        attend()
+    else:
+        claim.lost.add_done_callback(attend)
     try:
         yield
     finally:
-        claim.cancel()
+        timer.cancel()
+        if claim is not None:
+            claim.lost.remove_done_callback(attend)
+            claim.leave()
         for each in keeping:
             each.cancel()
         await asyncio.gather(*keeping, return_exceptions=True)
 
 
-async def _attend(client: "Client", owner: str, claim: Any) -> None:
-    await claim.code()  # it ends with its server
+async def _attend(client: "Client", owner: str) -> None:
     while True:
         with suppress(NexumError):
             async for _ in client.attend(owner):
@@ -133,6 +149,10 @@ async def _attend(client: "Client", owner: str, claim: Any) -> None:
 
 async def _beat(client: "Client", owner: str, task_id: str) -> None:
     while True:
-        await asyncio.sleep(LEASE_MS / HEARTBEATS_PER_LEASE / 1000)
         with suppress(NexumError):  # what should stop goes on: its word is refused, or still of use
             await client.heartbeat(owner, [task_id])
+        await asyncio.sleep(_heartbeat_seconds())
+
+
+def _heartbeat_seconds() -> float:
+    return LEASE_MS / HEARTBEATS_PER_LEASE / 1000

@@ -28,11 +28,13 @@ TIMEOUT_MS = "nexum-timeout-ms"  # how long one attempt may take
 RESTART = "nexum-restart"  # "failed" or "unknown": start an ended execution of this id afresh
 WAIT_MS = "nexum-wait-ms"  # hold the answer until there is something to say
 LEASE_MS = "nexum-lease-ms"  # how long the attempt claimed by this call may stay silent
-CLAIM = "nexum-claim"  # StartExecution, Execute, ExecuteHere: a worker id: the caller itself takes the first ready task
+CLAIM = "nexum-claim"  # StartExecution, Execute: a worker id: the caller itself takes the first ready task
+COMPLETES = "nexum-completes"  # StreamCalls: the call is a CompleteTask of this task id
 WORKFLOW_ID = "nexum-workflow-id"  # PollTask, StreamTasks: only tasks of this workflow
 VERSION_HASH = "nexum-version-hash"  # StreamTasks: … of this version
 WORKER_ID = "nexum-worker-id"  # StreamTasks
 SLOTS = "nexum-slots"  # StreamTasks: how many tasks at most are unfinished at a time
+BATCHES = "nexum-batches"  # StreamTasks: "true" when a message may be several (batches.py); answered by the same
 RETRYABLE = "nexum-retryable"  # FailTask: "false" fails the task now
 INTERRUPTED = "nexum-interrupted"  # FailTask: "true" hands an attempt back that was cut short
 UNKNOWN = "nexum-unknown"  # FailTask: "true" when the effect may have happened: it timed out, or could not be recorded
@@ -40,7 +42,7 @@ BEGUN = "nexum-begun"  # FailTask: "false" when it failed before any effect: one
 RESOLUTION = "nexum-resolution"  # Resolve: "result", "failed" or "retry"
 OLDER_THAN_MS = "nexum-older-than-ms"  # Prune
 DRY_RUN = "nexum-dry-run"  # Prune: "true" only counts
-TRACEPARENT = "traceparent"  # StartExecution, Execute, ExecuteHere: W3C's trace context, handed on to the worker
+TRACEPARENT = "traceparent"  # StartExecution, Execute: W3C's trace context, handed on to the worker
 AUTHORIZATION = "authorization"  # "Bearer {token}", on every call when the server demands a token
 PREFIX = "nexum-prefix"  # ListExecutions: only ids that begin with this
 
@@ -52,6 +54,8 @@ TASK_ID = "nexum-task-id"  # the attempt that `nexum-claim` got, if it got one
 WAITS_FOR = "nexum-waits-for"  # "worker" when none of its tasks runs and one could, "approval" when a person is asked
 ATTEMPTS = "nexum-attempts"  # tries since the execution was last started
 MAX_MESSAGE_BYTES = "nexum-max-message-bytes"  # RegisterWorkflow: the largest input or result that is accepted
+
+MESSAGE = "nexum-message"  # StreamCalls: of a CompleteTask
 
 NEW = "NEW"
 LOCAL_WORKER = "process-"  # how the worker id begins of a process that executes its own tasks

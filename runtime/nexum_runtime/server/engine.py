@@ -13,8 +13,9 @@ import uuid
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager, suppress
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 from nexum_runtime import wire
 from nexum_runtime.crash import crash_point
@@ -56,7 +57,6 @@ from nexum_runtime.text import MIB
 T = TypeVar("T")
 
 SWEEP_INTERVAL_MS = 250
-CROWD = 25  # calls that wait
 OUTAGE_QUIET_MS = 2_000  # without a failure, before the store is called available again
 ABSENCE_MS = 3_000  # a clock that moved this far between two sweeps means that this process was the silent one
 STOP_KEPT_MS = 600_000  # how long a worker that has gone quiet is still told what to stop
@@ -76,8 +76,7 @@ def wall_clock_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-@dataclass(frozen=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """An execution with the JSON text of every recorded output."""
 
     execution: Execution
@@ -117,7 +116,6 @@ class Engine:
         # execution id → who waits for its end, or for a task of it that can be taken
         self._watched: defaultdict[str, set[Waiter]] = defaultdict(set)
         self._ready: defaultdict[str, set[Waiter]] = defaultdict(set)  # version hash → polls that wait
-        store.is_crowded = lambda: len(self._watched) >= CROWD
         self._streams = Streams()
         self._backlog: set[Work] = set()  # tasks of these may be READY that no stream had a slot for
         self._present: Counter[str] = Counter()  # worker id → how many calls of Attend it holds open
@@ -187,7 +185,7 @@ class Engine:
             return started, None if waits else found
 
         try:
-            result = await self._commit(work, given=given, patient=patient)
+            result = await self._begin_commit(work, given=given if stream else None, patient=patient)
         finally:
             if stream is not None and not given:
                 stream.pool.free += 1
@@ -197,7 +195,7 @@ class Engine:
 
     def _checked(self, order: StartOrder) -> StartOrder:
         if not order.execution_id:
-            order = replace(order, execution_id=f"exec-{uuid.uuid4()}")
+            order = order._replace(execution_id=f"exec-{uuid.uuid4()}")
         _check_execution_id(order.execution_id)
         self._check_size("The input", order.input_json)
         if order.restart not in ("", "failed", "unknown"):
@@ -368,21 +366,35 @@ class Engine:
 
         A result over the limit fails the task instead.
         """
+        return await self.record(task_id, output_json)
+
+    def record(self, task_id: str, output_json: str) -> asyncio.Future[str]:
+        """`complete`, begun at once: what is begun at the same moment is committed together."""
         try:
             self._check_size("The result", output_json)
+            _check_json(f"The output of task {task_id[:80]!r}", output_json)
         except LimitExceeded as error:
-            message = await self.fail(task_id, str(error), retryable=False, unknown=True)
-            return f"{error} {message or 'The task has failed.'}"
-        _check_json(f"The output of task {task_id[:80]!r}", output_json)
+            return self._spawn(self._fail_too_large(task_id, str(error)))
+        except InvalidRequest as error:
+            refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            refused.set_exception(error)
+            return refused
 
         def work(tx: Transaction, notices: Notices) -> str:
             return self._lifecycle.complete(tx, notices, task_id, output_json)
 
-        with self._last_word(task_id):
-            message = await self._commit(work)
-        if message:
-            log.info("%s: %s", task_id, message)
-        return message
+        recording = self._begin_commit(work)
+        recording.add_done_callback(partial(self._recorded, task_id))
+        return recording
+
+    def _recorded(self, task_id: str, recording: asyncio.Future[str]) -> None:
+        with suppress(Exception, asyncio.CancelledError), self._last_word(task_id):  # told to who waits
+            if message := recording.result():
+                log.info("%s: %s", task_id, message)
+
+    async def _fail_too_large(self, task_id: str, error: str) -> str:
+        message = await self.fail(task_id, error, retryable=False, unknown=True)
+        return f"{error} {message or 'The task has failed.'}"
 
     async def fail(
         self,
@@ -551,14 +563,17 @@ class Engine:
 
     # Commits and waits
 
-    async def _commit(
+    async def _commit(self, work: Callable[[Transaction, Notices], T], *, renews: bool = False) -> T:
+        return await self._begin_commit(work, renews=renews)
+
+    def _begin_commit(
         self,
         work: Callable[[Transaction, Notices], T],
         *,
-        given: Sequence[tuple[Stream, Claimed]] = (),
+        given: Sequence[tuple[Stream, Claimed]] | None = None,
         patient: bool = False,
         renews: bool = False,
-    ) -> T:
+    ) -> asyncio.Future[T]:
         """Run one transaction and wake whoever waits for what it did, even if the caller has gone meanwhile.
 
         `work` adds to `given` what it claims for streams. Who is `patient` waits for the end of that, not for this.
@@ -582,7 +597,7 @@ class Engine:
             """What may be done again need not wait for the disk: should this be lost, it is begun anew."""
             nonlocal begun
             begun = True
-            for stream, claimed in given:
+            for stream, claimed in given or ():
                 if claimed.is_once or self._outage_ms is not None:
                     given_later.append((stream, claimed))
                 else:
@@ -594,7 +609,7 @@ class Engine:
                 self._note_outage(error)
                 self._deaf = self._deaf or renews
             if error is not None:
-                for stream, _ in given_later if begun else given:
+                for stream, _ in given_later if begun else given or ():
                     stream.pool.free += 1
                 return
             for stream, claimed in given_later:
@@ -602,7 +617,7 @@ class Engine:
                 self._give(stream, claimed)
             self._follow(notices, ended)
 
-        return await self._store.write(run, executed=executed, settled=settled)
+        return self._store.begin_write(run, executed=None if given is None else executed, settled=settled)
 
     def _follow(self, notices: Notices, ended: dict[str, Snapshot]) -> None:
         """Wake whoever waits for what has been committed."""
@@ -721,7 +736,7 @@ class Engine:
 
         try:
             with suppress(StoreUnavailable):  # it is noted, and the next sweep tries again
-                await self._commit(claim, given=given)
+                await self._begin_commit(claim, given=given)
         finally:
             pool.filling = False
 

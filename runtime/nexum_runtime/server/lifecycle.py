@@ -4,11 +4,10 @@ Synchronous, without waits and without time of its own: each method reads and ch
 transaction it is given, adds the event, and notes in `Notices` whom the engine is to wake after the commit.
 """
 
-import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
@@ -36,8 +35,7 @@ ENDS = {
 }
 
 
-@dataclass(frozen=True)
-class StartOrder:
+class StartOrder(NamedTuple):
     """A wish to start an execution."""
 
     workflow_id: str
@@ -61,8 +59,7 @@ class Taker:
     lease_ms: int
 
 
-@dataclass(frozen=True)
-class Started:
+class Started(NamedTuple):
     execution_id: str
     before: str  # wire.NEW, or the status found
     claimed: Task | None = None  # what `claim` got
@@ -86,15 +83,13 @@ class Verdict:
     text: str  # a comment, or why not; may be empty
 
 
-@dataclass(frozen=True)
-class Claimed:
+class Claimed(NamedTuple):
     task: Task
     input_json: str  # {"input": …, "deps": {node: output}}, and "timeout_ms" and "traceparent" where there is one
     is_once: bool  # its effect must not begin before the claim is synced
 
 
-@dataclass(frozen=True)
-class Ending:
+class Ending(NamedTuple):
     """How an execution was COMPLETED that has one task."""
 
     task: Task
@@ -150,13 +145,13 @@ class Lifecycle:
         if order.traceparent and not order.claim and not is_over:
             self._trace(order.execution_id, order.traceparent)
         if existing is None:
-            taken = self._start_new(tx, notices, order, taker)
-            before: str = wire.NEW
-        else:
-            taken, before = None, existing.status
-            self._start_existing(tx, notices, order, existing)
+            if order.claim:
+                own = self._start_new(tx, notices, order, Taker(order.claim, order.lease_ms))
+                return Started(order.execution_id, wire.NEW, own.task if own else None)
+            return Started(order.execution_id, wire.NEW, taken=self._start_new(tx, notices, order, taker))
+        self._start_existing(tx, notices, order, existing)
         claimed = self._claim_own(tx, notices, order) if order.claim else None
-        return Started(order.execution_id, before, claimed, taken)
+        return Started(order.execution_id, existing.status, claimed)
 
     def _trace(self, execution_id: str, traceparent: str) -> None:
         """Attempts from now on belong to this trace."""
@@ -547,7 +542,7 @@ class Lifecycle:
         now_ms, taken = self._clock(), None
         for node in nodes:
             task = Task(
-                task_key=f"{now_ms:012x}{os.urandom(10).hex()}",  # in the order of time, which its index likes
+                task_key=tx.new_task_key(),
                 execution_id=execution.execution_id,
                 workflow_id=execution.workflow_id,
                 version_hash=execution.version_hash,
@@ -559,14 +554,13 @@ class Lifecycle:
             )
             if node.is_waited_for:
                 due_ms = self._begin_to_wait(tx, task, node)
-                tx.add_task(replace(task, status=TaskStatus.WAITING, available_at_ms=due_ms))
+                tx.add_task(task._replace(status=TaskStatus.WAITING, available_at_ms=due_ms))
                 continue
             if taker is None:
                 tx.add_task(task)
                 notices.ready.add((execution.workflow_id, execution.version_hash, execution.execution_id))
                 continue
-            task = replace(
-                task,
+            task = task._replace(
                 status=TaskStatus.RUNNING,
                 attempt=1,
                 worker_id=taker.worker_id,
@@ -716,7 +710,7 @@ def _may_restart(execution: Execution, order: StartOrder) -> bool:
 
 def _declared_anew(tx: Transaction, execution: Execution, order: StartOrder) -> Execution:
     """The execution as this order declares it: the code may have changed since it was first started."""
-    execution = replace(execution, max_attempts=order.max_attempts, effect=order.effect, timeout_ms=order.timeout_ms)
+    execution = execution._replace(max_attempts=order.max_attempts, effect=order.effect, timeout_ms=order.timeout_ms)
     tx.declare(execution.execution_id, execution.max_attempts, execution.effect, execution.timeout_ms)
     return execution
 

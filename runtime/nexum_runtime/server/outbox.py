@@ -1,11 +1,14 @@
 """What goes out on the stream of one worker: tasks, and acknowledgements of what it has sent."""
 
 import asyncio
+import json
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from nexum.proto import nexum_pb2 as pb
 
+from nexum_runtime import batches
 from nexum_runtime.idempotency import key_of
 from nexum_runtime.server.lifecycle import Claimed
 
@@ -13,9 +16,10 @@ ACKNOWLEDGE_SECONDS = 0.05  # for so long acknowledgements are collected: a work
 
 
 class Outbox:
-    """What goes out on the stream of one worker, in the order in which it came."""
+    """What goes out on the stream of one worker, in the order in which it came; several at a time `in_batches`."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_batches: bool) -> None:
+        self._in_batches = in_batches
         self._queue: deque[Claimed | Any] = deque()  # tasks, and PollResponses that acknowledge
         self._recorded: list[str] = []  # task ids that are acknowledged together, a moment later
         self._filled = asyncio.Event()
@@ -52,12 +56,18 @@ class Outbox:
                 await self._filled.wait()
                 self._filled.clear()
                 while self._queue:
-                    await context.write(_outgoing(self._queue.popleft()))
+                    await context.write(self._next(self._queue))
             self._acknowledge_together()
-            for each in [each for each in self._queue if not isinstance(each, Claimed)]:
-                await context.write(each)
+            answers = deque(each for each in self._queue if not isinstance(each, Claimed))
+            while answers:
+                await context.write(self._next(answers))
         finally:
             ends[1].cancel()
+
+    def _next(self, queue: deque[Claimed | Any]) -> bytes:
+        if self._in_batches:
+            return batches.pack(batches.take(queue, lambda what: [_message(what)]))
+        return bytes(_message(queue.popleft()).SerializeToString())
 
     def _put(self, what: Any) -> None:
         self._queue.append(what)
@@ -69,7 +79,57 @@ class Outbox:
             self._recorded.clear()
 
 
-def _outgoing(what: Any) -> Any:
+class Answers:
+    """What goes out on the stream of one client: answers to its calls. What comes while one is written goes together in
+    the next."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._queue: deque[list[Any]] = deque()
+        self._writing = asyncio.Lock()
+        self._woken = asyncio.Event()
+
+    async def answer(self, number: str, metadata: dict[str, str], response: Any) -> None:
+        """Return when it is on its way, or another one takes it along. Must not be cancelled."""
+        self._add(number, metadata, response)
+        if not self._writing.locked():
+            await self._write()
+
+    def put(self, number: str, metadata: dict[str, str], response: Any) -> None:
+        """To be sent in a moment."""
+        self._add(number, metadata, response)
+        self._woken.set()
+
+    def refuse(self, number: str, code: str, details: str) -> None:
+        self._queue.append([pb.PollResponse(task_id=number, node_type=code, input_json=details), pb.StatusResponse()])
+        self._woken.set()
+
+    def _add(self, number: str, metadata: dict[str, str], response: Any) -> None:
+        self._queue.append([pb.PollResponse(task_id=number, input_json=json.dumps(metadata)), response])
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    async def send(self, is_over: Callable[[], bool]) -> None:
+        """Send what there is, until it is over; that is asked again whenever it was woken."""
+        while not is_over():
+            await self._woken.wait()
+            self._woken.clear()
+            await self._write()
+        await self._write()
+
+    async def _write(self) -> None:
+        async with self._writing:
+            while self._queue:
+                data = batches.pack(batches.take(self._queue))
+                try:
+                    await self._context.write(data)
+                except Exception:
+                    if not self._context.done():  # else the client has gone
+                        raise
+
+
+def _message(what: Any) -> Any:
     return task_response(what) if isinstance(what, Claimed) else what
 
 

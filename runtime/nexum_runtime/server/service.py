@@ -5,26 +5,27 @@ import logging
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, aclosing, contextmanager
-from dataclasses import dataclass, replace
-from functools import wraps
+from dataclasses import dataclass
+from functools import partial, wraps
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
 from nexum.proto import nexum_pb2 as pb
 
-from nexum_runtime import tracing, wire
+from nexum_runtime import batches, tracing, wire
 from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NexumError, NotFound
 from nexum_runtime.server.engine import Engine, Snapshot
 from nexum_runtime.server.lifecycle import Resolution, Started, StartOrder, Verdict
-from nexum_runtime.server.outbox import Outbox, task_response
+from nexum_runtime.server.outbox import Answers, Outbox, task_response
 from nexum_runtime.server.states import ExecutionStatus
 from nexum_runtime.server.store.base import EventRow, StoreUnavailable
 from nexum_runtime.server.streams import Stream
 from nexum_runtime.text import MIB, size_text, timestamp
 
 Context: TypeAlias = Any  # grpc.aio.ServicerContext: grpcio ships no types
+Trailing: TypeAlias = tuple[tuple[str, str | bytes], ...]
 Answer = TypeVar("Answer")
 
 LIST_LIMIT_DEFAULT, LIST_LIMIT = 20, 10_000
@@ -77,7 +78,11 @@ def _readable(request: Any) -> Any:
 
 
 async def _abort(context: Context, error: Exception) -> None:
-    await context.abort(CODES[type(error)], str(error)[:DETAILS_LIMIT].encode(errors="replace").decode())
+    await context.abort(CODES[type(error)], _details(error))
+
+
+def _details(error: Exception) -> str:
+    return str(error)[:DETAILS_LIMIT].encode(errors="replace").decode()
 
 
 class TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -111,6 +116,14 @@ class Waiting:
     @contextmanager
     def place(self, context: Context, request: Any) -> Iterator[None]:
         peer, size_bytes = context.peer(), request.ByteSize()
+        self.enter(peer, size_bytes)
+        try:
+            yield
+        finally:
+            self.leave(peer, size_bytes)
+
+    def enter(self, peer: str, size_bytes: int) -> None:
+        """Raises LimitExceeded when there is no place left."""
         if self._calls[peer] >= WAITING_LIMIT:
             raise LimitExceeded(f"This client has {WAITING_LIMIT} calls waiting already; let some of them end first.")
         if self._calls[peer] and self._bytes[peer] + size_bytes > WAITING_MIB_LIMIT * MIB:
@@ -120,13 +133,12 @@ class Waiting:
             )
         self._calls[peer] += 1
         self._bytes[peer] += size_bytes
-        try:
-            yield
-        finally:
-            self._calls[peer] -= 1
-            self._bytes[peer] -= size_bytes
-            if not self._calls[peer]:
-                del self._calls[peer], self._bytes[peer]
+
+    def leave(self, peer: str, size_bytes: int) -> None:
+        self._calls[peer] -= 1
+        self._bytes[peer] -= size_bytes
+        if not self._calls[peer]:
+            del self._calls[peer], self._bytes[peer]
 
 
 class Registrations:
@@ -162,6 +174,23 @@ class Registrations:
         return own or candidates
 
 
+class _Calls:
+    """The calls of one client's stream that are under way, by their numbers."""
+
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
+        self.jobs: dict[str, asyncio.Task[None]] = {}
+        self.answered: set[str] = set()  # whose answers are on their way
+
+    def end(self, number: str, answers: Answers, job: "asyncio.Task[None]") -> None:
+        del self.jobs[number]
+        self.answered.discard(number)
+        if not job.cancelled() and (error := job.exception()) is not None:
+            log.error("%s: %s", type(error).__name__, error, exc_info=error)
+            answers.refuse(number, grpc.StatusCode.INTERNAL.name, f"{type(error).__name__}: {error}"[:DETAILS_LIMIT])
+        answers.wake()
+
+
 class NexumService:
     """`nexum.NexumService`, as nexum-py 0.2.0 has it."""
 
@@ -179,7 +208,7 @@ class NexumService:
 
     @_answering
     async def StartExecution(self, request: Any, context: Context) -> Any:
-        order = _start_order(request, context)
+        order = _start_order(request, _metadata(context))
         with _traced("StartExecution", order) as (span, order):
             started = await self._engine.start(order)
             span.tell(before=started.before)
@@ -328,12 +357,84 @@ class NexumExtensions:
     @_answering
     async def Execute(self, request: Any, context: Context) -> Any:
         """Start idempotently and wait for the end, or for the task that it claims, in one round trip."""
-        wait_ms = _number(_metadata(context), wire.WAIT_MS, wire.WAIT_MS_LIMIT, 0, wire.WAIT_MS_LIMIT)
-        with self._waiting.place(context, request), _traced("Execute", _start_order(request, context)) as (span, order):
+        with self._waiting.place(context, request):
+            response, metadata = await self._execute(request, _metadata(context))
+        context.set_trailing_metadata(metadata)
+        return response
+
+    async def _execute(self, request: Any, metadata: dict[str, Any]) -> tuple[Any, Trailing]:
+        wait_ms = _number(metadata, wire.WAIT_MS, wire.WAIT_MS_LIMIT, 0, wire.WAIT_MS_LIMIT)
+        with _traced("Execute", _start_order(request, metadata)) as (span, order):
             started, snapshot = await self._engine.execute(order, wait_ms)
             span.tell(before=started.before, outcome=snapshot.execution.status)
-        context.set_trailing_metadata((*_started_metadata(started), *_outcome_metadata(snapshot)))
-        return _status_response(snapshot)
+        return _status_response(snapshot), (*_started_metadata(started), *_outcome_metadata(snapshot))
+
+    async def StreamCalls(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        """A client's one long call: each of its calls is an `Execute`, see `calls`."""
+        answers, calls = Answers(context), _Calls(context.peer())
+        receiving = asyncio.create_task(self._receive_calls(requests, calls, answers))
+        closing = asyncio.create_task(self._engine.closing.wait())
+        for end in (receiving, closing):
+            end.add_done_callback(lambda _: answers.wake())
+        try:
+            await answers.send(lambda: (receiving.done() or closing.done()) and not calls.jobs)
+        finally:
+            for job in (receiving, closing, *calls.jobs.values()):
+                job.cancel()
+
+    async def _receive_calls(self, requests: AsyncIterator[bytes], calls: "_Calls", answers: Answers) -> None:
+        async for data in requests:
+            try:
+                messages = batches.unpack((pb.CompleteRequest, pb.StartRequest), data)
+            except ValueError as error:
+                answers.refuse("", grpc.StatusCode.INVALID_ARGUMENT.name, f"That is no batch of calls: {error}.")
+                continue
+            for header, request in zip(messages[::2], messages[1::2], strict=True):
+                number = header.task_id
+                if not header.output_json:
+                    if number in calls.jobs and number not in calls.answered:
+                        calls.jobs[number].cancel()
+                elif number in calls.jobs:
+                    answers.refuse(number, grpc.StatusCode.INVALID_ARGUMENT.name, f"Call {number[:20]} is under way.")
+                else:
+                    job = asyncio.create_task(self._answer_call(header, request, calls, answers))
+                    job.add_done_callback(partial(calls.end, number, answers))
+                    calls.jobs[number] = job
+
+    async def _answer_call(self, header: Any, request: Any, calls: "_Calls", answers: Answers) -> None:
+        number, size_bytes = header.task_id, request.ByteSize()
+        try:
+            self._waiting.enter(calls.peer, size_bytes)
+            try:
+                metadata = _metadata_of_call(header.output_json)
+                if wire.CLAIM in metadata:
+                    await self._answer_claim(number, request, metadata, answers)
+                    return
+                if wire.COMPLETES in metadata:
+                    message = await self._engine.complete(metadata[wire.COMPLETES], request.input_json)
+                    response, told = pb.StatusResponse(), {wire.MESSAGE: message}
+                else:
+                    response, trailing = await self._execute(request, metadata)
+                    told = _as_texts(trailing)
+            finally:
+                self._waiting.leave(calls.peer, size_bytes)
+        except (NexumError, StoreUnavailable) as error:
+            answers.refuse(number, CODES[type(error)].name, _details(error))
+        else:
+            calls.answered.add(number)
+            await answers.answer(number, told, response)
+
+    async def _answer_claim(self, number: str, request: Any, metadata: dict[str, str], answers: Answers) -> None:
+        """Goes on, when it gets the task, until it is cancelled."""
+        wait_ms = _number(metadata, wire.WAIT_MS, wire.WAIT_MS_LIMIT, 0, wire.WAIT_MS_LIMIT)
+        with ExitStack() as asking:
+            span, order = asking.enter_context(_traced("Execute", _start_order(request, metadata)))
+            async with aclosing(self._engine.execute_here(order, wait_ms)) as executing:
+                async for started, snapshot in executing:
+                    span.tell(before=started.before, outcome=snapshot.execution.status)
+                    asking.close()  # from here on it is only present
+                    told = _as_texts((*_started_metadata(started), *_outcome_metadata(snapshot)))
+                    answers.put(number, told, _status_response(snapshot))
 
     @_answering
     async def Heartbeat(self, request: Any, context: Context) -> Any:
@@ -355,8 +456,10 @@ class NexumExtensions:
             slots = _number(metadata, wire.SLOTS, 1, 1, wire.SLOTS_LIMIT)
             version_hash, named = metadata.get(wire.VERSION_HASH, ""), metadata.get(wire.WORKFLOW_ID)
             workflow_ids = [named] if named else await self._registrations.served(context.peer(), version_hash)
+            in_batches = metadata.get(wire.BATCHES) == "true"
             with self._waiting.place(context, pb.EmptyRequest()):
-                outbox = Outbox()
+                await context.send_initial_metadata(((wire.BATCHES, str(in_batches).lower()),))
+                outbox = Outbox(in_batches)
                 stream = await self._engine.open_stream(
                     metadata.get(wire.WORKER_ID, ""),
                     version_hash,
@@ -365,7 +468,8 @@ class NexumExtensions:
                     slots,
                     outbox.put_task,
                 )
-                receiving = asyncio.create_task(self._receive(requests, stream, outbox))
+                completions = _completions(requests, in_batches)
+                receiving = asyncio.create_task(self._receive(completions, stream, outbox))
                 try:
                     await outbox.send(context, receiving, self._engine.closing)
                 finally:
@@ -374,46 +478,22 @@ class NexumExtensions:
         except (NexumError, StoreUnavailable) as error:
             await _abort(context, error)
 
-    async def _receive(self, requests: AsyncIterator[Any], stream: Stream, outbox: "Outbox") -> None:
+    async def _receive(self, completions: AsyncIterator[Any], stream: Stream, outbox: Outbox) -> None:
         """Record the completions that a worker sends, many at a time, and end its stream when it sends no more."""
-        under_way: set[asyncio.Task[None]] = set()
-        async for request in requests:
-            job = asyncio.create_task(self._complete(request, outbox))
-            under_way.add(job)
-            job.add_done_callback(under_way.discard)
+        under_way: set[asyncio.Future[str]] = set()
+        async for completion in completions:
+            if isinstance(completion, Unreadable):  # whose it is cannot be told
+                outbox.refuse("", grpc.StatusCode.INVALID_ARGUMENT.name, completion.reason)
+                continue
+            recording = self._engine.record(completion.task_id, completion.output_json)
+            under_way.add(recording)
+            recording.add_done_callback(under_way.discard)
+            recording.add_done_callback(partial(_answer_completion, outbox, completion.task_id))
             if len(under_way) >= COMPLETIONS_LIMIT:
                 await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
         await self._engine.close_stream(stream, outbox.take_back())
         if under_way:
             await asyncio.wait(under_way)
-
-    async def _complete(self, request: Any, outbox: "Outbox") -> None:
-        if isinstance(request, Unreadable):
-            outbox.refuse("", grpc.StatusCode.INVALID_ARGUMENT.name, request.reason)  # whose it is cannot be told
-            return
-        try:
-            message = await self._engine.complete(request.task_id, request.output_json)
-            crash_point("completion-committed")
-        except (NexumError, StoreUnavailable) as error:
-            outbox.refuse(request.task_id, CODES[type(error)].name, str(error))
-        else:
-            outbox.acknowledge(request.task_id, message)
-
-    async def ExecuteHere(self, request: Any, context: Context) -> AsyncIterator[Any]:
-        """`Execute` for who claims, its metadata first; who gets the task holds it open, as Attend."""
-        try:
-            wait_ms = _number(_metadata(context), wire.WAIT_MS, wire.WAIT_MS_LIMIT, 0, wire.WAIT_MS_LIMIT)
-            with self._waiting.place(context, _readable(request)), ExitStack() as asking:
-                span, order = asking.enter_context(_traced("ExecuteHere", _start_order(request, context)))
-                async with aclosing(self._engine.execute_here(order, wait_ms)) as executing:
-                    async for started, snapshot in executing:
-                        span.tell(before=started.before, outcome=snapshot.execution.status)
-                        asking.close()  # from here on it is only present
-                        metadata = (*_started_metadata(started), *_outcome_metadata(snapshot))
-                        await context.send_initial_metadata(metadata)
-                        yield _status_response(snapshot)
-        except (NexumError, StoreUnavailable) as error:
-            await _abort(context, error)
 
     async def Attend(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """Held open by who executes tasks in its own process: the end of this call is its own end."""
@@ -490,16 +570,14 @@ class NexumExtensions:
                 "Resolve": _unary(self.Resolve, pb.RejectRequest, pb.AckResponse),
                 "Prune": _unary(self.Prune, pb.StatusRequest, pb.AckResponse),
                 "StreamTasks": grpc.stream_stream_rpc_method_handler(
-                    self.StreamTasks, _reader(pb.CompleteRequest), pb.PollResponse.SerializeToString
+                    self.StreamTasks  # bytes: see `batches`
                 ),
+                "StreamCalls": grpc.stream_stream_rpc_method_handler(self.StreamCalls),  # bytes: see `calls`
                 "Journal": grpc.unary_stream_rpc_method_handler(
                     self.Journal, _reader(pb.StatusRequest), pb.StatusResponse.SerializeToString
                 ),
                 "Inspect": _unary(self.Inspect, pb.StatusRequest, pb.StatusResponse),
                 "Definition": _unary(self.Definition, pb.WorkflowIR, pb.WorkflowIR),
-                "ExecuteHere": grpc.unary_stream_rpc_method_handler(
-                    self.ExecuteHere, _reader(pb.StartRequest), pb.StatusResponse.SerializeToString
-                ),
                 "Attend": grpc.unary_stream_rpc_method_handler(
                     self.Attend, _reader(pb.PollRequest), pb.AckResponse.SerializeToString
                 ),
@@ -508,6 +586,44 @@ class NexumExtensions:
                 ),
             },
         )
+
+
+async def _completions(requests: AsyncIterator[bytes], in_batches: bool) -> AsyncIterator[Any]:
+    read = _reader(pb.CompleteRequest)
+    async for data in requests:
+        try:
+            completions = batches.unpack([pb.CompleteRequest], data) if in_batches else [read(data)]
+        except ValueError as error:
+            completions = [Unreadable(f"The request is no batch of CompleteRequests: {error}.")]
+        for completion in completions:
+            yield completion
+
+
+def _answer_completion(outbox: Outbox, task_id: str, recording: "asyncio.Future[str]") -> None:
+    if recording.cancelled():  # the server stops
+        return
+    error = recording.exception()
+    if error is None:
+        crash_point("completion-committed")
+        outbox.acknowledge(task_id, recording.result())
+    elif isinstance(error, (NexumError, StoreUnavailable)):
+        outbox.refuse(task_id, CODES[type(error)].name, str(error))
+    else:
+        log.error("%s: %s", task_id, error, exc_info=error)
+
+
+def _metadata_of_call(text: str) -> dict[str, str]:
+    try:
+        metadata = wire.parse_json(text)
+    except ValueError:
+        metadata = None
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise InvalidRequest(f"The header {text[:80]!r} of the call is no JSON object of texts.")
+    return metadata
+
+
+def _as_texts(metadata: Trailing) -> dict[str, str]:
+    return {key: value if isinstance(value, str) else value.decode() for key, value in metadata}
 
 
 def _unary(method: Any, request: Any, response: Any) -> Any:
@@ -526,8 +642,7 @@ def _reader(message: Any) -> Callable[[bytes], Any]:
     return read
 
 
-def _start_order(request: Any, context: Context) -> StartOrder:
-    metadata = _metadata(context)
+def _start_order(request: Any, metadata: dict[str, Any]) -> StartOrder:
     effect, traceparent = metadata.get(wire.EFFECT, wire.EFFECT_DEFAULT), metadata.get(wire.TRACEPARENT, "")
     attempts = 1 if effect == wire.ONCE else wire.ATTEMPTS_DEFAULT
     return StartOrder(
@@ -550,7 +665,7 @@ def _traced(method: str, order: StartOrder) -> Iterator[tuple[tracing.Span, Star
     """A span around a start, and the order as it goes on from there."""
     tracer = tracing.span("server", method, order.execution_id, parent=order.traceparent, workflow=order.workflow_id)
     with tracer as span:
-        yield span, replace(order, traceparent=span.traceparent) if span.traceparent else order
+        yield span, order._replace(traceparent=span.traceparent) if span.traceparent else order
 
 
 def _task_ids(text: str) -> list[str]:
@@ -591,7 +706,7 @@ def _status_response(snapshot: Snapshot) -> Any:
     return pb.StatusResponse(status=snapshot.execution.status, completed_nodes_json=snapshot.outputs_json)
 
 
-def _outcome_metadata(snapshot: Snapshot) -> tuple[tuple[str, str | bytes], ...]:
+def _outcome_metadata(snapshot: Snapshot) -> Trailing:
     attempts = (wire.ATTEMPTS, str(snapshot.attempts))
     if snapshot.waits_for:
         return (attempts, (wire.WAITS_FOR, snapshot.waits_for))

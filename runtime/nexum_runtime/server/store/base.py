@@ -8,10 +8,11 @@ write is quick, for it may hold up the event loop.
 Times are integer epoch milliseconds, JSON travels as text and comes back as the very text that was stored.
 """
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from nexum_runtime.server.metrics import Metrics
 from nexum_runtime.server.states import ErrorCode, Event, ExecutionStatus, TaskStatus
@@ -36,8 +37,7 @@ class Workflow:
     active_executions: int = 0
 
 
-@dataclass(frozen=True)
-class Execution:
+class Execution(NamedTuple):
     execution_id: str
     workflow_id: str
     version_hash: str
@@ -52,9 +52,8 @@ class Execution:
     ended_at_ms: int | None
 
 
-@dataclass(frozen=True)
-class Task:
-    task_key: str  # "{task_key}.{attempt}" is the task id on the wire
+class Task(NamedTuple):
+    task_key: str  # from `new_task_key`; "{task_key}.{attempt}" is the task id on the wire
     execution_id: str
     workflow_id: str
     version_hash: str
@@ -187,10 +186,16 @@ class Transaction(Reader, Protocol):
         """Say anew why a FAILED execution failed."""
 
     def declare(self, execution_id: str, max_attempts: int, effect: str, timeout_ms: int | None) -> None:
-        """Change what attempts there may be from now on: each task gets as many more or fewer as the execution."""
+        """Change what attempts there may be from now on: each task gets as many more or fewer as the execution.
+
+        One that is READY has one left at the least.
+        """
 
     def delete_execution(self, execution_id: str) -> None:
         """Forget an execution, its tasks and its events."""
+
+    def new_task_key(self) -> str:
+        """One that no task has had, nor can be guessed; tasks are scheduled in the order of their keys."""
 
     def add_task(self, task: Task) -> None: ...
 
@@ -248,20 +253,21 @@ class Transaction(Reader, Protocol):
 
 
 class Store(ABC):
-    is_crowded: Callable[[], bool] = staticmethod(lambda: False)
-    """Whether so many wait for what is written that a commit may wait for more of it."""
-
     metrics: Metrics  # of what it has committed
 
+    async def write(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` as one transaction. Raises what `work` raised (then nothing is kept), or StoreUnavailable."""
+        return await self.begin_write(work)
+
     @abstractmethod
-    async def write(
+    def begin_write(
         self,
         work: Callable[[Transaction], T],
         *,
         executed: Callable[[], bool] | None = None,
         settled: Callable[[BaseException | None], None] | None = None,
-    ) -> T:
-        """Run `work` as one transaction. Raises what `work` raised (then nothing is kept), or StoreUnavailable.
+    ) -> "asyncio.Future[T]":
+        """`write`, begun at once: works are run in the order in which they were begun.
 
         `executed` is called when `work` has returned and before that is committed: it may yet be lost. It returns
         whether nobody waits for the commit itself, which may come a few milliseconds later then. `settled` is called

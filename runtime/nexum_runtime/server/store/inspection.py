@@ -16,7 +16,6 @@ from nexum_runtime.server.store import files
 CHECK_MS = 500  # at most, of looking for damage
 CHECK_STEPS = 10_000  # of SQLite's machine between two looks at the clock
 LISTED_LIMIT = 20  # of a kind
-EVENTS_LOOKED_AT = 20_000  # the latest ones
 EXPIRED_AGE_MS = 600_000  # how long an expired lease is news
 
 _WAITING = f"""
@@ -31,11 +30,15 @@ _RUNNING = f"""
     WHERE status = 'RUNNING' AND lease_expires_at_ms IS NOT NULL ORDER BY lease_expires_at_ms LIMIT {LISTED_LIMIT}
 """
 _EXPIRED = f"""
-    SELECT v.execution_id, v.node_id, v.attempt, v.at_ms, json_extract(v.data_json, '$.error') FROM events v
-    JOIN executions e ON e.execution_id = v.execution_id
-    WHERE v.seq > (SELECT max(seq) FROM events) - {EVENTS_LOOKED_AT} AND v.type = 'LeaseExpired' AND v.at_ms > ?
-        AND e.status = 'RUNNING' AND json_extract(v.data_json, '$.worker') NOT LIKE '{wire.LOCAL_WORKER}%'
-    ORDER BY v.seq DESC LIMIT {LISTED_LIMIT}
+    WITH open AS (
+        SELECT execution_id FROM tasks WHERE status = 'READY' AND attempt > 0
+        UNION SELECT execution_id FROM tasks WHERE status = 'RUNNING' AND attempt > 1
+    )
+    SELECT execution_id, node_id, attempt, at_ms, json_extract(data_json, '$.error')
+    FROM open CROSS JOIN story USING (execution_id)
+    WHERE +type = 'LeaseExpired' AND at_ms > ?
+        AND json_extract(data_json, '$.worker') NOT LIKE '{wire.LOCAL_WORKER}%'
+    ORDER BY at_ms DESC LIMIT {LISTED_LIMIT}
 """
 _UNKNOWN = f"""
     SELECT execution_id FROM executions WHERE status = 'FAILED' AND error_code = 'OUTCOME_UNKNOWN'
@@ -105,7 +108,7 @@ def _state(connection: sqlite3.Connection, now_ms: int) -> dict[str, Any]:
 def _ready_since(connection: sqlite3.Connection, seq: int, execution_id: str) -> int:
     """When a READY task could first be claimed, as far as events tell: after the last thing that happened."""
     (at_ms,) = connection.execute(
-        "SELECT max((SELECT max(at_ms) FROM events WHERE execution_id = ?), available_at_ms) FROM tasks WHERE seq = ?",
+        "SELECT max((SELECT max(at_ms) FROM story WHERE execution_id = ?), available_at_ms) FROM tasks WHERE seq = ?",
         (execution_id, seq),
     ).fetchone()
     return int(at_ms)

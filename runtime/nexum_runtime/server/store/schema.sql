@@ -45,7 +45,7 @@ CREATE INDEX executions_without_result ON executions (status) WHERE status IN ('
 
 CREATE TABLE tasks (
     seq                 INTEGER PRIMARY KEY, -- first scheduled, first claimed
-    task_key            TEXT NOT NULL UNIQUE,              -- random; with ".{attempt}" it names one attempt
+    task_key            TEXT NOT NULL,                     -- "{seq}-{random}"; with ".{attempt}" it names one attempt
     execution_id        TEXT NOT NULL REFERENCES executions (execution_id),
     workflow_id         TEXT NOT NULL,                     -- as in executions, here for the claim's index
     version_hash        TEXT NOT NULL,
@@ -68,13 +68,15 @@ CREATE TABLE tasks (
     CHECK ((status = 'FAILED') = (error_code IS NOT NULL))
 ) STRICT;
 
+CREATE UNIQUE INDEX tasks_named ON tasks (task_key) WHERE task_key NOT GLOB '[0-9]*-*';  -- keys of schema version 2
 CREATE INDEX tasks_ready ON tasks (version_hash, workflow_id, seq) WHERE status = 'READY';
 CREATE INDEX tasks_running ON tasks (worker_id, lease_expires_at_ms) WHERE status = 'RUNNING';
 CREATE INDEX tasks_waiting ON tasks (node_type, available_at_ms) WHERE status = 'WAITING';
 
+-- The events of an execution have the numbers from (executions.seq << 20) + 1 on, in the order in which they happened.
+-- So they lie side by side, and need no index.
 CREATE TABLE events (
     seq          INTEGER PRIMARY KEY,
-    execution_id TEXT NOT NULL REFERENCES executions (execution_id),
     at_ms        INTEGER NOT NULL,
     type         TEXT NOT NULL,
     node_id      TEXT,
@@ -82,4 +84,6 @@ CREATE TABLE events (
     data_json    TEXT NOT NULL
 ) STRICT;
 
-CREATE INDEX events_of_execution ON events (execution_id, seq);
+CREATE VIEW story AS
+SELECT execution_id, events.* FROM executions x CROSS JOIN events
+WHERE events.seq BETWEEN x.seq << 20 AND (x.seq << 20) + 1048575;

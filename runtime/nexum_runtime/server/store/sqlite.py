@@ -11,11 +11,11 @@ import os
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, fields
-from operator import attrgetter
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,21 +53,21 @@ BUSY_TIMEOUT_MS = 5_000  # a person's sqlite3 shell may hold the write lock for 
 BUSY_LOOK_MS = 20
 QUICK_COMMIT_MS = 2.0
 ALONE = 2  # writes of one group, up to which nobody else is thought to be busy
-CROWD_MS = 5.0  # how long a group is waited for where many are busy: they all gain by fewer commits
 PATIENCE_MS = 4.0  # how long a commit that nobody waits for may wait for one that somebody does
 GROUP_LIMIT = 100  # writes that share one commit
+KEY_BYTES = 8  # of a task's key: no stale one is that of another task, nor can one be guessed
+NUMBER_LENGTH = 19  # a row's number is shorter
 VACUUM_PAGES = 1_000  # given back in one transaction, so that other writes need not wait for long
 CHECK_MS = 100  # at most, of looking for damage when the database is opened
 CHECK_MIB = 100  # of a database that is looked at then
 
 _SCHEMA = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
-_TABLES = {  # of version 2, with their columns; each comes after those that it refers to
+_TABLES = {  # of version 2, with their columns, but for events; each comes after those that it refers to
     "workflows": "seq, workflow_id, version_hash, ir_json, compatibility, registered_at_ms",
     "executions": "seq, execution_id, workflow_id, version_hash, status, input_json, max_attempts, error, error_code, "
     "created_at_ms, ended_at_ms, effect, timeout_ms",
     "tasks": "seq, task_key, execution_id, workflow_id, version_hash, node_id, node_type, status, attempt, "
     "attempt_limit, available_at_ms, worker_id, lease_ms, lease_expires_at_ms, output_json, error, error_code",
-    "events": "seq, execution_id, at_ms, type, node_id, attempt, data_json",
 }
 _INDEXES = """
     workflows_by_hash executions_by_workflow executions_by_status executions_running
@@ -75,11 +75,20 @@ _INDEXES = """
 """
 _renamed = " ".join(
     [f"ALTER TABLE {table} RENAME TO old_{table};" for table in _TABLES]
+    + ["ALTER TABLE events RENAME TO old_events;"]
     + [f"DROP INDEX {index};" for index in _INDEXES.split()]
 )
 _copied = " ".join(
     [f"INSERT INTO {table} ({columns}) SELECT {columns} FROM old_{table};" for table, columns in _TABLES.items()]
-    + [f"DROP TABLE old_{table};" for table in reversed(_TABLES)]
+    + [
+        """
+        INSERT INTO events (seq, at_ms, type, node_id, attempt, data_json)
+        SELECT (x.seq << 20) + row_number() OVER (PARTITION BY x.seq ORDER BY v.seq), at_ms, type, node_id, attempt,
+            data_json
+        FROM old_events v JOIN executions x USING (execution_id);
+        """
+    ]
+    + [f"DROP TABLE old_{table};" for table in ("events", *reversed(_TABLES))]
 )
 
 MIGRATIONS = {  # schema version → the SQL that makes it the next one
@@ -110,27 +119,46 @@ def _listed(states: Collection[str]) -> str:
     return ", ".join(f"'{state}'" for state in sorted(states))
 
 
+def _marks(values: Collection[Any]) -> str:
+    return ", ".join("?" * len(values))
+
+
+def _number_of(task_key: str) -> int | None:
+    number, dash, _ = task_key.partition("-")
+    is_number = dash and number.isascii() and number.isdecimal() and len(number) < NUMBER_LENGTH
+    return int(number) if is_number else None
+
+
+def _by_key(task_key: str) -> tuple[str, tuple[Any, ...]]:
+    """The condition that finds the task of this key, and its parameters."""
+    number = _number_of(task_key)
+    return (_NAMED, (task_key,)) if number is None else (_NUMBERED, (number, task_key))
+
+
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
-_EXECUTION_NAMES = [field.name for field in fields(Execution)]
-_EXECUTION = ", ".join(_EXECUTION_NAMES)
-_EXECUTION_STATUS, _EXECUTION_ERROR_CODE = map(_EXECUTION_NAMES.index, ("status", "error_code"))
-_execution_values = attrgetter(*_EXECUTION_NAMES)
-_TASK_NAMES = [field.name for field in fields(Task)]
-_TASK = ", ".join(_TASK_NAMES)
-_TASK_STATUS, _TASK_ERROR_CODE = map(_TASK_NAMES.index, ("status", "error_code"))
-_task_values = attrgetter(*_TASK_NAMES)
+_EXECUTION = ", ".join(Execution._fields)
+_EXECUTION_STATUS, _EXECUTION_ERROR_CODE = map(Execution._fields.index, ("status", "error_code"))
+_TASK = ", ".join(Task._fields)
+_TASK_STATUS, _TASK_ERROR_CODE = map(Task._fields.index, ("status", "error_code"))
 _OPEN = f"status IN ({_listed(OPEN_STATUSES)})"  # a RUNNING execution has such a task, and few others have one
 _WORKFLOW = "workflow_id, version_hash, ir_json, compatibility, registered_at_ms"
 
 # The statements of every call: the same text each time, so that SQLite's module finds them prepared.
-_ADD_EXECUTION = f"INSERT INTO executions ({_EXECUTION}) VALUES ({', '.join('?' * len(fields(Execution)))})"
-_ADD_TASK = f"INSERT INTO tasks ({_TASK}) VALUES ({', '.join('?' * len(fields(Task)))})"
-_ADD_EVENT = "INSERT INTO events (execution_id, at_ms, type, node_id, attempt, data_json) VALUES (?, ?, ?, ?, ?, ?)"
-_FINISH = (
-    "UPDATE tasks SET status = 'DONE', output_json = ?, lease_expires_at_ms = NULL, available_at_ms = 0, error = NULL, "
-    f"error_code = NULL WHERE task_key = ? AND attempt = ? AND status = 'RUNNING' RETURNING {_TASK}"
-)
+_ADD_EXECUTION = f"INSERT INTO executions ({_EXECUTION}) VALUES ({_marks(Execution._fields)})"
+_ADD_TASK = f"INSERT INTO tasks (seq, {_TASK}) VALUES (?, {_marks(Task._fields)})"
+_ADD_EVENT = """
+    INSERT INTO events (seq, at_ms, type, node_id, attempt, data_json)
+    SELECT coalesce((SELECT max(seq) FROM events WHERE seq BETWEEN x.seq << 20 AND (x.seq << 20) + 1048575),
+        x.seq << 20) + 1, ?2, ?3, ?4, ?5, ?6 FROM executions x WHERE execution_id = ?1
+"""
+# A key begins with the number of its row. Those of version 2 do not, and have an index.
+_NUMBERED, _NAMED = "seq = ? AND task_key = ?", "task_key = ? AND task_key NOT GLOB '[0-9]*-*'"
+_FINISH = {
+    key: "UPDATE tasks SET status = 'DONE', output_json = ?, lease_expires_at_ms = NULL, available_at_ms = 0, "
+    f"error = NULL, error_code = NULL WHERE {key} AND attempt = ? AND status = 'RUNNING' RETURNING {_TASK}"
+    for key in (_NUMBERED, _NAMED)
+}
 _MOVE_EXECUTION = {
     to: f"UPDATE executions SET status = '{to}', error = ?, error_code = ?, ended_at_ms = ? "
     f"WHERE execution_id = ? AND status IN ({_listed(sources)})"
@@ -139,7 +167,7 @@ _MOVE_EXECUTION = {
 _MOVE_TASK = {
     to: f"UPDATE tasks SET status = '{to}', output_json = ?, lease_expires_at_ms = NULL, available_at_ms = ?, "
     f"attempt_limit = coalesce(?, attempt_limit), error = ?, error_code = ? "
-    f"WHERE task_key = ? AND status IN ({_listed(sources)})"
+    f"WHERE status IN ({_listed(sources)}) AND "
     for to, sources in TASK_SOURCES.items()
 }
 
@@ -183,7 +211,6 @@ class SqliteStore(Store):
         self._writing: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()  # one that waits
         self._closing = False
-        self._last_group = 0  # how many writes it had
         self._disk_is_quick = False  # as of the last commit
         self._turn = asyncio.Lock()  # of the connection that writes
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-disk")
@@ -199,6 +226,8 @@ class SqliteStore(Store):
                 self._create_schema()
                 self._migrate()
                 self._write_connection.execute("PRAGMA busy_timeout = 0")  # see _begin
+                (last,) = self._write_connection.execute("SELECT ifnull(max(seq), 0) FROM tasks").fetchone()
+                self._task_numbers = count(last + 1)
                 self._read_connection = self._connect()
                 self._read_connection.execute("PRAGMA query_only = ON")
                 self._opened = {str(path): found for path, found in files.identities(self.path)}
@@ -206,19 +235,19 @@ class SqliteStore(Store):
         except sqlite3.Error as error:
             raise self._unavailable(error) from error
 
-    async def write(
+    def begin_write(
         self,
         work: Callable[[Transaction], T],
         *,
         executed: Callable[[], bool] | None = None,
         settled: Callable[[BaseException | None], None] | None = None,
-    ) -> T:
+    ) -> asyncio.Future[T]:
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Write(work, executed, settled, outcome))
         self._arrived.set()
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write_groups())
-        return await outcome
+        return outcome
 
     async def read(self, work: Callable[[Reader], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, work)
@@ -245,14 +274,17 @@ class SqliteStore(Store):
         self._lock.release()
 
     async def _on_disk(self, job: Callable[[], T]) -> T:
-        async with self._turn:
-            return await asyncio.get_running_loop().run_in_executor(self._disk, job)
+        """It keeps its turn of the connection to its end, also when who has asked for it leaves before."""
+
+        async def in_turn() -> T:
+            async with self._turn:
+                return await asyncio.get_running_loop().run_in_executor(self._disk, job)
+
+        return await asyncio.shield(asyncio.create_task(in_turn()))
 
     async def _write_groups(self) -> None:
         while self._waiting:
             async with self._turn:
-                if self._last_group > ALONE and self.is_crowded():
-                    await asyncio.sleep(CROWD_MS / 1000)
                 await self._write_group()
 
     async def _write_group(self) -> None:
@@ -261,19 +293,25 @@ class SqliteStore(Store):
         results: list[tuple[_Write, Any]] = []
         patient_until = time.monotonic() + PATIENCE_MS / 1000
         try:
-            self._check_in_place()
+            self._check_in_place()  # before a worker is given what can only be lost
             _roll_back(self._write_connection)  # what an earlier failure may have left open
             await self._begin()
+            transaction = _SqliteTransaction(self._write_connection, self._task_numbers)
             while begun < len(group):
-                results += self._run_each([write for write in group[begun:] if not write.outcome.cancelled()])
+                writes = [write for write in group[begun:] if not write.outcome.cancelled()]
                 begun = len(group)
-                await asyncio.sleep(0)  # what has been executed can be on its way to a worker meanwhile
+                self._run_each(writes, transaction, results)
+                if any(write.executed is not None for write in writes):
+                    await asyncio.sleep(0)  # what they have begun is on its way to a worker while the rest is done
+                transaction.flush()
                 if results and all(write.is_patient for write, _ in results):
                     await self._next_write(patient_until)
                     group += self._next_of_group(len(group))
+            if not results:
+                _roll_back(self._write_connection)
+                return
             if any(write.is_patient for write, _ in results):
                 crash_point("begun-uncommitted")
-            self._last_group = len(group)
             commit_seconds = await self._commit(in_thread=len(group) > ALONE)
             self._check_in_place()  # what went into a file that is gone is not acknowledged
         except BaseException as error:
@@ -284,10 +322,9 @@ class SqliteStore(Store):
                 if not write.outcome.done() or write.outcome.cancelled():
                     write.settle(None, self._told(error))
             return
-        if results:
-            self.metrics.committed(commit_seconds, [write.events for write, _ in results])
         for write, result in results:
             write.settle(result)
+        self.metrics.committed(commit_seconds, [write.events for write, _ in results])
 
     def _next_of_group(self, size: int) -> "list[_Write]":
         return [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP_LIMIT - size))]
@@ -327,29 +364,39 @@ class SqliteStore(Store):
                     raise
             await asyncio.sleep(BUSY_LOOK_MS / 1000)
 
-    def _run_each(self, group: "list[_Write]") -> "list[tuple[_Write, Any]]":
-        """What the works of the group return. One that raises is told so, and leaves nothing."""
-        connection, results = self._write_connection, []
-        transaction = _SqliteTransaction(connection)
-        for write in group:
-            connection.execute("SAVEPOINT work")
+    def _run_each(
+        self, writes: "list[_Write]", transaction: "_SqliteTransaction", results: "list[tuple[_Write, Any]]"
+    ) -> None:
+        """Add what the works return to the results. One that raises is told so, and leaves nothing."""
+        connection = self._write_connection
+        is_alone = not results and len(writes) == 1  # whatever becomes of it is all of the transaction
+        done = []
+        for write in writes:
+            if not is_alone:
+                connection.execute("SAVEPOINT work")
+            transaction.added_events = []
             try:
                 result = write.work(transaction)
-                write.events = transaction.take_events()
-                results.append((write, result))
+                if not is_alone:
+                    transaction.flush()
             except BaseException as error:
-                if not connection.in_transaction:  # SQLite itself rolled all of it back
+                if not is_alone and not connection.in_transaction:  # SQLite itself rolled all of it back
                     raise
                 transaction.forget()
-                connection.execute("ROLLBACK TO work")
+                if not is_alone:
+                    connection.execute("ROLLBACK TO work")
                 write.settle(None, self._told(error))
-            connection.execute("RELEASE work")
+            else:
+                write.events = transaction.added_events
+                done.append((write, result))
+            if not is_alone:
+                connection.execute("RELEASE work")
             crash_point("in-commit")
-            if len(results) > 1:
+            if len(results) + len(done) > 1:
                 crash_point("in-group-commit")
-        for write, _ in results:
+        for write, _ in done:
             write.is_patient = write.executed is not None and write.executed()
-        return results
+        results += done
 
     def _vacuum(self) -> int:
         """Give back some of the pages that are free. Returns how many bytes they are."""
@@ -593,12 +640,13 @@ class _SqliteReader:
         return {(status, node_type): count for status, node_type, count in self._sql(counts)}
 
     def task(self, task_key: str) -> Task | None:
-        row = self._sql(f"SELECT {_TASK} FROM tasks WHERE task_key = ?", (task_key,)).fetchone()
+        condition, parameters = _by_key(task_key)
+        row = self._sql(f"SELECT {_TASK} FROM tasks WHERE {condition}", parameters).fetchone()
         return _task(row) if row else None
 
     def events(self, execution_id: str) -> list[EventRow]:
         rows = self._sql(
-            "SELECT at_ms, type, node_id, attempt, data_json FROM events WHERE execution_id = ? ORDER BY seq",
+            "SELECT at_ms, type, node_id, attempt, data_json FROM story WHERE execution_id = ? ORDER BY seq",
             (execution_id,),
         )
         return [
@@ -607,7 +655,7 @@ class _SqliteReader:
         ]
 
     def count_events(self, execution_id: str) -> int:
-        row = self._sql("SELECT count(*) FROM events WHERE execution_id = ?", (execution_id,)).fetchone()
+        row = self._sql("SELECT count(*) FROM story WHERE execution_id = ?", (execution_id,)).fetchone()
         return int(row[0])
 
     def expired(self, now_ms: int) -> list[Task]:
@@ -619,7 +667,7 @@ class _SqliteReader:
 
     def approvals(self, limit: int) -> list[Approval]:
         rows = self._sql(
-            "SELECT execution_id, node_id, workflow_id, (SELECT max(at_ms) FROM events v WHERE v.execution_id = "
+            "SELECT execution_id, node_id, workflow_id, (SELECT max(at_ms) FROM story v WHERE v.execution_id = "
             "t.execution_id AND v.node_id = t.node_id AND v.type = 'ApprovalRequested') AS since_ms "
             "FROM tasks t WHERE status = 'WAITING' AND node_type = 'HUMAN_APPROVAL' ORDER BY since_ms, seq LIMIT ?",
             (limit,),
@@ -647,34 +695,35 @@ class _SqliteReader:
 
 
 class _SqliteTransaction(_SqliteReader):
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    """What is added is inserted together, when something else is asked or done, or by `flush`."""
+
+    def __init__(self, connection: sqlite3.Connection, numbers: Iterator[int]) -> None:
         super().__init__(connection)
-        self._insert_many = connection.executemany
-        self._new_events: list[tuple[Any, ...]] = []  # inserted together
-        self._inserted: list[tuple[Any, ...]] = []
+        self._execute, self._execute_many = connection.execute, connection.executemany
+        self._sql = self._flush_and_execute  # type: ignore[assignment]  # how a reader asks
+        self._numbers = numbers  # of tasks
+        self._executions: list[Execution] = []
+        self._tasks: list[tuple[Any, ...]] = []
+        self._events: list[tuple[Any, ...]] = []
+        self.added_events: list[tuple[Any, ...]] = []  # by the work that runs
 
     def flush(self) -> None:
-        if self._new_events:
-            self._insert_many(_ADD_EVENT, self._new_events)
-            self._inserted += self._new_events
-            self._new_events = []
-
-    def take_events(self) -> list[tuple[Any, ...]]:
-        """All that one work has added."""
-        self.flush()
-        taken, self._inserted = self._inserted, []
-        return taken
+        for sql, rows in ((_ADD_EXECUTION, self._executions), (_ADD_TASK, self._tasks), (_ADD_EVENT, self._events)):
+            if rows:
+                self._execute_many(sql, rows)
+                rows.clear()
 
     def forget(self) -> None:
-        self._new_events, self._inserted = [], []
+        """What the work that runs has added and is not inserted yet."""
+        for rows in (self._executions, self._tasks, self._events):
+            rows.clear()
 
-    def events(self, execution_id: str) -> list[EventRow]:
+    def _flush_and_execute(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
         self.flush()
-        return super().events(execution_id)
+        return self._execute(sql, parameters)
 
-    def count_events(self, execution_id: str) -> int:
-        self.flush()
-        return super().count_events(execution_id)
+    def new_task_key(self) -> str:
+        return f"{next(self._numbers)}-{os.urandom(KEY_BYTES).hex()}"
 
     def add_workflow(self, workflow: Workflow) -> None:
         self._sql(
@@ -696,7 +745,7 @@ class _SqliteTransaction(_SqliteReader):
         )
 
     def add_execution(self, execution: Execution) -> None:
-        self._sql(_ADD_EXECUTION, _execution_values(execution))
+        self._executions.append(execution)
 
     def move_execution(
         self,
@@ -718,7 +767,7 @@ class _SqliteTransaction(_SqliteReader):
 
     def declare(self, execution_id: str, max_attempts: int, effect: str, timeout_ms: int | None) -> None:
         self._sql(
-            "UPDATE tasks SET attempt_limit = max(attempt, attempt_limit + ?1 - "
+            "UPDATE tasks SET attempt_limit = max(attempt + (status = 'READY'), attempt_limit + ?1 - "
             "(SELECT max_attempts FROM executions WHERE execution_id = ?2)) WHERE execution_id = ?2",
             (max_attempts, execution_id),
         )
@@ -728,11 +777,12 @@ class _SqliteTransaction(_SqliteReader):
         )
 
     def delete_execution(self, execution_id: str) -> None:
-        for table in ("events", "tasks", "executions"):
+        self._sql("DELETE FROM events WHERE seq IN (SELECT seq FROM story WHERE execution_id = ?)", (execution_id,))
+        for table in ("tasks", "executions"):
             self._sql(f"DELETE FROM {table} WHERE execution_id = ?", (execution_id,))
 
     def add_task(self, task: Task) -> None:
-        self._sql(_ADD_TASK, _task_values(task))
+        self._tasks.append((_number_of(task.task_key), *task))
 
     def move_task(
         self,
@@ -745,18 +795,22 @@ class _SqliteTransaction(_SqliteReader):
         error: str | None = None,
         error_code: ErrorCode | None = None,
     ) -> bool:
-        cursor = self._sql(_MOVE_TASK[to], (output_json, available_at_ms, attempt_limit, error, error_code, task_key))
+        condition, parameters = _by_key(task_key)
+        moved = (output_json, available_at_ms, attempt_limit, error, error_code)
+        cursor = self._sql(_MOVE_TASK[to] + condition, (*moved, *parameters))
         return cursor.rowcount == 1
 
     def finish(self, task_key: str, attempt: int, output_json: str) -> Task | None:
-        rows = self._sql(_FINISH, (output_json, task_key, attempt)).fetchall()
+        condition, parameters = _by_key(task_key)
+        rows = self._sql(_FINISH[condition], (output_json, *parameters, attempt)).fetchall()
         return _task(rows[0]) if rows else None
 
     def settle_failure(self, task_key: str, error: str) -> None:
+        condition, parameters = _by_key(task_key)
         self._sql(
             "UPDATE tasks SET error = ?, error_code = 'TOOL_ERROR' "
-            "WHERE task_key = ? AND error_code = 'OUTCOME_UNKNOWN'",
-            (error, task_key),
+            f"WHERE error_code = 'OUTCOME_UNKNOWN' AND {condition}",
+            (error, *parameters),
         )
 
     def claim(
@@ -806,7 +860,9 @@ class _SqliteTransaction(_SqliteReader):
         data: dict[str, Any] | None = None,
     ) -> None:
         data_json = _encode(data) if data else "{}"
-        self._new_events.append((execution_id, at_ms, type.value, node_id, attempt, data_json))
+        event = (execution_id, at_ms, type.value, node_id, attempt, data_json)
+        self._events.append(event)
+        self.added_events.append(event)
 
 
 def _code(error: sqlite3.Error) -> int:
@@ -840,10 +896,6 @@ def _task(row: tuple[Any, ...]) -> Task:
     if (code := values[_TASK_ERROR_CODE]) is not None:
         values[_TASK_ERROR_CODE] = ErrorCode(code)
     return Task(*values)
-
-
-def _marks(values: Collection[Any]) -> str:
-    return ", ".join("?" * len(values))
 
 
 def _after_prefix(prefix: str) -> str:
