@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import grpc
 import pytest
 from nexum.proto import nexum_pb2 as pb
 from processes import PATIENCE_SECONDS, NexumDev, eventually
+from slow_disk import hold_commits
 from test_wire import ECHO, Wire, start_request, wired
 from test_worker import one_node, quick, working
 
@@ -307,6 +309,20 @@ async def test_a_call_that_is_cancelled_ends_no_other(server: Server, client: Cl
     async with working(server.port, built):
         assert (await stays).before == "NEW"
     assert left.cancelled()
+
+
+async def test_a_call_that_is_not_answered_in_time_ends_no_other(server: Server, client: Client) -> None:
+    built, counts, gate = one_node(quick), counted(client), threading.Event()
+    await client.register(built)
+    stays = asyncio.create_task(client.execute(built, {}, execution_id="stays"))
+    await eventually(lambda: client.executions("stays"))
+    hold_commits(server.store, gate)
+    with pytest.raises(ServerUnavailable):
+        await client.execute(built, {}, execution_id="late", timeout=0.1)
+    gate.set()
+    async with working(server.port, built):
+        assert (await stays).status == "COMPLETED"
+    assert counts == {"streams": 1}
 
 
 async def test_refusals_are_the_errors_that_they_are_by_themselves(server: Server, client: Client) -> None:

@@ -72,11 +72,11 @@ class Calls:
         loop = asyncio.get_running_loop()
         answer = self._answers[number] = loop.create_future()
         self._send(number, json.dumps(metadata), request)
-        lost, timer = self._ended, loop.call_later(seconds, self._give_up)
+        lost, timer = self._ended, loop.call_later(seconds, _fail, answer, TimeoutError())
         assert lost is not None, "a stream is open"
         try:
             response, told = await answer
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, TimeoutError):
             self._leave(number, lost)
             raise
         finally:
@@ -135,10 +135,6 @@ class Calls:
             told[wire.ERROR] = told[wire.ERROR].encode()
         answer.set_result((response, told))
 
-    def _give_up(self) -> None:
-        """A server that does not answer in time is not there: what it may still say comes too late for all."""
-        self._end(TimeoutError())
-
     def _end(self, error: Exception) -> None:
         stream, self._stream, self._writing = self._stream, None, None
         self._waiting.clear()
@@ -147,5 +143,9 @@ class Calls:
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
         for answer in self._answers.values():
-            if not answer.done():
-                answer.set_exception(error)
+            _fail(answer, error)
+
+
+def _fail(answer: "asyncio.Future[Any]", error: Exception) -> None:
+    if not answer.done():
+        answer.set_exception(error)
