@@ -17,6 +17,7 @@ from test_wire import ECHO, Wire, start_request, wired
 from test_worker import one_node, quick, working
 
 from nexum_runtime import Client, InvalidRequest, LimitExceeded, ServerUnavailable, batches
+from nexum_runtime.calls import Broken, Calls
 from nexum_runtime.server import service
 from nexum_runtime.server.app import Server, ServerConfig
 
@@ -349,3 +350,36 @@ async def test_without_a_server_a_call_says_so(unused_tcp_port: int) -> None:
     async with Client(f"localhost:{unused_tcp_port}") as client:
         with pytest.raises(ServerUnavailable, match="No Nexum server answers"):
             await client.execute(one_node(quick), {}, execution_id="e", timeout=0.3)
+
+
+class Stuck:
+    """A stream that takes nothing, and ends when it is told to."""
+
+    def __init__(self) -> None:
+        self.ended, self.written = asyncio.Event(), 0
+
+    async def write(self, data: bytes) -> None:
+        self.written += 1
+        await asyncio.Event().wait()
+
+    async def read(self) -> Any:
+        await self.ended.wait()
+        return grpc.aio.EOF
+
+    def cancel(self) -> None:
+        pass
+
+
+async def test_a_stream_that_got_stuck_holds_up_no_call_on_the_next_one() -> None:
+    first, second = Stuck(), Stuck()
+    calls = Calls(iter([first, second]).__next__)
+    asking = asyncio.create_task(calls.ask(start_request(), {}, PATIENCE_SECONDS))
+    await eventually(lambda: first.written)
+    first.ended.set()
+    with pytest.raises(Broken, match="The server has ended the stream"):
+        await asking
+    asking = asyncio.create_task(calls.ask(start_request(), {}, PATIENCE_SECONDS))
+    await eventually(lambda: second.written)
+    calls.close()
+    with pytest.raises(Broken, match="The client was closed"):
+        await asking
