@@ -24,6 +24,7 @@ from nexum_runtime import (
     idempotency_key,
     local,
 )
+from nexum_runtime.calls import Claim
 from nexum_runtime.server.app import Server
 
 MIB = 1024 * 1024
@@ -493,3 +494,12 @@ async def test_two_processes_at_once_execute_an_effect_once_and_both_have_its_re
     first, second = [await stage.said(each) for each in processes]
     assert first == second == ["COMPLETED", f"by {stage.begun()[0]}"]
     assert len(stage.begun()) == 1
+
+
+async def test_a_stream_that_ends_as_the_effect_does_leaves_nobody_present(client: Client) -> None:
+    lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    async with local.presence(client, "process-1-a", "task.1", Claim(lambda: None, lost)):
+        lost.set_result(None)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not [each for each in asyncio.all_tasks() if "_attend" in repr(each.get_coro())]

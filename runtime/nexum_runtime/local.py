@@ -115,9 +115,11 @@ async def presence(client: "Client", owner: str, task_id: str, claim: "Claim | N
     """
     loop = asyncio.get_running_loop()
     keeping: list[asyncio.Task[None]] = []
+    is_over = False
 
     def attend(_: object = None) -> None:
-        keeping.append(asyncio.create_task(_attend(client, owner)))
+        if not is_over:  # it may be called a moment after it was removed
+            keeping.append(asyncio.create_task(_attend(client, owner)))
 
     def beat() -> None:
         keeping.append(asyncio.create_task(_beat(client, owner, task_id)))
@@ -130,6 +132,7 @@ async def presence(client: "Client", owner: str, task_id: str, claim: "Claim | N
     try:
         yield
     finally:
+        is_over = True
         timer.cancel()
         if claim is not None:
             claim.lost.remove_done_callback(attend)
