@@ -1,4 +1,4 @@
-"""What goes out on the stream of one worker: tasks, and acknowledgements of what it has sent."""
+"""What goes out on streams: tasks and acknowledgements on that of a worker, answers on that of a client."""
 
 import asyncio
 import json

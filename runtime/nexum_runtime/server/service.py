@@ -367,7 +367,7 @@ class NexumExtensions:
         with _traced("Execute", _start_order(request, metadata)) as (span, order):
             started, snapshot = await self._engine.execute(order, wait_ms)
             span.tell(before=started.before, outcome=snapshot.execution.status)
-        return _status_response(snapshot), (*_started_metadata(started), *_outcome_metadata(snapshot))
+        return _status_response(snapshot), _trailing(started, snapshot)
 
     async def StreamCalls(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """A client's one long call: each of its calls is an `Execute`, see `calls`."""
@@ -433,8 +433,7 @@ class NexumExtensions:
                 async for started, snapshot in executing:
                     span.tell(before=started.before, outcome=snapshot.execution.status)
                     asking.close()  # from here on it is only present
-                    told = _as_texts((*_started_metadata(started), *_outcome_metadata(snapshot)))
-                    answers.put(number, told, _status_response(snapshot))
+                    answers.put(number, _as_texts(_trailing(started, snapshot)), _status_response(snapshot))
 
     @_answering
     async def Heartbeat(self, request: Any, context: Context) -> Any:
@@ -700,6 +699,10 @@ def _lease_ms(metadata: dict[str, str]) -> int:
 def _started_metadata(started: Started) -> tuple[tuple[str, str], ...]:
     before = (wire.STATUS, started.before)
     return (before, (wire.TASK_ID, started.claimed.task_id)) if started.claimed else (before,)
+
+
+def _trailing(started: Started, snapshot: Snapshot) -> Trailing:
+    return (*_started_metadata(started), *_outcome_metadata(snapshot))
 
 
 def _status_response(snapshot: Snapshot) -> Any:
