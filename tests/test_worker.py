@@ -13,6 +13,7 @@ import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from nexum.proto import nexum_pb2_grpc as pb_grpc
 from processes import PATIENCE_SECONDS, NexumDev, Process, environment, eventually, run
 from pydantic import BaseModel, RootModel
 
-from nexum_runtime import Client, InvalidRequest, NexumError, TaskError, Worker, batches, idempotency_key, wire
+from nexum_runtime import Client, InvalidRequest, NexumError, Outcome, TaskError, Worker, batches, idempotency_key, wire
 from nexum_runtime.client import ERROR_LIMIT
 from nexum_runtime.server.app import Server
 from nexum_runtime.server.lifecycle import StartOrder
@@ -1026,52 +1027,55 @@ async def test_results_that_were_not_acknowledged_are_told_again_and_recorded_on
         assert "was completed already; this result was not recorded." in caplog.text
 
 
-async def test_a_result_that_is_on_its_way_when_the_server_is_killed_is_told_again(tmp_path: Path) -> None:
-    """So large a one that a server which has stopped reading has only a part of it."""
-    calls = 0
+@dataclass
+class OnItsWay:
+    """A result so large that a server which has stopped reading has only a part of it."""
+
+    nexum: NexumDev
+    client: Client
+    worker: Worker
+    executing: "asyncio.Task[Outcome]"
+    calls: int = 0  # of its handler
+
+    async def has_come(self) -> bool:
+        return len((await self.executing).outputs["run"]["text"]) == 10_000_000
+
+
+@asynccontextmanager
+async def on_its_way(folder: Path) -> AsyncIterator[OnItsWay]:
     release = asyncio.Event()
 
     async def hold(_: ContextView) -> Text:
-        nonlocal calls
-        calls += 1
+        result.calls += 1
         await release.wait()
         return Text(text="x" * 10_000_000)
 
     built = one_node(hold)
-    async with NexumDev(tmp_path) as nexum, Client(nexum.address) as client:
-        async with working(nexum.port, built) as worker:
-            executing = asyncio.create_task(client.execute(built, {}, execution_id="e", timeout=PATIENCE_SECONDS))
-            await eventually(lambda: has_begun(client, "e"))
-            nexum.send(signal.SIGSTOP)
-            release.set()
-            (outgoing,) = worker._streams.values()
-            await eventually(lambda: worker._results and not outgoing._waiting, "the result on its way")
-            await nexum.restart()
-            assert len((await executing).outputs["run"]["text"]) == 10_000_000
-        assert calls == 1
+    async with NexumDev(folder) as nexum, Client(nexum.address) as client, working(nexum.port, built) as worker:
+        executing = asyncio.create_task(client.execute(built, {}, execution_id="e", timeout=PATIENCE_SECONDS))
+        result = OnItsWay(nexum, client, worker, executing)
+        await eventually(lambda: has_begun(client, "e"))
+        nexum.send(signal.SIGSTOP)
+        release.set()
+        (outgoing,) = worker._streams.values()
+        await eventually(lambda: worker._results and not outgoing._waiting, "the result on its way")
+        yield result
+
+
+async def test_a_result_that_is_on_its_way_when_the_server_is_killed_is_told_again(tmp_path: Path) -> None:
+    async with on_its_way(tmp_path) as result:
+        await result.nexum.restart()
+        assert await result.has_come()
+    assert result.calls == 1
 
 
 async def test_a_result_that_is_on_its_way_when_the_worker_is_stopped_is_told_in_another_way(tmp_path: Path) -> None:
-    release = asyncio.Event()
-
-    async def hold(_: ContextView) -> Text:
-        await release.wait()
-        return Text(text="x" * 10_000_000)
-
-    built = one_node(hold)
-    async with NexumDev(tmp_path) as nexum, Client(nexum.address) as client:
-        async with working(nexum.port, built) as worker:
-            executing = asyncio.create_task(client.execute(built, {}, execution_id="e", timeout=PATIENCE_SECONDS))
-            await eventually(lambda: has_begun(client, "e"))
-            nexum.send(signal.SIGSTOP)
-            release.set()
-            (outgoing,) = worker._streams.values()
-            await eventually(lambda: worker._results and not outgoing._waiting, "the result on its way")
-            worker.stop()
-            await eventually(lambda: worker._reports, "another way")
-            nexum.send(signal.SIGCONT)
-        assert len((await executing).outputs["run"]["text"]) == 10_000_000
-        assert await story(client, "e") == [
+    async with on_its_way(tmp_path) as result:
+        result.worker.stop()
+        await eventually(lambda: result.worker._reports, "another way")
+        result.nexum.send(signal.SIGCONT)
+        assert await result.has_come()
+        assert await story(result.client, "e") == [
             "ExecutionStarted",
             "AttemptStarted 1",
             "TaskCompleted 1",
