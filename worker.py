@@ -7,6 +7,7 @@ Start as many as you like, kill them when you like: a call whose worker dies is 
 
 import argparse
 import asyncio
+import functools
 import inspect
 import logging
 import os
@@ -30,6 +31,7 @@ from workflow import ToolCall, ToolError, ToolResult, approved_tool_call_workflo
 LOGGED_CHARS = 120  # of a call's arguments
 
 log = logging.getLogger("worker")
+_checked = functools.cache(validate_call)  # made once for each tool: that takes longer than the check
 
 
 async def run_tool(context: ContextView) -> ToolResult:
@@ -42,7 +44,7 @@ async def run_tool(context: ContextView) -> ToolResult:
         error = f"This worker knows no tool {call.tool_name!r}; it knows {known}. If it is new, restart worker.py."
         log.warning("%s", error)
         raise ToolError(error, retryable=False, begun=False)
-    checked = validate_call(tool)  # the arguments come back from JSON as what the tool's signature says
+    checked = _checked(tool)  # the arguments come back from JSON as what the tool's signature says
     log.info("%s %s", call.tool_name, shorten(redact(wire.canonical_json(call.tool_args)), LOGGED_CHARS))
     started = time.monotonic()
     try:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
@@ -65,11 +66,13 @@ def redact(text: str) -> str:
     """`text` without what must not leave this process: the values of its secret environment variables, by their
     names (`[OPENAI_API_KEY]` instead), and who logs in to a URL, and with what (`https://***@host/`).
     """
-    secrets = {
-        value.strip(): name
-        for name, value in os.environ.items()
-        if len(value.strip()) >= SECRET_CHARS_MIN and any(word in name.upper() for word in SECRET_NAMES)
-    }
+    values = ((name, os.environ.get(name, "").strip()) for name in os.environ if _is_of_a_secret(name))
+    secrets = {value: name for name, value in values if len(value) >= SECRET_CHARS_MIN}
     for value in sorted(secrets, key=len, reverse=True):  # one may be part of another
         text = text.replace(value, f"[{secrets[value]}]")
     return _USERINFO.sub("***@", text)
+
+
+@lru_cache(1_000)
+def _is_of_a_secret(name: str) -> bool:
+    return any(word in name.upper() for word in SECRET_NAMES)
