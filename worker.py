@@ -31,7 +31,11 @@ from workflow import ToolCall, ToolError, ToolResult, approved_tool_call_workflo
 LOGGED_CHARS = 120  # of a call's arguments
 
 log = logging.getLogger("worker")
-_checked = functools.cache(validate_call)  # made once for each tool: that takes longer than the check
+
+
+@functools.cache  # it takes longer than the check itself
+def _checked(tool: Callable[..., Any]) -> Callable[..., Any]:
+    return validate_call(tool)
 
 
 async def run_tool(context: ContextView) -> ToolResult:

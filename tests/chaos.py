@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
@@ -185,9 +185,13 @@ class Chaos:
         return worker
 
     def enter_clients(
-        self, pauses_ms: tuple[int, ...] = PAUSES_MS, dies_when_told: int = 0, crash_at: str = ""
+        self,
+        pauses_ms: tuple[int, ...] = PAUSES_MS,
+        dies_when_told: int = 0,
+        crash_at: str = "",
+        only: Collection[str] = TOOLS,
     ) -> None:
-        """Start this round's clients, now and then both for one session and its calls.
+        """Start this round's clients, now and then both for one session and its calls, of `only` these tools.
 
         The first of them dies when it is told its answer of that number, or at that point.
         """
@@ -199,8 +203,8 @@ class Chaos:
                 session, calls = self.clients[0].session, self.clients[0].calls
             else:
                 others = self.rng.sample([tool for tool in IN_THE_WORKER if tool not in ALWAYS], OTHERS)
-                tools = self.rng.sample([*HERE, *ALWAYS, *others], CALLS)
-                pauses = self.rng.choices(pauses_ms, k=CALLS)
+                tools = [tool for tool in self.rng.sample([*HERE, *ALWAYS, *others], CALLS) if tool in only]
+                pauses = self.rng.choices(pauses_ms, k=len(tools))
                 session = name
                 calls = [
                     Call(f"{name}-{number}", tool, TOOLS[tool], pause_ms)
@@ -298,7 +302,12 @@ class Chaos:
                 return [each["waits_for_task"] for each in (await client.inspect())["workers"]] == [True, True]
 
         await eventually(both_wait, "the workers")
-        self.enter_clients()
+        self.enter_clients(only=IN_THE_WORKER)
+        await self.dies_at("begun-uncommitted", self.server)
+
+    async def server_dies_with_a_local_effect_begun(self) -> None:
+        await self.start_server("begun-uncommitted")
+        self.enter_clients(only=HERE)
         await self.dies_at("begun-uncommitted", self.server)
 
     async def worker_dies_at(self, point: str) -> None:
@@ -440,7 +449,8 @@ def client_dies_at(point: str) -> Fault:
 FAULTS: dict[str, Fault] = {
     "the server dies after it committed a start": server_dies_at("start-committed"),
     "the server dies after it committed a claim": server_dies_at("claim-committed", passes=0),
-    "the server dies before a start is committed that is executed already": (Chaos.server_dies_with_an_effect_begun),
+    "the server dies before a start is committed that is executed already": Chaos.server_dies_with_an_effect_begun,
+    "the server dies before the start of a local effect is committed": Chaos.server_dies_with_a_local_effect_begun,
     "the server dies in the middle of a group commit": server_dies_at("in-group-commit"),
     "the server dies after it committed a completion": server_dies_at("completion-committed"),
     "a worker dies after its claim": worker_dies_at("task-claimed"),

@@ -54,6 +54,12 @@ async def test_the_server_is_killed_before_it_committed_a_start_that_a_worker_ex
     assert any(len(story.effects) > story.attempts for story in stories), "one effect has no attempt that is recorded"
 
 
+async def test_the_server_is_killed_before_it_committed_a_start_that_a_client_executes_already(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=22)
+    await survived(chaos, "the server dies before the start of a local effect is committed")
+    assert chaos.kills == {"server begun-uncommitted": 1}
+
+
 async def test_the_server_is_killed_in_the_middle_of_a_commit_that_many_calls_share(tmp_path: Path) -> None:
     chaos = Chaos(tmp_path, seed=3)
     await survived(chaos, "the server dies in the middle of a group commit")

@@ -1209,9 +1209,9 @@ async def test_whoever_starts_an_execution_can_claim_its_task_in_the_same_commit
     started = await bench.start(claim="me", lease_ms=LEASE_MS)
     assert started.before == "NEW"
     assert started.claimed is not None
-    assert (started.claimed.worker_id, started.claimed.attempt) == ("me", 1)
+    assert (started.claimed.task.worker_id, started.claimed.task.attempt) == ("me", 1)
     assert await bench.poll() is None, "it was never there for a worker"
-    assert await bench.engine.complete(started.claimed.task_id, '"mine"') == ""
+    assert await bench.engine.complete(started.claimed.task.task_id, '"mine"') == ""
     assert await bench.status() == "COMPLETED"
     again = await bench.start(claim="another")
     assert (again.before, again.claimed) == ("COMPLETED", None)
@@ -1231,10 +1231,10 @@ async def test_what_is_claimed_in_a_start_is_lost_at_the_end_of_its_lease(bench:
 async def test_an_owner_that_asks_again_has_its_task_and_no_attempt_more(bench: Bench, effect: str) -> None:
     await bench.register(ONE)
     claims = [(await bench.start(claim="me", max_attempts=1, effect=effect)).claimed for _ in range(3)]
-    assert [each.attempt for each in claims if each] == [1, 2, 3], "the answers to the first two were lost"
+    assert [each.task.attempt for each in claims if each] == [1, 2, 3], "the answers to the first two were lost"
     assert (await bench.snapshot()).attempts == 1
     assert claims[2] is not None
-    assert await bench.engine.complete(claims[2].task_id, "1") == ""
+    assert await bench.engine.complete(claims[2].task.task_id, "1") == ""
     assert await bench.status() == "COMPLETED"
 
 
@@ -1252,7 +1252,7 @@ async def test_a_claim_given_back_after_its_owner_has_asked_again_takes_nothing_
     assert claimed is not None
     assert (await bench.start(claim="another", effect="once", max_attempts=1)).claimed is None
     assert await bench.poll() is None
-    assert await bench.engine.complete(claimed.task_id, "1") == ""
+    assert await bench.engine.complete(claimed.task.task_id, "1") == ""
 
 
 async def test_a_claim_is_given_back_when_its_caller_leaves_before_it_is_told(bench: Bench) -> None:
@@ -1296,7 +1296,7 @@ async def test_of_several_owners_that_wait_for_a_task_one_gets_it(bench: Bench) 
             order = StartOrder("w", "h", "{}", "e", claim=owner)
             started, found = await bench.engine.execute(order, FOREVER_MS)
             if started.claimed or found.execution.status != "RUNNING":
-                return started.claimed.task_id if started.claimed else None
+                return started.claimed.task.task_id if started.claimed else None
 
     asking = [asyncio.create_task(ask(f"owner-{number}")) for number in range(5)]
     await eventually(lambda: len(bench.engine._watched.get("e", ())) == 5)
@@ -1324,7 +1324,7 @@ async def test_an_effect_that_happens_once_is_unknown_as_soon_as_its_owner_has_g
     assert found.error == "Worker first has gone: the effect may or may not have happened."
     again = await bench.start(claim="second", restart="failed", effect="once", max_attempts=1)
     assert (again.before, again.claimed) == ("FAILED", None), "it is not begun again"
-    assert await bench.engine.complete(first.task_id, '"it did happen"') == "", "it was only out of sight"
+    assert await bench.engine.complete(first.task.task_id, '"it did happen"') == "", "it was only out of sight"
     assert (await bench.snapshot()).outputs == {"run": '"it did happen"'}
 
 

@@ -8,6 +8,7 @@ import json
 import signal
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -361,6 +362,7 @@ async def test_a_process_that_dies_after_the_server_was_restarted_is_seen_to_hav
         monkeypatch.setattr(dying, "attend", noted)
         running = asyncio.create_task(dying.run_local(ASK, {}, effect, execution_id="e"))
         await eventually(lambda: effect.begun)
+        await client.register(ASK)  # a write, and what was begun before it is committed with it
         await nexum.restart()
         waiting = asyncio.create_task(client.run_local(ASK, {}, at_once, execution_id="e"))
         await eventually(lambda: attended, "it is seen by the new server")
@@ -383,6 +385,48 @@ async def test_a_claim_whose_answer_died_with_the_server_is_had_again_at_once(tm
             assert (await story(client))[:4] == [
                 "ExecutionStarted", "AttemptStarted", "AttemptReturned", "AttemptStarted"
             ]  # fmt: skip
+
+
+@asynccontextmanager
+async def effect_of_a_lost_start(folder: Path) -> AsyncIterator[tuple[Client, Effect, "asyncio.Task[Outcome]"]]:
+    """An effect that has begun, at a server that was killed before it had committed that, and is there again."""
+    env = environment(NEXUM_EXIT_WITH_PARENT="1", NEXUM_CRASH_AT="begun-uncommitted")
+    nexum = NexumDev(folder, env=env)
+    nexum.start()
+    await nexum.ready()
+    async with Client(nexum.address) as client:
+        effect = Effect()
+        running = asyncio.create_task(client.run_local(ASK, {}, effect, execution_id="e"))
+        await eventually(lambda: effect.begun)
+        assert await nexum.ended() == -signal.SIGKILL
+        async with NexumDev(folder, port=nexum.port, database=nexum.database):
+            yield client, effect, running
+
+
+async def test_an_effect_whose_start_was_lost_with_the_server_is_recorded_and_not_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with effect_of_a_lost_start(tmp_path) as (client, effect, running):
+        left = list[str]()
+        leave = client._calls._leave
+
+        def noted(number: str, ended: "asyncio.Future[None]") -> None:
+            left.append(number)
+            leave(number, ended)
+
+        monkeypatch.setattr(client._calls, "_leave", noted)
+        effect.go_on.set()
+        assert told(await running) == ("COMPLETED", None, None)
+        assert (await client.run_local(ASK, {}, never, execution_id="e")).outputs == {"ask": {"text": "found"}}
+        assert await story(client) == ["ExecutionStarted", "AttemptStarted", "TaskCompleted", "ExecutionCompleted"]
+        assert (effect.begun, len(left)) == (1, 1), "nothing is left of the claim by which it was recorded"
+
+
+async def test_an_effect_whose_start_was_lost_takes_the_result_of_who_was_first_since(tmp_path: Path) -> None:
+    async with effect_of_a_lost_start(tmp_path) as (client, effect, running):
+        await client.run_local(ASK, {}, at_once, execution_id="e")
+        effect.go_on.set()
+        assert (await running).outputs == {"ask": {"text": "at once"}}
 
 
 # Processes that die

@@ -357,8 +357,8 @@ class AnyOrder(RuleBasedStateMachine):
             workflow_id, "h", "{}", execution_id, attempts, effect, None, "failed", claim=worker_id, lease_ms=LEASE_MS
         )
         if (started := self._do(self._engine.start(order))) is not None and started.claimed is not None:
-            assert started.claimed.execution_id == execution_id
-            self._task_ids.append(started.claimed.task_id)
+            assert started.claimed.task.execution_id == execution_id
+            self._task_ids.append(started.claimed.task.task_id)
 
     @rule(worker_id=workers)
     def attend_and_go(self, worker_id: str) -> None:

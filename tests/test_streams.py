@@ -3,16 +3,17 @@
 import asyncio
 import sqlite3
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any, cast
 
 import pytest
-from processes import eventually
-from test_engine import CHAIN, LEASE_MS, ONE, PAIR, STEP_MS, Bench, bench, slow_disk
+from processes import PATIENCE_SECONDS, eventually
+from test_engine import CHAIN, FOREVER_MS, LEASE_MS, ONE, PAIR, STEP_MS, Bench, bench, slow_disk
 from test_store import Faulty
 
 from nexum_runtime.errors import InvalidRequest, NotFound
 from nexum_runtime.server.engine import OUTAGE_QUIET_MS
-from nexum_runtime.server.lifecycle import Claimed
+from nexum_runtime.server.lifecycle import Claimed, StartOrder
 from nexum_runtime.server.store.base import Reader, StoreUnavailable
 
 __all__ = ["bench"]
@@ -435,6 +436,58 @@ async def test_what_began_before_a_commit_that_failed_leaves_nothing(bench: Benc
     assert await bench.story() == ["ExecutionStarted", "AttemptStarted run 1"]
     await worker.completes(1)
     assert await bench.status() == "COMPLETED"
+
+
+@pytest.mark.parametrize("effect", ["read", "idempotent", "once"])
+async def test_what_may_be_done_again_is_begun_before_its_claim_is_synced(bench: Bench, effect: str) -> None:
+    await bench.register(ONE)
+    order = StartOrder("w", "h", "{}", "e", max_attempts=1, effect=effect, claim="me")
+    async with aclosing(bench.engine.execute_here(order, FOREVER_MS)) as executing:
+        async with slow_disk(bench):
+            telling = asyncio.create_task(anext(executing))
+            await eventually(lambda: bench.store._write_connection.in_transaction)
+            if effect == "once":
+                assert not telling.done()
+            else:
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    await asyncio.wait([telling])
+        started, found = await telling
+        assert started.claimed is not None
+        assert (started.before, found.execution.status, found.attempts) == ("NEW", "RUNNING", 1)
+        assert await bench.engine.complete(started.claimed.task.task_id, "1") == ""
+    assert await bench.story() == [
+        "ExecutionStarted",
+        "AttemptStarted run 1",
+        "TaskCompleted run 1",
+        "ExecutionCompleted",
+    ]
+
+
+async def test_who_has_gone_before_its_claim_is_synced_is_followed_at_once(bench: Bench) -> None:
+    await bench.register(ONE)
+    executing = bench.engine.execute_here(StartOrder("w", "h", "{}", "e", claim="me"), FOREVER_MS)
+    async with slow_disk(bench):
+        await anext(executing)
+        await executing.aclose()
+    await settled(bench)
+    assert (await bench.events())[2]["error"] == "Worker me has gone."
+    assert (await bench.start(claim="another", input_json="{}")).claimed is not None
+
+
+async def test_a_claim_whose_commit_failed_after_it_was_told_is_had_anew(bench: Bench) -> None:
+    await bench.register(ONE)
+    order = StartOrder("w", "h", "{}", "e", claim="me")
+    fail_next(bench, "COMMIT")
+    async with aclosing(bench.engine.execute_here(order, FOREVER_MS)) as executing:
+        (ghost, _) = await anext(executing)
+        await settled(bench)
+        assert ghost.claimed is not None
+        with pytest.raises(NotFound, match=r"No task .* is known"):
+            await bench.engine.complete(ghost.claimed.task.task_id, "1")
+    async with aclosing(bench.engine.execute_here(order, FOREVER_MS)) as executing:
+        (started, _) = await anext(executing)
+        assert started.claimed is not None
+        assert await bench.engine.complete(started.claimed.task.task_id, "1") == ""
 
 
 async def test_a_commit_that_fails_before_a_task_is_pushed_frees_its_slot(bench: Bench) -> None:

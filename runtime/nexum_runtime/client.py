@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -231,8 +232,10 @@ class Client:
             wire.LEASE_MS: local.LEASE_MS,
         }
         with self._traced("local_effect", workflow, wishes) as span:
-            found, task_id, claim = await self._until_over(workflow, input, wishes, timeout, on_wait)
-            local_effect = LocalEffect(self, found, task_id, workflow.nodes[0].id, Patience(timeout, on_wait), span)
+            claim_it = partial(self._until_over, workflow, input, wishes, timeout, on_wait)
+            found, task_id, claim = await claim_it()
+            patience = Patience(timeout, on_wait)
+            local_effect = LocalEffect(self, found, task_id, workflow.nodes[0].id, patience, span, claim_it)
             if not task_id:
                 _tell(span, found)
                 yield local_effect

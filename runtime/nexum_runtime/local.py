@@ -10,13 +10,13 @@ that is alive, but can no longer be heard, loses it by the end of its lease.
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from nexum_runtime import tracing, wire
-from nexum_runtime.errors import DatabaseUnavailable, NexumError, ServerUnavailable
+from nexum_runtime.errors import DatabaseUnavailable, NexumError, NotFound, ServerUnavailable
 
 if TYPE_CHECKING:
     from nexum_runtime.calls import Claim
@@ -39,12 +39,14 @@ class LocalEffect:
         node_id: str,
         patience: "Patience",
         span: tracing.Span,
+        claim_anew: "Callable[[], Awaitable[tuple[Outcome, str, Claim | None]]]",
     ) -> None:
         self.outcome: Outcome | None = None if task_id else found
         self.node_id = node_id
         self.span = span
         self.before = found.before  # NEW, or the status its id had before
         self._client, self._found, self._task_id, self._patience = client, found, task_id, patience
+        self._claim_anew = claim_anew
         self._is_open = bool(task_id)
 
     async def record(self, output: Any) -> "Outcome":
@@ -56,7 +58,7 @@ class LocalEffect:
         self._is_open = False
         try:
             output_json = wire.json_text(output)
-            message = await self._patience.with_server(lambda: self._client.complete(self._task_id, output_json))
+            message = await self._complete(output_json)
         except ServerUnavailable:
             raise
         except Exception as error:
@@ -67,6 +69,23 @@ class LocalEffect:
         else:
             self.outcome = replace(self._found, status="COMPLETED", outputs={self.node_id: output})
         return self.outcome
+
+    async def _complete(self, output_json: str) -> str:
+        """Returns "", or in words why it was not recorded."""
+        try:
+            return await self._complete_task(self._task_id, output_json)
+        except NotFound:  # it was begun before its start was synced, and then the server, or its disk, failed
+            found, task_id, claim = await self._claim_anew()
+            if not task_id:
+                return f"Execution {found.execution_id} is {found.status} already."
+            try:
+                return await self._complete_task(task_id, output_json)
+            finally:
+                if claim is not None:
+                    claim.leave()
+
+    async def _complete_task(self, task_id: str, output_json: str) -> str:
+        return str(await self._patience.with_server(lambda: self._client.complete(task_id, output_json)))
 
     async def give_up(self, error: str, **how: bool) -> None:
         """End the attempt without a result, unless one is recorded or could not be. `how` is that of `Client.fail`."""

@@ -46,7 +46,6 @@ from nexum_runtime.server.store.base import (
     Reader,
     Store,
     StoreUnavailable,
-    Task,
     Transaction,
     Workflow,
 )
@@ -87,6 +86,14 @@ class Snapshot(NamedTuple):
     @property
     def outputs_json(self) -> str:
         return _outputs_json(self.outputs)
+
+
+class Given(NamedTuple):
+    """What was claimed for somebody else: `give` it, or `withdraw` what was kept ready for it."""
+
+    claimed: Claimed
+    give: Callable[[Claimed], None]
+    withdraw: Callable[[], None] = lambda: None
 
 
 class Waiter(asyncio.Event):
@@ -152,7 +159,7 @@ class Engine:
     async def start(self, order: StartOrder) -> Started:
         """Start an execution, or find the one that has this id: same id and same input, same execution."""
         order = self._checked(order)
-        started, _ = await self._claiming(self._start(order), lambda found: found[0].claimed)
+        started, _ = await self._claiming(self._spawn(self._start(order)), lambda found: found[0].claimed)
         return started
 
     async def execute(self, order: StartOrder, wait_ms: int) -> tuple[Started, Snapshot]:
@@ -163,29 +170,62 @@ class Engine:
         order = self._checked(order)
         with self._waiter(self._watched, order.execution_id) as woken:
             if order.claim:
-                started, found = await self._claiming(self._start(order), lambda found: found[0].claimed)
+                starting = self._spawn(self._start(order))
+                started, found = await self._claiming(starting, lambda found: found[0].claimed)
             else:
                 started, found = await self._start(order, patient=True)
             if found is None:
                 found = await self._end_of(order.execution_id, woken, wait_ms, or_ready=bool(order.claim))
         return started, found
 
-    async def _start(self, order: StartOrder, *, patient: bool = False) -> tuple[Started, Snapshot | None]:
-        """Start or find it, and tell how it is if there is nothing to wait for."""
+    async def execute_here(self, order: StartOrder, wait_ms: int) -> AsyncGenerator[tuple[Started, Snapshot], None]:
+        """`execute`, and `attend` in one for who gets the task: from its claim on there is no moment without.
+
+        What may be done again can begin before its claim is synced. Should that be lost, no one has its task, and its
+        record is refused: whoever has begun it claims it anew.
+        """
+        order = self._checked(order)
+        told: asyncio.Future[tuple[Started, Snapshot | None]] = asyncio.get_running_loop().create_future()
+        with self._waiter(self._watched, order.execution_id) as woken:
+            starting = self._spawn(self._start(order, patient=True, told=told))
+            starting.add_done_callback(partial(_pass_on, told))
+            started, found = await self._claiming(starting, lambda found: found[0].claimed, told)
+            if found is None:
+                found = await self._end_of(order.execution_id, woken, wait_ms, or_ready=True)
+        if started.claimed is None:
+            yield started, found
+            return
+        async with aclosing(self.attend(order.claim, starting)) as attending:
+            async for _ in attending:
+                yield started, found
+
+    async def _start(
+        self,
+        order: StartOrder,
+        *,
+        patient: bool = False,
+        told: "asyncio.Future[tuple[Started, Snapshot | None]] | None" = None,
+    ) -> tuple[Started, Snapshot | None]:
+        """Start or find it, and tell how it is if there is nothing to wait for; to `told` as soon as may be."""
         stream = None if order.claim else self._streams.reserve((order.workflow_id, order.version_hash))
-        given: list[tuple[Stream, Claimed]] = []
+        given: list[Given] = []
 
         def work(tx: Transaction, notices: Notices) -> tuple[Started, Snapshot | None]:
             started = self._lifecycle.start(tx, notices, order, stream.taker if stream else None)
             if stream is not None and started.taken is not None:
-                given.append((stream, started.taken))
-            is_new = started.before == wire.NEW and started.claimed is None
-            found = None if is_new else _snapshot(tx, order.execution_id, self._clock())
+                given.append(self._given(stream, started.taken))
+            if started.before == wire.NEW:
+                found = _begun(started.claimed) if started.claimed else None
+            else:
+                found = _snapshot(tx, order.execution_id, self._clock())
             waits = found is None or (found.execution.status == ExecutionStatus.RUNNING and started.claimed is None)
-            return started, None if waits else found
+            result = started, None if waits else found
+            if started.claimed is not None and told is not None:
+                given.append(Given(started.claimed, partial(_tell, told, result)))
+            return result
 
         try:
-            result = await self._begin_commit(work, given=given if stream else None, patient=patient)
+            result = await self._begin_commit(work, given=given if stream or told else None, patient=patient)
         finally:
             if stream is not None and not given:
                 stream.pool.free += 1
@@ -208,16 +248,6 @@ class Engine:
             _check_name("worker id", order.claim)
         _check_json(f"The input of {order.execution_id}", order.input_json)
         return order
-
-    async def execute_here(self, order: StartOrder, wait_ms: int) -> AsyncGenerator[tuple[Started, Snapshot], None]:
-        """`execute`, and `attend` in one for who gets the task: from its claim on there is no moment without."""
-        started, snapshot = await self.execute(order, wait_ms)
-        if started.claimed is None:
-            yield started, snapshot
-            return
-        async with aclosing(self.attend(order.claim)) as attending:
-            async for _ in attending:
-                yield started, snapshot
 
     async def snapshot(self, execution_id: str, wait_ms: int = 0, *, or_ready: bool = False) -> Snapshot:
         """The execution as it is; with `wait_ms`, as soon as it has ended or when that time is up.
@@ -337,29 +367,34 @@ class Engine:
             return None
 
         async def look() -> Claimed | None:
-            return await self._claiming(
-                self._commit(lambda tx, _: self._lifecycle.claim(tx, version_hash, workflow_ids, worker_id, lease_ms)),
-                lambda claimed: claimed.task if claimed else None,
+            claiming = self._commit(
+                lambda tx, _: self._lifecycle.claim(tx, version_hash, workflow_ids, worker_id, lease_ms)
             )
+            return await self._claiming(self._spawn(claiming), lambda claimed: claimed)
 
         asking = self._workers.asking(worker_id, version_hash, workflow_ids)
         with asking, self._waiter(self._ready, version_hash) as woken:
             return await look() or await self._next(woken, look, wait_ms)
 
-    async def _claiming(self, commit: Coroutine[Any, Any, T], claimed: Callable[[T], Task | None]) -> T:
-        """What `commit` returns. If its caller leaves before it could be told what it has claimed, that is undone."""
-        job = self._spawn(commit)
+    async def _claiming(
+        self,
+        job: "asyncio.Task[T]",
+        claimed: Callable[[T], Claimed | None],
+        told: "asyncio.Future[T] | None" = None,
+    ) -> T:
+        """What `job` returns, or `told` is before. If its caller leaves before it could be told what it has claimed,
+        that is undone."""
         try:
-            return await asyncio.shield(job)
+            return await (told or asyncio.shield(job))
         except asyncio.CancelledError:
             self._spawn(self._give_back(job, claimed)).add_done_callback(_for_nobody)
             raise
 
-    async def _give_back(self, job: "asyncio.Task[T]", claimed: Callable[[T], Task | None]) -> None:
+    async def _give_back(self, job: "asyncio.Task[T]", claimed: Callable[[T], Claimed | None]) -> None:
         with suppress(StoreUnavailable):  # nothing was claimed, or its lease will end
-            task = claimed(await job)
-            if task is not None:
-                await self._commit(lambda tx, notices: self._lifecycle.give_back(tx, notices, task))
+            found = claimed(await job)
+            if found is not None:
+                await self._commit(lambda tx, notices: self._lifecycle.give_back(tx, notices, found.task))
 
     async def complete(self, task_id: str, output_json: str) -> str:
         """Record a task's result. The first word wins; returns "" if it was this one, else why nothing changed.
@@ -441,10 +476,11 @@ class Engine:
             self._release(task_id)
         return stops
 
-    async def attend(self, worker_id: str) -> AsyncGenerator[None, None]:
+    async def attend(self, worker_id: str, claiming: "asyncio.Future[Any] | None" = None) -> AsyncGenerator[None, None]:
         """Yields once, when whoever is this worker counts as here, and ends with this server.
 
-        When it is closed before that, the worker has gone, and what it held is given up at once.
+        When it is closed before that, the worker has gone, and what it held is given up at once, also what it is
+        `claiming` at the moment.
         """
         _check_name("worker id", worker_id)
         self._present[worker_id] += 1
@@ -456,9 +492,11 @@ class Engine:
             if not self._present[worker_id]:
                 del self._present[worker_id]
             if worker_id not in self._present and not self.closing.is_set():
-                self._spawn(self._give_up(worker_id)).add_done_callback(_for_nobody)
+                self._spawn(self._give_up(worker_id, claiming)).add_done_callback(_for_nobody)
 
-    async def _give_up(self, worker_id: str) -> None:
+    async def _give_up(self, worker_id: str, claiming: "asyncio.Future[Any] | None") -> None:
+        if claiming is not None:
+            await asyncio.wait([claiming])
         with suppress(StoreUnavailable):  # its leases will end
             if await self._store.read(lambda reader: reader.held(worker_id)):
                 await self._commit(lambda tx, notices: self._lifecycle.lose_all(tx, notices, worker_id))
@@ -570,13 +608,13 @@ class Engine:
         self,
         work: Callable[[Transaction, Notices], T],
         *,
-        given: Sequence[tuple[Stream, Claimed]] | None = None,
+        given: "Sequence[Given] | None" = None,
         patient: bool = False,
         renews: bool = False,
     ) -> asyncio.Future[T]:
         """Run one transaction and wake whoever waits for what it did, even if the caller has gone meanwhile.
 
-        `work` adds to `given` what it claims for streams. Who is `patient` waits for the end of that, not for this.
+        `work` adds to `given` what it claims for others. Who is `patient` waits for the end of that, not for this.
 
         When one that `renews` leases fails, none expires until all could be renewed. Any other is no such reason: a
         result that the disk has no room for is sent again and again, and would keep the tasks of dead workers.
@@ -590,18 +628,18 @@ class Engine:
                 ended[execution_id] = _ended(tx, execution_id, notices.ended[execution_id], self._clock())
             return result
 
-        given_later: list[tuple[Stream, Claimed]] = []
+        given_later: list[Given] = []
         begun = False
 
         def executed() -> bool:
             """What may be done again need not wait for the disk: should this be lost, it is begun anew."""
             nonlocal begun
             begun = True
-            for stream, claimed in given or ():
-                if claimed.is_once or self._outage_ms is not None:
-                    given_later.append((stream, claimed))
+            for each in given or ():
+                if each.claimed.is_once or self._outage_ms is not None:
+                    given_later.append(each)
                 else:
-                    self._give(stream, claimed)
+                    each.give(each.claimed)
             return patient and bool(given) and not given_later
 
         def settled(error: BaseException | None) -> None:
@@ -609,12 +647,11 @@ class Engine:
                 self._note_outage(error)
                 self._deaf = self._deaf or renews
             if error is not None:
-                for stream, _ in given_later if begun else given or ():
-                    stream.pool.free += 1
+                for each in given_later if begun else given or ():
+                    each.withdraw()
                 return
-            for stream, claimed in given_later:
-                crash_point("claim-committed")
-                self._give(stream, claimed)
+            for each in given_later:
+                each.give(each.claimed)
             self._follow(notices, ended)
 
         return self._store.begin_write(run, executed=None if given is None else executed, settled=settled)
@@ -673,7 +710,12 @@ class Engine:
         if unsent:
             await asyncio.shield(self._spawn(self._return(unsent)))
 
+    def _given(self, stream: Stream, claimed: Claimed) -> "Given":
+        return Given(claimed, partial(self._give, stream), partial(_free_slot, stream))
+
     def _give(self, stream: Stream, claimed: Claimed) -> None:
+        if claimed.is_once:
+            crash_point("claim-committed")
         if not self._streams.give(stream, claimed):
             self._spawn(self._return([claimed])).add_done_callback(_for_nobody)
 
@@ -720,7 +762,7 @@ class Engine:
 
     async def _fill(self, pool: Pool, wanted: Sequence[tuple[Stream, Work]]) -> None:
         """Claim tasks that wait for these streams of one worker, for the slots that are free by then."""
-        given: list[tuple[Stream, Claimed]] = []
+        given: list[Given] = []
 
         def claim(tx: Transaction, notices: Notices) -> None:
             pool.filling = False  # what becomes ready from here on is for the next one
@@ -732,7 +774,7 @@ class Engine:
                         self._backlog.discard((workflow_id, version_hash))
                         break
                     pool.free -= 1
-                    given.append((stream, claimed))
+                    given.append(self._given(stream, claimed))
 
         try:
             with suppress(StoreUnavailable):  # it is noted, and the next sweep tries again
@@ -791,6 +833,28 @@ class Engine:
             raise LimitExceeded(reason)
 
 
+def _tell(told: "asyncio.Future[T]", result: T, _: Claimed) -> None:
+    if not told.done():
+        told.set_result(result)
+
+
+def _pass_on(told: "asyncio.Future[T]", job: "asyncio.Task[T]") -> None:
+    """What has come of the job, to who was told nothing before and still waits."""
+    error = None if job.cancelled() else job.exception()
+    if told.done():
+        return
+    if job.cancelled():
+        told.cancel()
+    elif error is not None:
+        told.set_exception(error)
+    else:
+        told.set_result(job.result())
+
+
+def _free_slot(stream: Stream) -> None:
+    stream.pool.free += 1
+
+
 def _for_nobody(job: "asyncio.Future[Any]") -> None:
     """The caller has left: a refusal is of no use to anybody, any other error belongs in the log."""
     error = None if job.cancelled() else job.exception()
@@ -805,6 +869,11 @@ def _ended(reader: Reader, execution_id: str, ending: Ending | None, now_ms: int
     assert execution is not None, "it has just ended"
     task = ending.task
     return Snapshot(execution, {task.node_id: ending.output_json}, tries(task, execution), waits_for="")
+
+
+def _begun(claimed: Claimed) -> Snapshot:
+    """Of an execution that is new, and whose first task was claimed."""
+    return Snapshot(claimed.execution, {}, tries(claimed.task, claimed.execution), waits_for="")
 
 
 def _snapshot(reader: Reader, execution_id: str, now_ms: int) -> Snapshot:

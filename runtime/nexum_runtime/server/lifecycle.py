@@ -62,7 +62,7 @@ class Taker:
 class Started(NamedTuple):
     execution_id: str
     before: str  # wire.NEW, or the status found
-    claimed: Task | None = None  # what `claim` got
+    claimed: "Claimed | None" = None  # what `claim` got
     taken: "Claimed | None" = None  # what the taker got
 
 
@@ -85,6 +85,7 @@ class Verdict:
 
 class Claimed(NamedTuple):
     task: Task
+    execution: Execution
     input_json: str  # {"input": …, "deps": {node: output}}, and "timeout_ms" and "traceparent" where there is one
     is_once: bool  # its effect must not begin before the claim is synced
 
@@ -147,7 +148,7 @@ class Lifecycle:
         if existing is None:
             if order.claim:
                 own = self._start_new(tx, notices, order, Taker(order.claim, order.lease_ms))
-                return Started(order.execution_id, wire.NEW, own.task if own else None)
+                return Started(order.execution_id, wire.NEW, claimed=own)
             return Started(order.execution_id, wire.NEW, taken=self._start_new(tx, notices, order, taker))
         self._start_existing(tx, notices, order, existing)
         claimed = self._claim_own(tx, notices, order) if order.claim else None
@@ -169,17 +170,16 @@ class Lifecycle:
         elif _becomes_once(existing, order) and not _has_begun(tx, existing):
             _declared_anew(tx, existing, order)
 
-    def _claim_own(self, tx: Transaction, notices: Notices, order: StartOrder) -> Task | None:
+    def _claim_own(self, tx: Transaction, notices: Notices, order: StartOrder) -> Claimed | None:
         """Begin an attempt at a task of this execution for the one who started it."""
         execution = tx.execution(order.execution_id)
         assert execution is not None, "it has just been found or started"
         for task in tx.tasks(order.execution_id):
             if task.status == TaskStatus.RUNNING and task.worker_id == order.claim:
                 self.give_back(tx, notices, task)  # it has asked before, and the answer was lost
-        claimed = self.claim(
+        return self.claim(
             tx, execution.version_hash, [execution.workflow_id], order.claim, order.lease_ms, order.execution_id
         )
-        return claimed.task if claimed else None
 
     def _start_new(self, tx: Transaction, notices: Notices, order: StartOrder, taker: Taker | None) -> Claimed | None:
         self._check_room(tx, order.execution_id)
@@ -331,7 +331,7 @@ class Lifecycle:
         traceparent = self._traces.get(task.execution_id)
         trace = f',"traceparent":"{traceparent}"' if traceparent else ""
         input_json = f'{{"input":{execution.input_json},"deps":{{{deps}}}{timeout}{trace}}}'
-        return Claimed(task, input_json, _is_once(task, execution))
+        return Claimed(task, execution, input_json, _is_once(task, execution))
 
     def give_back(self, tx: Transaction, notices: Notices, claimed: Task) -> None:
         """Undo a claim whose worker never learned of it: the attempt did not happen and is not counted."""

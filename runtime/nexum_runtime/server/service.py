@@ -698,7 +698,7 @@ def _lease_ms(metadata: dict[str, str]) -> int:
 
 def _started_metadata(started: Started) -> tuple[tuple[str, str], ...]:
     before = (wire.STATUS, started.before)
-    return (before, (wire.TASK_ID, started.claimed.task_id)) if started.claimed else (before,)
+    return (before, (wire.TASK_ID, started.claimed.task.task_id)) if started.claimed else (before,)
 
 
 def _trailing(started: Started, snapshot: Snapshot) -> Trailing:
