@@ -3,10 +3,15 @@
 C    one insert into SQLite, committed and synced
 E    one round trip of Python's grpc.aio
 F2   caller → server → worker → server → caller, two synced commits on the way, and nothing else (floor_processes)
+
+The server and the worker of F2 have gRPC as it comes; those of the tuned F2 have it as Nexum sets it. The caller, which
+is this process, has it as Nexum sets it in either case.
 """
 
+from collections.abc import Callable
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -27,31 +32,23 @@ async def kinds(context: Context) -> list[Kind]:
     connection = open_synced(folder / "commit.db")
     context.stack.callback(connection.close)
     connection.execute("CREATE TABLE calls (number INTEGER PRIMARY KEY, input TEXT NOT NULL)")
-    server = await context.stack.enter_async_context(
-        processes.child(
-            ("-m", "bench.floor_processes", "server", folder / "floor.db"), folder / "floor-server.log", "ready at"
-        )
-    )
-    address = server.said.split()[-1]
-    await context.stack.enter_async_context(
-        processes.child(("-m", "bench.floor_processes", "worker", address), folder / "floor-worker.log", "ready")
-    )
-    channel = await context.stack.enter_async_context(grpc.aio.insecure_channel(address, options=NO_PROXY))
+    plain = await _by_hand(context, "plain", GRPC_EXPERIMENTS="")
+    tuned = await _by_hand(context, "tuned")
     numbers = count()
 
     async def insert() -> None:
         connection.execute("INSERT INTO calls (input) VALUES (?)", (INPUT_JSON,))
-
-    def method(name: str) -> Any:
-        path = f"/{SERVICE}/{name}"
-        return channel.unary_unary(path, pb.StartRequest.SerializeToString, pb.StatusResponse.FromString)
 
     async def call(unary: Any) -> None:
         answer = await unary(pb.StartRequest(workflow_id=f"call-{next(numbers)}", input_json=INPUT_JSON))
         if answer.status != "COMPLETED":
             raise BenchmarkError("The floor's server did not answer as it should.")
 
-    echo, execute = partial(call, method("Echo")), partial(call, method("Execute"))
+    echo, execute, execute_tuned = (
+        partial(call, plain("Echo")),
+        partial(call, plain("Execute")),
+        partial(call, tuned("Execute")),
+    )
 
     async def latency(work: Any) -> Samples:
         return await one_by_one(work() for _ in range(context.slice_calls))
@@ -60,11 +57,33 @@ async def kinds(context: Context) -> list[Kind]:
         Kind("floor.commit", "C: one synced commit", "ms", partial(latency, insert), SLICES),
         Kind("floor.echo", "E: one gRPC round trip", "ms", partial(latency, echo), SLICES),
         Kind("floor.call", "F2: a call by hand", "ms", partial(latency, execute), SLICES),
+        Kind("floor.call_tuned", "F2, tuned", "ms", partial(latency, execute_tuned), SLICES),
         *(
             Kind(f"floor.at_{n}", f"F2 with {n} at a time", "/s", partial(per_second, execute, context.calls_by(n), n))
             for n in CALLERS
         ),
     ]
+
+
+async def _by_hand(context: Context, name: str, **environment: str) -> Callable[[str], Any]:
+    """The methods, by their names, of a server of floor_processes that has a worker."""
+    folder = context.folder
+
+    async def start(*command: str | Path, ready: str) -> processes.Child:
+        log = folder / f"floor-{name}-{command[0]}.log"
+        child = processes.child(("-m", "bench.floor_processes", *command), log, ready, **environment)
+        return await context.stack.enter_async_context(child)
+
+    server = await start("server", folder / f"floor-{name}.db", ready="ready at")
+    address = server.said.split()[-1]
+    await start("worker", address, ready="ready")
+    channel = await context.stack.enter_async_context(grpc.aio.insecure_channel(address, options=NO_PROXY))
+
+    def method(name: str) -> Any:
+        path = f"/{SERVICE}/{name}"
+        return channel.unary_unary(path, pb.StartRequest.SerializeToString, pb.StatusResponse.FromString)
+
+    return method
 
 
 def sentence(results: Results) -> str:
