@@ -174,6 +174,7 @@ class Engine:
                 started, found = await self._claiming(starting, lambda found: found[0].claimed)
             else:
                 started, found = await self._start(order, patient=True)
+                found = found or woken.ended  # by the commit that its start shares
             if found is None:
                 found = await self._end_of(order.execution_id, woken, wait_ms, or_ready=bool(order.claim))
         return started, found
@@ -865,10 +866,8 @@ def _for_nobody(job: "asyncio.Future[Any]") -> None:
 def _ended(reader: Reader, execution_id: str, ending: Ending | None, now_ms: int) -> Snapshot:
     if ending is None:
         return _snapshot(reader, execution_id, now_ms)
-    execution = reader.execution(execution_id)
-    assert execution is not None, "it has just ended"
-    task = ending.task
-    return Snapshot(execution, {task.node_id: ending.output_json}, tries(task, execution), waits_for="")
+    execution, task, output_json = ending
+    return Snapshot(execution, {task.node_id: output_json}, tries(task, execution), waits_for="")
 
 
 def _begun(claimed: Claimed) -> Snapshot:

@@ -93,6 +93,7 @@ class Claimed(NamedTuple):
 class Ending(NamedTuple):
     """How an execution was COMPLETED that has one task."""
 
+    execution: Execution
     task: Task
     output_json: str
 
@@ -378,9 +379,9 @@ class Lifecycle:
         tx.add_event(task.execution_id, self._clock(), Event.TASK_COMPLETED, task.node_id, task.attempt, data)
         nodes = self._graphs.get((task.workflow_id, task.version_hash))
         if nodes is not None and len(nodes.nodes) == 1:
-            self._end(tx, notices, task.execution_id, ExecutionStatus.COMPLETED)  # unless it has ended otherwise
-            if task.execution_id in notices.ended:
-                notices.ended[task.execution_id] = Ending(task, output_json)
+            ended = self._end(tx, notices, task.execution_id, ExecutionStatus.COMPLETED)
+            if ended is not None:  # else it has ended otherwise
+                notices.ended[task.execution_id] = Ending(ended, task, output_json)
             return
         execution = _execution_of(tx, task)
         if execution.status == ExecutionStatus.RUNNING:
@@ -579,14 +580,16 @@ class Lifecycle:
         status: ExecutionStatus,
         error: str | None = None,
         error_code: ErrorCode | None = None,
-    ) -> None:
+    ) -> Execution | None:
         self._traces.pop(execution_id, None)
         now_ms = self._clock()
-        if not tx.move_execution(execution_id, status, error=error, error_code=error_code, ended_at_ms=now_ms):
-            return
+        ended = tx.move_execution(execution_id, status, error=error, error_code=error_code, ended_at_ms=now_ms)
+        if ended is None:
+            return None
         data = {"error": error, "error_code": error_code} if error else {}
         tx.add_event(execution_id, now_ms, ENDS[status], data=data)
         notices.ended[execution_id] = None
+        return ended
 
     def _check_room(self, tx: Transaction, execution_id: str) -> None:
         """Refuse one more execution of a session, whose ids all begin with "{session}/", when too many of it run."""

@@ -180,7 +180,8 @@ class Transaction(Reader, Protocol):
         error: str | None = None,
         error_code: ErrorCode | None = None,
         ended_at_ms: int | None = None,
-    ) -> bool: ...
+    ) -> Execution | None:
+        """The execution as it is then, or None when that is no move of it."""
 
     def set_execution_error(self, execution_id: str, error: str, error_code: ErrorCode) -> None:
         """Say anew why a FAILED execution failed."""

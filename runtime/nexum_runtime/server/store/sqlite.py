@@ -161,7 +161,7 @@ _FINISH = {
 }
 _MOVE_EXECUTION = {
     to: f"UPDATE executions SET status = '{to}', error = ?, error_code = ?, ended_at_ms = ? "
-    f"WHERE execution_id = ? AND status IN ({_listed(sources)})"
+    f"WHERE execution_id = ? AND status IN ({_listed(sources)}) RETURNING {_EXECUTION}"
     for to, sources in EXECUTION_SOURCES.items()
 }
 _MOVE_TASK = {
@@ -324,7 +324,8 @@ class SqliteStore(Store):
             return
         for write, result in results:
             write.settle(result)
-        self.metrics.committed(commit_seconds, [write.events for write, _ in results])
+        committed = [write.events for write, _ in results]  # counted when those who wait have been woken
+        asyncio.get_running_loop().call_soon(self.metrics.committed, commit_seconds, committed)
 
     def _next_of_group(self, size: int) -> "list[_Write]":
         return [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP_LIMIT - size))]
@@ -755,9 +756,9 @@ class _SqliteTransaction(_SqliteReader):
         error: str | None = None,
         error_code: ErrorCode | None = None,
         ended_at_ms: int | None = None,
-    ) -> bool:
-        cursor = self._sql(_MOVE_EXECUTION[to], (error, error_code, ended_at_ms, execution_id))
-        return cursor.rowcount == 1
+    ) -> Execution | None:
+        rows = self._sql(_MOVE_EXECUTION[to], (error, error_code, ended_at_ms, execution_id)).fetchall()
+        return _execution(rows[0]) if rows else None
 
     def set_execution_error(self, execution_id: str, error: str, error_code: ErrorCode) -> None:
         self._sql(
