@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import processes
+from bench.measure import WARM_UP
 from nexum_runtime import Client
 
 TOOL_CALLS_AT_ONCE = 64
@@ -46,8 +47,8 @@ class Context:
 
     @property
     def slice_calls(self) -> int:
-        """How many calls each of a round's SLICES makes."""
-        return max(1, self.calls // SLICES)
+        """How many calls each of a round's SLICES makes, with those that warm up."""
+        return WARM_UP + max(1, self.calls // SLICES)
 
     def calls_by(self, callers: int) -> int:
         """How many calls so many callers make in a round: as many as one does, and a few each at least."""

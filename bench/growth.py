@@ -22,7 +22,6 @@ from workflow import ToolCall
 STORED = (100, 10_000)
 STORED_MOST = 1_000_000
 CALLS_OF_A_SESSION = 20
-WARM_UP_CALLS = 3  # after a start, or a while
 SESSION, SESSION_CALLS = "long", 10_000
 TOOL = "look_up"
 
@@ -67,18 +66,18 @@ async def with_stored(context: Context, stored: int) -> list[Kind]:
     server = Server(context, context.folder / f"stored-{stored}.db")
     await server.start()
     await context.worker(server.address, "bench.effect_worker")
-    client, times = await context.client(server.address), WARM_UP_CALLS + context.slice_calls
+    client, times = await context.client(server.address), context.slice_calls
     caller = Caller(client)
     await server.store(caller.cold, ((stored_id(number), canonical_json(INPUT)) for number in range(stored)))
 
     async def cold() -> Samples:
         await client.check()
-        return (await one_by_one(caller.cold() for _ in range(times)))[WARM_UP_CALLS:]
+        return await one_by_one(caller.cold() for _ in range(times))
 
     async def cached() -> Samples:
         await client.check()
         ids = [stored_id(random.randrange(stored)) for _ in range(times)]
-        return (await one_by_one(map(caller.cached, ids)))[WARM_UP_CALLS:]
+        return await one_by_one(map(caller.cached, ids))
 
     async def memory() -> Samples:
         await cached()

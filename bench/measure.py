@@ -2,7 +2,8 @@
 
 A round measures every kind, in an order that differs from round to round, and what is short in several slices, so that
 what else the machine does falls on all kinds alike. What is compared was measured in the same round; the median of the
-rounds is told, with the least and the most. The first round warms up, in the kinds' own order, and is thrown away.
+rounds is told, with the least and the most. The first round warms up, in the kinds' own order, and is thrown away. So
+are the first samples of a slice: they find the processor's caches full of what was measured before, whatever that was.
 """
 
 import asyncio
@@ -15,6 +16,9 @@ from typing import Any
 
 Samples = list[float]
 Round = dict[str, Samples]  # by the kinds' keys
+
+
+WARM_UP = 5  # samples of a slice
 
 
 class BenchmarkError(Exception):
@@ -30,6 +34,11 @@ class Kind:
     unit: str  # "ms", "/s", "MB"
     measure: Callable[[], Awaitable[Samples]]
     slices: int = 1  # of a round: how often it is measured there
+
+    @property
+    def warm_up(self) -> int:
+        """How many samples of each slice are thrown away."""
+        return WARM_UP if self.slices > 1 else 0
 
 
 @dataclass
@@ -132,7 +141,7 @@ async def run_rounds(kinds: Sequence[Kind], rounds: int, results: Results, note:
         measured: dict[str, Samples] = {kind.key: [] for kind in kinds}
         for kind in _order(kinds, number):
             note(f"{f'round {number} of {rounds}' if number else 'warm-up'}: {kind.name}")
-            measured[kind.key] += await kind.measure()
+            measured[kind.key] += (await kind.measure())[kind.warm_up :]
         if number:
             for key, samples in measured.items():
                 results.rounds.setdefault(key, []).append(samples)

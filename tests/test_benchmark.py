@@ -14,7 +14,7 @@ from processes import Process, environment, eventually, run
 from test_demo import KEYS
 
 from bench.context import SLICES
-from bench.measure import Comparison, Kind, Results, per_second, run_rounds
+from bench.measure import WARM_UP, Comparison, Kind, Results, per_second, run_rounds
 from bench.stored import fill
 from nexum_runtime.server.engine import Engine
 from nexum_runtime.server.lifecycle import StartOrder
@@ -108,14 +108,14 @@ async def test_stored_calls_are_whole_copies_with_numbers_of_their_own(tmp_path:
     await store.close()
 
 
-async def test_rounds_measure_all_kinds_in_changing_orders_and_the_first_is_thrown_away() -> None:
+async def test_rounds_measure_all_kinds_in_changing_orders_and_what_warms_up_is_thrown_away() -> None:
     measured: list[str] = []
     results = Results()
 
     def kind(key: str, slices: int) -> Kind:
         async def measure() -> list[float]:
             measured.append(key)
-            return [float(len(measured))]
+            return [0.0] * (WARM_UP if slices > 1 else 0) + [float(len(measured))]
 
         return Kind(key, key, "ms", measure, slices)
 
@@ -128,6 +128,7 @@ async def test_rounds_measure_all_kinds_in_changing_orders_and_the_first_is_thro
     assert len(set(orders)) > 4
     assert results.rounds["a"] == [[10.0 * number + orders[number].index("a") + 1] for number in range(1, 9)]
     assert [len(samples) for samples in results.rounds["e"]] == [3] * 8
+    assert 0.0 not in results.samples("e")
 
 
 def test_percentiles_are_over_all_calls_and_comparisons_within_each_round() -> None:

@@ -220,7 +220,11 @@ async def test_an_execution_makes_its_legal_moves_and_no_other(
     after = await store.read(lambda reader: reader.execution("e"))
     assert (moved is not None) == ((source, to) in EXECUTION_MOVES)
     if moved:
-        assert after == moved == before._replace(status=to, error="why", error_code=ErrorCode.REJECTED, ended_at_ms=NOW_MS + 1)
+        assert (
+            after
+            == moved
+            == before._replace(status=to, error="why", error_code=ErrorCode.REJECTED, ended_at_ms=NOW_MS + 1)
+        )
     else:
         assert after == before
     assert await store.read(lambda reader: reader.execution("neighbour")) == an_execution("neighbour")
