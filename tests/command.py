@@ -39,7 +39,7 @@ async def start(client: Client, execution_id: str, definition: Any = ECHO) -> No
     request = pb.StartRequest(
         workflow_id=definition.workflow_id, version_hash=definition.version_hash, input_json='{"q": "página"}'
     )
-    stub = pb_grpc.NexumServiceStub(client._channel)
+    stub = pb_grpc.NexumServiceStub(client._server.channel)
     await stub.StartExecution(request, metadata=(("nexum-execution-id", execution_id),))
 
 

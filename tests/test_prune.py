@@ -345,5 +345,5 @@ async def test_an_age_beyond_its_limit_is_refused_by_the_server_and_the_limit_is
 async def test_without_an_age_the_server_prunes_nothing(client: Client) -> None:
     await finish(client, "e")
     with pytest.raises(InvalidRequest, match="Prune needs nexum-older-than-ms"):
-        await client._call(client._prune, pb.StatusRequest())
+        await client._server.call(client._prune, pb.StatusRequest())
     assert (await client.status("e")).status == "COMPLETED"

@@ -124,7 +124,7 @@ async def test_show_cannot_be_made_to_move_the_terminal(client: Client, address:
     await client.register(built)
     sent = json.dumps({"q": EVIL}, ensure_ascii=False)
     request = pb.StartRequest(workflow_id=built.workflow_id, version_hash=built.version_hash, input_json=sent)
-    stub = pb_grpc.NexumServiceStub(client._channel)
+    stub = pb_grpc.NexumServiceStub(client._server.channel)
     await stub.StartExecution(request, metadata=(("nexum-execution-id", "e"),))
     claimed = await client.poll(f"worker{EVIL}", built, lease_ms=60_000, wait_ms=0)
     assert claimed is not None

@@ -285,7 +285,7 @@ async def test_all_calls_of_a_client_go_on_one_stream(server: Server, client: Cl
 
 async def test_a_server_that_knows_no_such_stream_is_asked_call_by_call(server: Server, client: Client) -> None:
     counts = counted(client)
-    client._calls._open_stream = client._channel.stream_stream("/nexum.NexumExtensions/OfTheFuture")
+    client._calls._open_stream = client._server.channel.stream_stream("/nexum.NexumExtensions/OfTheFuture")
     built = one_node(quick)
     await client.register(built)
 

@@ -28,6 +28,7 @@ from pydantic import BaseModel, RootModel
 
 from nexum_runtime import Client, InvalidRequest, NexumError, Outcome, TaskError, Worker, batches, idempotency_key, wire
 from nexum_runtime.client import ERROR_LIMIT
+from nexum_runtime.connection import Connection
 from nexum_runtime.server.app import Server
 from nexum_runtime.server.lifecycle import StartOrder
 from nexum_runtime.text import printable
@@ -654,7 +655,7 @@ async def started(client: Client, built: Any) -> str:
     """Start an execution and do not wait for its end."""
     await client.register(built)
     request = pb.StartRequest(workflow_id=built.workflow_id, version_hash=built.version_hash, input_json="{}")
-    return str((await pb_grpc.NexumServiceStub(client._channel).StartExecution(request)).execution_id)
+    return str((await pb_grpc.NexumServiceStub(client._server.channel).StartExecution(request)).execution_id)
 
 
 # Several at once
@@ -694,10 +695,10 @@ async def test_many_tasks_and_results_travel_in_few_messages_where_both_sides_kn
 
     monkeypatch.setattr(batches, "pack", counted)
     if not in_batches:
-        metadata = Client._metadata
+        metadata = Connection.metadata
         monkeypatch.setattr(
-            Client,
-            "_metadata",
+            Connection,
+            "metadata",
             lambda self, sent: metadata(self, {key: sent[key] for key in sent if key != wire.BATCHES}),
         )
     built = one_node(hold)
@@ -1110,7 +1111,7 @@ async def test_a_worker_registers_its_workflow_with_a_server_that_has_lost_its_d
 async def knows_workflow(address: str) -> bool:
     async with Client(address) as client:
         await client.check(PATIENCE_SECONDS)
-        stub = pb_grpc.NexumServiceStub(client._channel)
+        stub = pb_grpc.NexumServiceStub(client._server.channel)
         return bool((await stub.ListWorkflowVersions(pb.ListVersionsRequest(workflow_id="w"))).versions)
 
 

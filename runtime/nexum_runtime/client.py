@@ -2,14 +2,10 @@
 
 import asyncio
 import json
-import os
-import re
-import ssl
 import sys
 import uuid
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,43 +17,26 @@ from nexum.proto import nexum_pb2_grpc as pb_grpc
 
 from nexum_runtime import batches, local, tracing, wire
 from nexum_runtime.calls import Broken, Calls, Claim, Refused
+from nexum_runtime.connection import RECONNECT_SECONDS_MAX, RECONNECT_SECONDS_MIN, RPC_SECONDS, Connection
 from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import (
     DatabaseUnavailable,
     ExecutionTimeout,
-    InvalidRequest,
     LimitExceeded,
-    NexumError,
     NotFound,
     ServerUnavailable,
     TaskError,
-    Unauthenticated,
 )
 from nexum_runtime.idempotency import idempotent_by, key_of
 from nexum_runtime.local import LocalEffect, Patience
+from nexum_runtime.outgoing import Outgoing
 from nexum_runtime.text import redact
 
-RPC_SECONDS = 10.0  # for an answer that does not wait for anything
 FIRST_WAIT_MS, WAIT_MS = 1_500, 8_000  # of one Execute: short at first, so that `on_wait` can speak up early
 PRUNE_SECONDS = 600.0
-JOURNAL_SECONDS = 60.0
+JOURNAL_SECONDS = HISTORY_SECONDS = 60.0
 INSPECT_SECONDS = 30.0  # a database that another program writes to is waited for
 ERROR_LIMIT = 16 * 1024  # characters sent of an error's text
-RECONNECT_SECONDS_MIN, RECONNECT_SECONDS_MAX = 0.1, 1.0
-
-# Another try may succeed: the server is restarting, went away in mid-call, or its disk is full.
-PASSING = {
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-}
-CUT_OFF = "Internal error from Core"  # gRPC's own word when what was being sent could not be
-ERRORS: dict[grpc.StatusCode, type[NexumError]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
-    grpc.StatusCode.NOT_FOUND: NotFound,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: LimitExceeded,
-    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
-}
 
 Waiting = Literal["server", "database", "worker", "approval", "result"]
 """What a call waits for: a server that answers, or can write again, a worker that takes its task, a person's yes, or
@@ -104,28 +83,24 @@ class Client:
         tls_ca: Path | None = None,
         span_attributes: Callable[[], Mapping[str, str]] | None = None,
     ) -> None:
-        wire.split_address(address)  # gRPC would take anything, and never connect
         self.address = address
+        self._server = server = Connection(address, token, tls_ca)
         self._span_attributes = span_attributes
         self._max_message_bytes = sys.maxsize  # until the server has told
-        token = token or os.environ.get("NEXUM_TOKEN")
-        self._token = wire.check_token(token, "NEXUM_TOKEN") if token else None
-        self._tls_ca = tls_ca or _path_from_environment("NEXUM_TLS_CA")
-        self._channel = _channel(address, self._tls_ca)
-        self._stub = pb_grpc.NexumServiceStub(self._channel)
-        self._execute = self._extension("Execute", pb.StartRequest, pb.StatusResponse)
-        self._resolve = self._extension("Resolve", pb.RejectRequest, pb.AckResponse)
-        self._prune = self._extension("Prune", pb.StatusRequest, pb.AckResponse)
-        self._inspect = self._extension("Inspect", pb.StatusRequest, pb.StatusResponse)
-        self._definition = self._extension("Definition", pb.WorkflowIR, pb.WorkflowIR)
-        self._heartbeat = self._extension("Heartbeat", pb.PollRequest, pb.AckResponse)
-        self._history = self._streaming_extension("History", pb.StatusRequest, pb.StatusResponse)
-        self._journal = self._streaming_extension("Journal", pb.StatusRequest, pb.StatusResponse)
-        self._stream_tasks = self._channel.stream_stream(f"/{wire.EXTENSIONS}/StreamTasks")
-        stream_calls = self._channel.stream_stream(f"/{wire.EXTENSIONS}/StreamCalls")  # bytes: see `calls`
-        self._calls = Calls(lambda: stream_calls(metadata=self._metadata({})))
+        self._stub = pb_grpc.NexumServiceStub(server.channel)
+        self._execute = server.extension("Execute", pb.StartRequest, pb.StatusResponse)
+        self._resolve = server.extension("Resolve", pb.RejectRequest, pb.AckResponse)
+        self._prune = server.extension("Prune", pb.StatusRequest, pb.AckResponse)
+        self._inspect = server.extension("Inspect", pb.StatusRequest, pb.StatusResponse)
+        self._definition = server.extension("Definition", pb.WorkflowIR, pb.WorkflowIR)
+        self._heartbeat = server.extension("Heartbeat", pb.PollRequest, pb.AckResponse)
+        self._history = server.streaming_extension("History", pb.StatusRequest, pb.StatusResponse)
+        self._journal = server.streaming_extension("Journal", pb.StatusRequest, pb.StatusResponse)
+        self._stream_tasks = server.channel.stream_stream(f"/{wire.EXTENSIONS}/StreamTasks")
+        stream_calls = server.channel.stream_stream(f"/{wire.EXTENSIONS}/StreamCalls")  # bytes: see `calls`
+        self._calls = Calls(lambda: stream_calls(metadata=server.metadata({})))
         self._has_calls = True  # as far as is known
-        self._attend = self._streaming_extension("Attend", pb.PollRequest, pb.AckResponse)
+        self._attend = server.streaming_extension("Attend", pb.PollRequest, pb.AckResponse)
 
     async def __aenter__(self) -> "Client":
         return self
@@ -135,14 +110,14 @@ class Client:
 
     async def close(self) -> None:
         self._calls.close()
-        await self._channel.close()
+        await self._server.channel.close()
 
     async def check(self, seconds: float = 2.0) -> None:
         """Return when a Nexum server answers at the address; raise ServerUnavailable if none does in time."""
         deadline = asyncio.get_running_loop().time() + seconds
         while True:
             try:
-                await self._call(self._stub.ListExecutions, pb.ListRequest(limit=1), timeout=seconds)
+                await self._server.call(self._stub.ListExecutions, pb.ListRequest(limit=1), timeout=seconds)
                 return
             except ServerUnavailable:
                 if asyncio.get_running_loop().time() >= deadline:
@@ -157,7 +132,7 @@ class Client:
         request = pb.WorkflowIR(
             workflow_id=workflow.workflow_id, version_hash=workflow.version_hash, ir_json=workflow.ir_json
         )
-        acknowledgement, trailing = await self._call_with_trailing(
+        acknowledgement, trailing = await self._server.call_with_trailing(
             self._stub.RegisterWorkflow, request, {}, timeout=RPC_SECONDS
         )
         if limit := trailing.get(wire.MAX_MESSAGE_BYTES):
@@ -366,7 +341,7 @@ class Client:
     ) -> tuple[Any, dict[str, Any], Claim | None]:
         """One Execute: its answer, what was told of it, and the claim."""
         asked = await self._ask(request, metadata, seconds)
-        return asked or (*await self._call_with_trailing(self._execute, request, metadata, seconds), None)
+        return asked or (*await self._server.call_with_trailing(self._execute, request, metadata, seconds), None)
 
     async def _ask(
         self, request: Any, metadata: dict[str, str], seconds: float
@@ -377,18 +352,18 @@ class Client:
         try:
             return await self._calls.ask(request, metadata, seconds)
         except Refused as refusal:
-            raise self._error_of(refusal.code, str(refusal)) from None
+            raise self._server.error_of(refusal.code, str(refusal)) from None
         except grpc.aio.AioRpcError as error:
             if error.code() != grpc.StatusCode.UNIMPLEMENTED:
-                raise self._error(error) from None
+                raise self._server.error(error) from None
             self._has_calls = False
             return None
         except (Broken, TimeoutError):
-            raise ServerUnavailable(self._unreachable("")) from None
+            raise ServerUnavailable(self._server.unreachable("")) from None
 
     async def status(self, execution_id: str, *, wait_ms: int = 0) -> Outcome:
         """An execution as it is now, or with `wait_ms` as soon as it has ended."""
-        answer, trailing = await self._call_with_trailing(
+        answer, trailing = await self._server.call_with_trailing(
             self._stub.GetStatus,
             pb.StatusRequest(execution_id=execution_id),
             {wire.WAIT_MS: str(wait_ms)},
@@ -401,47 +376,53 @@ class Client:
     ) -> list[Any]:
         """The newest executions first, as nexum-py's ExecutionSummary messages; an empty filter lets all pass."""
         request = pb.ListRequest(limit=limit, status=status, workflow_id=workflow_id)
-        answer = await self._call(self._stub.ListExecutions, request, {wire.PREFIX: prefix} if prefix else {})
+        answer = await self._server.call(self._stub.ListExecutions, request, {wire.PREFIX: prefix} if prefix else {})
         return list(answer.executions)
 
     async def versions(self, workflow_id: str = "") -> list[Any]:
         """All versions of a workflow, or of every one, the newest first, as nexum-py's VersionInfo messages."""
-        answer = await self._call(self._stub.ListWorkflowVersions, pb.ListVersionsRequest(workflow_id=workflow_id))
+        answer = await self._server.call(
+            self._stub.ListWorkflowVersions, pb.ListVersionsRequest(workflow_id=workflow_id)
+        )
         return list(answer.versions)
 
     async def definition(self, workflow_id: str, version_hash: str = "") -> Any:
         """One version of a workflow with its IR, as nexum-py's WorkflowIR message; by default the newest."""
-        return await self._call(self._definition, pb.WorkflowIR(workflow_id=workflow_id, version_hash=version_hash))
+        return await self._server.call(
+            self._definition, pb.WorkflowIR(workflow_id=workflow_id, version_hash=version_hash)
+        )
 
     async def inspect(self) -> dict[str, Any]:
         """What `nexum doctor` goes by: `database`, `executions`, `workers`, `waiting`, `running`, `expired` and
         `unknown`, as the server's `Engine.inspect` and `Store.inspect` describe them."""
-        answer = await self._call(self._inspect, pb.StatusRequest(), timeout=INSPECT_SECONDS)
+        answer = await self._server.call(self._inspect, pb.StatusRequest(), timeout=INSPECT_SECONDS)
         return dict(json.loads(answer.completed_nodes_json))
 
     async def approvals(self) -> list[Any]:
         """What waits for a person's yes, as nexum-py's messages: `execution_id`, `node_id`, `workflow_id` and
         `started_at`, since when."""
-        return list((await self._call(self._stub.GetPendingApprovals, pb.EmptyRequest())).items)
+        return list((await self._server.call(self._stub.GetPendingApprovals, pb.EmptyRequest())).items)
 
     async def approve(self, execution_id: str, node_id: str, approver: str, comment: str = "") -> str:
         """Say yes to a node that waits for it. Returns what came of it, in words."""
         request = pb.ApproveRequest(execution_id=execution_id, node_id=node_id, approver=approver, comment=comment)
-        return str((await self._call(self._stub.ApproveTask, request)).message)
+        return str((await self._server.call(self._stub.ApproveTask, request)).message)
 
     async def reject(self, execution_id: str, node_id: str, approver: str, reason: str) -> str:
         """Say no. Returns what came of it, in words."""
         request = pb.RejectRequest(execution_id=execution_id, node_id=node_id, approver=approver, reason=reason)
-        return str((await self._call(self._stub.RejectTask, request)).message)
+        return str((await self._server.call(self._stub.RejectTask, request)).message)
 
     async def history(self, execution_id: str) -> AsyncIterator[dict[str, Any]]:
         """All that is known of an execution, or of every one under a prefix that ends in "/", oldest first."""
-        call = self._history(pb.StatusRequest(execution_id=execution_id), metadata=self._metadata({}), timeout=60.0)
+        call = self._history(
+            pb.StatusRequest(execution_id=execution_id), metadata=self._server.metadata({}), timeout=60.0
+        )
         try:
             async for answer in call:
                 yield json.loads(answer.completed_nodes_json)
         except grpc.aio.AioRpcError as error:
-            raise self._error(error) from None
+            raise self._server.error(error) from None
 
     async def journal(self, prefix: str) -> dict[str, dict[str, Any]]:
         """The outputs of every COMPLETED execution under a prefix, in one call: `{execution_id: {node: output}}`.
@@ -450,29 +431,29 @@ class Client:
         """
         found: dict[str, dict[str, Any]] = {}
         call = self._journal(
-            pb.StatusRequest(execution_id=prefix), metadata=self._metadata({}), timeout=JOURNAL_SECONDS
+            pb.StatusRequest(execution_id=prefix), metadata=self._server.metadata({}), timeout=JOURNAL_SECONDS
         )
         try:
             async for part in call:
                 found |= json.loads(part.completed_nodes_json)
         except grpc.aio.AioRpcError as error:
-            raise self._error(error) from None
+            raise self._server.error(error) from None
         return found
 
     async def attend(self, worker_id: str) -> AsyncIterator[None]:
         """Be seen by the server as this worker: yields when it does. Its tasks are given up when this ends."""
-        call = self._attend(pb.PollRequest(worker_id=worker_id), metadata=self._metadata({}))
+        call = self._attend(pb.PollRequest(worker_id=worker_id), metadata=self._server.metadata({}))
         try:
             async for _ in call:
                 yield
         except grpc.aio.AioRpcError as error:
-            raise self._error(error) from None
+            raise self._server.error(error) from None
         finally:
             call.cancel()
 
     async def cancel(self, execution_id: str) -> str:
         """Cancel an execution. Returns what came of it, in words."""
-        answer = await self._call(self._stub.CancelExecution, pb.CancelRequest(execution_id=execution_id))
+        answer = await self._server.call(self._stub.CancelExecution, pb.CancelRequest(execution_id=execution_id))
         return str(answer.message)
 
     async def resolve(
@@ -483,7 +464,7 @@ class Client:
         `node_id` says which node when the outcome of several is unknown. Returns what came of it, in words.
         """
         request = pb.RejectRequest(execution_id=execution_id, node_id=node_id, reason=text)
-        answer = await self._call(self._resolve, request, {wire.RESOLUTION: kind})
+        answer = await self._server.call(self._resolve, request, {wire.RESOLUTION: kind})
         return str(answer.message)
 
     async def prune(self, prefix: str, older_than_ms: int, *, dry_run: bool = False) -> dict[str, int]:
@@ -494,7 +475,7 @@ class Client:
         """
         metadata = {wire.OLDER_THAN_MS: str(older_than_ms), wire.DRY_RUN: str(dry_run).lower()}
         request = pb.StatusRequest(execution_id=prefix)
-        answer = await self._call(self._prune, request, metadata, timeout=PRUNE_SECONDS)
+        answer = await self._server.call(self._prune, request, metadata, timeout=PRUNE_SECONDS)
         return dict(json.loads(answer.message))
 
     # The worker's side
@@ -502,7 +483,7 @@ class Client:
     async def poll(self, worker_id: str, workflow: Definition, *, lease_ms: int, wait_ms: int = 0) -> Any | None:
         """Claim one task of this workflow, waiting up to `wait_ms` for it: nexum-py's PollResponse, or None."""
         metadata = {wire.LEASE_MS: str(lease_ms), wire.WAIT_MS: str(wait_ms)}
-        answer = await self._call(
+        answer = await self._server.call(
             self._stub.PollTask,
             pb.PollRequest(worker_id=worker_id, version_hash=workflow.version_hash),
             metadata | self._named(workflow),
@@ -525,7 +506,7 @@ class Client:
             wire.SLOTS: str(slots),
             wire.BATCHES: "true",
         }
-        call = self._stream_tasks(metadata=self._metadata(metadata | self._named(workflow)))
+        call = self._stream_tasks(metadata=self._server.metadata(metadata | self._named(workflow)))
         sending = None
         try:
             in_batches = dict(await call.initial_metadata()).get(wire.BATCHES) == "true"
@@ -536,7 +517,7 @@ class Client:
                 ):
                     yield answer
         except grpc.aio.AioRpcError as error:
-            raise self._error(error) from None
+            raise self._server.error(error) from None
         finally:
             call.cancel()
             if sending is not None:
@@ -558,7 +539,7 @@ class Client:
         if asked := await self._ask(pb.StartRequest(input_json=output_json), {wire.COMPLETES: task_id}, RPC_SECONDS):
             return str(asked[1][wire.MESSAGE])
         request = pb.CompleteRequest(task_id=task_id, output_json=output_json)
-        return str((await self._call(self._stub.CompleteTask, request)).message)
+        return str((await self._server.call(self._stub.CompleteTask, request)).message)
 
     async def fail(
         self,
@@ -583,156 +564,18 @@ class Client:
         }
         metadata = {key: str(value).lower() for key, value in flags.items()}
         request = pb.FailRequest(task_id=task_id, error_message=_wording(error))
-        return str((await self._call(self._stub.FailTask, request, metadata)).message)
+        return str((await self._server.call(self._stub.FailTask, request, metadata)).message)
 
     async def heartbeat(self, worker_id: str, task_ids: Collection[str]) -> list[str]:
         """Renew the leases of the tasks that this worker holds. Returns the ids of those it should stop."""
         held = wire.canonical_json(list(task_ids))
-        answer = await self._call(self._heartbeat, pb.PollRequest(worker_id=worker_id, version_hash=held))
+        answer = await self._server.call(self._heartbeat, pb.PollRequest(worker_id=worker_id, version_hash=held))
         return [str(task_id) for task_id in json.loads(answer.message)]
-
-    def _metadata(self, metadata: dict[str, str]) -> tuple[tuple[str, str], ...]:
-        for key, value in metadata.items():
-            if not wire.fits_header(value):  # gRPC would say so in no words of ours
-                raise InvalidRequest(f"{key} is {value[:80]!r}; it must be printable ASCII.")
-        token = {wire.AUTHORIZATION: f"Bearer {self._token}"} if self._token else {}
-        return tuple((metadata | token).items())
-
-    def _streaming_extension(self, name: str, request: Any, response: Any) -> Any:
-        path = f"/{wire.EXTENSIONS}/{name}"
-        return self._channel.unary_stream(path, request.SerializeToString, response.FromString)
-
-    def _extension(self, name: str, request: Any, response: Any) -> Any:
-        path = f"/{wire.EXTENSIONS}/{name}"
-        return self._channel.unary_unary(path, request.SerializeToString, response.FromString)
-
-    async def _call(
-        self, method: Any, request: Any, metadata: dict[str, str] | None = None, timeout: float = RPC_SECONDS
-    ) -> Any:
-        answer, _ = await self._call_with_trailing(method, request, metadata or {}, timeout)
-        return answer
-
-    async def _call_with_trailing(
-        self, method: Any, request: Any, metadata: dict[str, str], timeout: float
-    ) -> tuple[Any, dict[str, Any]]:
-        call = method(request, metadata=self._metadata(metadata), timeout=timeout)
-        try:
-            return await call, dict(await call.trailing_metadata() or ())
-        except grpc.aio.AioRpcError as error:
-            raise self._error(error) from None
-
-    def _error(self, error: grpc.aio.AioRpcError) -> NexumError:
-        return self._error_of(error.code(), error.details() or "")
-
-    def _error_of(self, code: grpc.StatusCode, details: str) -> NexumError:
-        if code in PASSING or details == CUT_OFF:
-            if details.startswith("Cannot use"):  # the server's own words; the others are gRPC's
-                return DatabaseUnavailable(details)
-            return ServerUnavailable(self._unreachable(details))
-        return ERRORS.get(code, NexumError)(details or f"Nexum at {self.address} answered {code.name}.")
-
-    def _unreachable(self, details: str) -> str:
-        """Why no server could be talked to, by the transport's `details`: no server, or not the same TLS as ours."""
-        if distrust := re.search(r"CERTIFICATE_VERIFY_FAILED: ([\w ]+)", details):
-            return (
-                f"The certificate of the server at {self.address} is not trusted ({distrust[1]}). "
-                f"Set NEXUM_TLS_CA to its certificate, or to that of its issuer; it is {self._tls_ca}."
-            )
-        if "Hostname Verification" in details:
-            return (
-                f"The certificate of the server at {self.address} is for another name. Set NEXUM_ADDRESS to a name "
-                "that is in it, or serve one with this name."
-            )
-        if details.startswith("failed to connect") and re.search("Socket closed|reset by peer|handshake", details):
-            if self._tls_ca:
-                how = "does not answer in TLS. Unset NEXUM_TLS_CA, or start it with --tls-cert and --tls-key."
-            else:
-                how = "hangs up. If it serves TLS (nexum dev --tls-cert), set NEXUM_TLS_CA to its certificate."
-            return f"The server at {self.address} {how}"
-        return (
-            f"No Nexum server answers at {self.address}. Start one with `nexum dev`, "
-            "or set NEXUM_ADDRESS to where one runs."
-        )
-
-
-class Outgoing:
-    """The completions that a worker sends on its stream: what comes while one is written goes together in the next."""
-
-    def __init__(self) -> None:
-        self._waiting: deque[Any] = deque()
-        self._call: Any = None  # as soon as it is open
-        self._in_batches = False
-        self._writing = asyncio.Lock()
-        self._has_ended = asyncio.Event()
-
-    def add(self, task_id: str, output_json: str) -> None:
-        """To be sent with the next, or when the stream is open."""
-        self._waiting.append(pb.CompleteRequest(task_id=task_id, output_json=output_json))
-
-    async def send(self, task_id: str, output_json: str) -> None:
-        """Return when it is on its way, or another call takes it along."""
-        self.add(task_id, output_json)
-        await self._write()
-
-    def end(self) -> None:
-        """Nothing more comes."""
-        self._has_ended.set()
-
-    async def run(self, call: Any, in_batches: bool) -> None:
-        """Send by this call from now on, and end its stream when this has ended."""
-        self._call, self._in_batches = call, in_batches
-        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            await self._write()
-            await self._has_ended.wait()
-            async with self._writing:
-                await self._write_all()
-                await call.done_writing()
-
-    async def _write(self) -> None:
-        if self._call is not None and not self._writing.locked():
-            with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # whoever reads the call is told why
-                async with self._writing:
-                    await self._write_all()
-
-    async def _write_all(self) -> None:
-        while self._waiting:
-            await self._call.write(self._next())
-
-    def _next(self) -> bytes:
-        if not self._in_batches:
-            return bytes(self._waiting.popleft().SerializeToString())
-        return batches.pack(batches.take(self._waiting, lambda request: [request]))
-
-
-def _channel(address: str, tls_ca: Path | None) -> Any:
-    options = [
-        ("grpc.enable_http_proxy", 0),  # a proxy for web pages is none for Nexum
-        ("grpc.use_local_subchannel_pool", 1),  # what another client has tried in vain is tried anew
-        ("grpc.max_receive_message_length", -1),  # the server has the limits
-        ("grpc.max_send_message_length", -1),
-        ("grpc.initial_reconnect_backoff_ms", int(RECONNECT_SECONDS_MIN * 1000)),
-        ("grpc.min_reconnect_backoff_ms", int(RECONNECT_SECONDS_MIN * 1000)),
-        ("grpc.max_reconnect_backoff_ms", int(RECONNECT_SECONDS_MAX * 1000)),
-    ]
-    if tls_ca is None:
-        return grpc.aio.insecure_channel(address, options=options)
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(tls_ca)  # gRPC would fail at every connection
-        certificates = tls_ca.read_bytes()
-    except ssl.SSLError:
-        raise InvalidRequest(f"{tls_ca} (NEXUM_TLS_CA) holds no certificate in PEM.") from None
-    except OSError as error:
-        raise InvalidRequest(f"Cannot read the certificates in {tls_ca} (NEXUM_TLS_CA): {error.strerror}.") from None
-    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(certificates), options=options)
 
 
 def _wording(error: str) -> str:
     """An error's text as it can be sent: no secrets, not too long, no half characters, which UTF-8 does not know."""
     return redact(error)[:ERROR_LIMIT].encode(errors="replace").decode()
-
-
-def _path_from_environment(name: str) -> Path | None:
-    return Path(os.environ[name]) if os.environ.get(name) else None
 
 
 def _tell(span: tracing.Span, outcome: Outcome) -> None:

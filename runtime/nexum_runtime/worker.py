@@ -17,7 +17,7 @@ import grpc
 
 from nexum_runtime import tracing, wire
 from nexum_runtime.attempt import CANCEL_SECONDS, Attempt
-from nexum_runtime.client import Client, Outgoing
+from nexum_runtime.client import Client
 from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import (
     InvalidRequest,
@@ -26,6 +26,7 @@ from nexum_runtime.errors import (
     ServerUnavailable,
     TaskError,
 )
+from nexum_runtime.outgoing import Outgoing
 
 LEASE_MS = 10_000
 HEARTBEATS_PER_LEASE = 3

@@ -1,0 +1,138 @@
+"""The way to a server: its address, the token and the certificates for it, and what gRPC says of it in our words."""
+
+import os
+import re
+import ssl
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from nexum_runtime import wire
+from nexum_runtime.errors import (
+    DatabaseUnavailable,
+    InvalidRequest,
+    LimitExceeded,
+    NexumError,
+    NotFound,
+    ServerUnavailable,
+    Unauthenticated,
+)
+
+RPC_SECONDS = 10.0  # for an answer that does not wait for anything
+RECONNECT_SECONDS_MIN, RECONNECT_SECONDS_MAX = 0.1, 1.0
+
+# Another try may succeed: the server is restarting, went away in mid-call, or its disk is full.
+PASSING = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+CUT_OFF = "Internal error from Core"  # gRPC's own word when what was being sent could not be
+ERRORS: dict[grpc.StatusCode, type[NexumError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: LimitExceeded,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+}
+
+
+class Connection:
+    """Of one client. `token` and `tls_ca` are as `Client` has them."""
+
+    def __init__(self, address: str, token: str | None, tls_ca: Path | None) -> None:
+        wire.split_address(address)  # gRPC would take anything, and never connect
+        self.address = address
+        token = token or os.environ.get("NEXUM_TOKEN")
+        self._token = wire.check_token(token, "NEXUM_TOKEN") if token else None
+        self._tls_ca = tls_ca or _path_from_environment("NEXUM_TLS_CA")
+        self.channel = _channel(address, self._tls_ca)
+
+    def metadata(self, metadata: dict[str, str]) -> tuple[tuple[str, str], ...]:
+        for key, value in metadata.items():
+            if not wire.fits_header(value):  # gRPC would say so in no words of ours
+                raise InvalidRequest(f"{key} is {value[:80]!r}; it must be printable ASCII.")
+        token = {wire.AUTHORIZATION: f"Bearer {self._token}"} if self._token else {}
+        return tuple((metadata | token).items())
+
+    def streaming_extension(self, name: str, request: Any, response: Any) -> Any:
+        path = f"/{wire.EXTENSIONS}/{name}"
+        return self.channel.unary_stream(path, request.SerializeToString, response.FromString)
+
+    def extension(self, name: str, request: Any, response: Any) -> Any:
+        path = f"/{wire.EXTENSIONS}/{name}"
+        return self.channel.unary_unary(path, request.SerializeToString, response.FromString)
+
+    async def call(
+        self, method: Any, request: Any, metadata: dict[str, str] | None = None, timeout: float = RPC_SECONDS
+    ) -> Any:
+        answer, _ = await self.call_with_trailing(method, request, metadata or {}, timeout)
+        return answer
+
+    async def call_with_trailing(
+        self, method: Any, request: Any, metadata: dict[str, str], timeout: float
+    ) -> tuple[Any, dict[str, Any]]:
+        call = method(request, metadata=self.metadata(metadata), timeout=timeout)
+        try:
+            return await call, dict(await call.trailing_metadata() or ())
+        except grpc.aio.AioRpcError as error:
+            raise self.error(error) from None
+
+    def error(self, error: grpc.aio.AioRpcError) -> NexumError:
+        return self.error_of(error.code(), error.details() or "")
+
+    def error_of(self, code: grpc.StatusCode, details: str) -> NexumError:
+        if code in PASSING or details == CUT_OFF:
+            if details.startswith("Cannot use"):  # the server's own words; the others are gRPC's
+                return DatabaseUnavailable(details)
+            return ServerUnavailable(self.unreachable(details))
+        return ERRORS.get(code, NexumError)(details or f"Nexum at {self.address} answered {code.name}.")
+
+    def unreachable(self, details: str) -> str:
+        """Why no server could be talked to, by the transport's `details`: no server, or not the same TLS as ours."""
+        if distrust := re.search(r"CERTIFICATE_VERIFY_FAILED: ([\w ]+)", details):
+            return (
+                f"The certificate of the server at {self.address} is not trusted ({distrust[1]}). "
+                f"Set NEXUM_TLS_CA to its certificate, or to that of its issuer; it is {self._tls_ca}."
+            )
+        if "Hostname Verification" in details:
+            return (
+                f"The certificate of the server at {self.address} is for another name. Set NEXUM_ADDRESS to a name "
+                "that is in it, or serve one with this name."
+            )
+        if details.startswith("failed to connect") and re.search("Socket closed|reset by peer|handshake", details):
+            if self._tls_ca:
+                how = "does not answer in TLS. Unset NEXUM_TLS_CA, or start it with --tls-cert and --tls-key."
+            else:
+                how = "hangs up. If it serves TLS (nexum dev --tls-cert), set NEXUM_TLS_CA to its certificate."
+            return f"The server at {self.address} {how}"
+        return (
+            f"No Nexum server answers at {self.address}. Start one with `nexum dev`, "
+            "or set NEXUM_ADDRESS to where one runs."
+        )
+
+
+def _channel(address: str, tls_ca: Path | None) -> Any:
+    options = [
+        ("grpc.enable_http_proxy", 0),  # a proxy for web pages is none for Nexum
+        ("grpc.use_local_subchannel_pool", 1),  # what another client has tried in vain is tried anew
+        ("grpc.max_receive_message_length", -1),  # the server has the limits
+        ("grpc.max_send_message_length", -1),
+        ("grpc.initial_reconnect_backoff_ms", int(RECONNECT_SECONDS_MIN * 1000)),
+        ("grpc.min_reconnect_backoff_ms", int(RECONNECT_SECONDS_MIN * 1000)),
+        ("grpc.max_reconnect_backoff_ms", int(RECONNECT_SECONDS_MAX * 1000)),
+    ]
+    if tls_ca is None:
+        return grpc.aio.insecure_channel(address, options=options)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(tls_ca)  # gRPC would fail at every connection
+        certificates = tls_ca.read_bytes()
+    except ssl.SSLError:
+        raise InvalidRequest(f"{tls_ca} (NEXUM_TLS_CA) holds no certificate in PEM.") from None
+    except OSError as error:
+        raise InvalidRequest(f"Cannot read the certificates in {tls_ca} (NEXUM_TLS_CA): {error.strerror}.") from None
+    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(certificates), options=options)
+
+
+def _path_from_environment(name: str) -> Path | None:
+    return Path(os.environ[name]) if os.environ.get(name) else None
