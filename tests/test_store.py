@@ -37,7 +37,8 @@ from nexum_runtime.server.store.base import (
     Transaction,
     Workflow,
 )
-from nexum_runtime.server.store.sqlite import BUSY_LOOK_MS, GROUP_LIMIT, MIGRATIONS, SCHEMA_VERSION, SqliteStore
+from nexum_runtime.server.store.schema import MIGRATIONS, SCHEMA_VERSION
+from nexum_runtime.server.store.sqlite import BUSY_LOOK_MS, GROUP_LIMIT, SqliteStore
 
 BACKENDS: dict[str, Callable[[Path], Store]] = {
     "sqlite": lambda folder: SqliteStore(folder / "store.db"),

@@ -14,39 +14,16 @@ from pathlib import Path
 from typing import IO
 
 from nexum_runtime.server.store.base import StoreUnavailable
+from nexum_runtime.server.store.failures import LOST_LOG, OTHER_FILE, unusable, unusable_because
 
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 PID_BYTES = 20  # of the process in a lock file
 WAL_MAGICS = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")  # how logs of SQLite begin, by their byte order
 
-OTHER_FILE = "Give Nexum a file of its own with --db."
-ROOM = "Make room on its disk (or raise the quota, or the limit on the size of files)."
-LOST_LOG = "Results may be missing that are nowhere else: put the right log there, or move this away to do without."
-PERMISSION = "The user that Nexum runs as must be able to read and to write the file and its folder."
-_NEXT = {
-    errno.ENOSPC: ROOM,
-    errno.EDQUOT: ROOM,
-    errno.EFBIG: ROOM,
-    errno.EACCES: PERMISSION,
-    errno.EPERM: PERMISSION,
-    errno.EROFS: "Make its file system writable, or name another file with --db.",
-    errno.EISDIR: "Name a file in it with --db.",
-}
-
 
 def wal_of(path: Path) -> Path:
     """The log beside a database: what is committed and not yet in the file itself."""
     return Path(f"{path}-wal")
-
-
-def unusable(path: Path, why: str, what_next: str) -> StoreUnavailable:
-    return StoreUnavailable(f"Cannot use the database {path}: {why}. {what_next}")
-
-
-def unusable_because(path: Path, error: OSError) -> StoreUnavailable:
-    where = f" ({error.filename})" if error.filename and Path(error.filename) != path else ""
-    what_next = _NEXT.get(error.errno or 0, "Name another file with --db.")
-    return unusable(path, f"{error.strerror or error}{where}", what_next)
 
 
 class Lock:

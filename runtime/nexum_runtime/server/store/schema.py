@@ -1,0 +1,54 @@
+"""The schema's version, and the SQL that brings an older database forward.
+
+What is stored, and why: schema.sql.
+"""
+
+from pathlib import Path
+
+SCHEMA_VERSION = 3
+APPLICATION_ID = 0x4E58554D  # "NXUM": another program's database is never taken for ours
+
+SCHEMA = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
+
+_TABLES = {  # of version 2, with their columns, but for events; each comes after those that it refers to
+    "workflows": "seq, workflow_id, version_hash, ir_json, compatibility, registered_at_ms",
+    "executions": "seq, execution_id, workflow_id, version_hash, status, input_json, max_attempts, error, error_code, "
+    "created_at_ms, ended_at_ms, effect, timeout_ms",
+    "tasks": "seq, task_key, execution_id, workflow_id, version_hash, node_id, node_type, status, attempt, "
+    "attempt_limit, available_at_ms, worker_id, lease_ms, lease_expires_at_ms, output_json, error, error_code",
+}
+_INDEXES = """
+    workflows_by_hash executions_by_workflow executions_by_status executions_running
+    tasks_ready tasks_leased tasks_of_worker events_of_execution
+"""
+_renamed = " ".join(
+    [f"ALTER TABLE {table} RENAME TO old_{table};" for table in _TABLES]
+    + ["ALTER TABLE events RENAME TO old_events;"]
+    + [f"DROP INDEX {index};" for index in _INDEXES.split()]
+)
+_copied = " ".join(
+    [f"INSERT INTO {table} ({columns}) SELECT {columns} FROM old_{table};" for table, columns in _TABLES.items()]
+    + [
+        """
+        INSERT INTO events (seq, at_ms, type, node_id, attempt, data_json)
+        SELECT (x.seq << 20) + row_number() OVER (PARTITION BY x.seq ORDER BY v.seq), at_ms, type, node_id, attempt,
+            data_json
+        FROM old_events v JOIN executions x USING (execution_id);
+        """
+    ]
+    + [f"DROP TABLE old_{table};" for table in ("events", *reversed(_TABLES))]
+)
+
+MIGRATIONS = {  # schema version → the SQL that makes it the next one
+    1: """
+        ALTER TABLE executions ADD COLUMN effect TEXT NOT NULL DEFAULT 'idempotent'
+            CHECK (effect IN ('read', 'idempotent', 'once'));
+        ALTER TABLE executions ADD COLUMN timeout_ms INTEGER;
+        CREATE INDEX executions_running ON executions (execution_id) WHERE status = 'RUNNING';
+    """,
+    2: f"""
+        {_renamed}
+        {SCHEMA}
+        {_copied}
+    """,
+}
