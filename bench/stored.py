@@ -8,11 +8,13 @@ from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
+from nexum_runtime.server.store.schema import EVENT_BITS
+
 CACHE_KIB = 512 * 1024  # the index over ids is written all over
 NUMBERS = {
     "executions": "copied.seq + copies.number",
     "tasks": "copied.seq + copies.number * (SELECT count(*) FROM copied)",
-    "events": "copied.seq + (copies.number << 20)",  # which begin with the execution's
+    "events": f"copied.seq + (copies.number << {EVENT_BITS})",  # which begin with the execution's
 }
 
 

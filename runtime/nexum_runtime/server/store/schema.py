@@ -1,4 +1,4 @@
-"""The schema's version, and the SQL that brings an older database forward.
+"""The schema's version, how events are numbered in it, and the SQL that brings an older database forward.
 
 What is stored, and why: schema.sql.
 """
@@ -7,6 +7,7 @@ from pathlib import Path
 
 SCHEMA_VERSION = 3
 APPLICATION_ID = 0x4E58554D  # "NXUM": another program's database is never taken for ours
+EVENT_BITS = 20  # an event's number is its execution's and so many bits of its own; schema.sql has them too
 
 SCHEMA = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
 
@@ -29,10 +30,10 @@ _renamed = " ".join(
 _copied = " ".join(
     [f"INSERT INTO {table} ({columns}) SELECT {columns} FROM old_{table};" for table, columns in _TABLES.items()]
     + [
-        """
+        f"""
         INSERT INTO events (seq, at_ms, type, node_id, attempt, data_json)
-        SELECT (x.seq << 20) + row_number() OVER (PARTITION BY x.seq ORDER BY v.seq), at_ms, type, node_id, attempt,
-            data_json
+        SELECT (x.seq << {EVENT_BITS}) + row_number() OVER (PARTITION BY x.seq ORDER BY v.seq), at_ms, type, node_id,
+            attempt, data_json
         FROM old_events v JOIN executions x USING (execution_id);
         """
     ]

@@ -22,7 +22,7 @@ from nexum_runtime.server.store.rows import (
     number_of,
     task_of,
 )
-from nexum_runtime.server.store.schema import SCHEMA_VERSION
+from nexum_runtime.server.store.schema import EVENT_BITS, SCHEMA_VERSION
 
 KEY_BYTES = 8  # of a task's key: no stale one is that of another task, nor can one be guessed
 
@@ -31,10 +31,12 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 # The statements of every call: the same text each time, so that SQLite's module finds them prepared.
 _ADD_EXECUTION = f"INSERT INTO executions ({EXECUTION}) VALUES ({marks(Execution._fields)})"
 _ADD_TASK = f"INSERT INTO tasks (seq, {TASK}) VALUES (?, {marks(Task._fields)})"
-_ADD_EVENT = """
+_ADD_EVENT = f"""
     INSERT INTO events (seq, at_ms, type, node_id, attempt, data_json)
-    SELECT coalesce((SELECT max(seq) FROM events WHERE seq BETWEEN x.seq << 20 AND (x.seq << 20) + 1048575),
-        x.seq << 20) + 1, ?2, ?3, ?4, ?5, ?6 FROM executions x WHERE execution_id = ?1
+    SELECT coalesce(
+        (SELECT max(seq) FROM events
+         WHERE seq BETWEEN x.seq << {EVENT_BITS} AND (x.seq << {EVENT_BITS}) + {(1 << EVENT_BITS) - 1}),
+        x.seq << {EVENT_BITS}) + 1, ?2, ?3, ?4, ?5, ?6 FROM executions x WHERE execution_id = ?1
 """
 _FINISH = {
     key: "UPDATE tasks SET status = 'DONE', output_json = ?, lease_expires_at_ms = NULL, available_at_ms = 0, "
