@@ -28,7 +28,9 @@ from processes import NexumDev
 
 from nexum_runtime import batches, wire
 from nexum_runtime.server.engine import Engine
-from nexum_runtime.server.service import NexumExtensions, NexumService, Registrations, Waiting
+from nexum_runtime.server.extensions import NexumExtensions
+from nexum_runtime.server.peers import Registrations, Waiting
+from nexum_runtime.server.service import NexumService
 
 CHANNELS = 4
 IN_FLIGHT = 50  # calls at once, over all channels

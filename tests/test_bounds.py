@@ -21,7 +21,7 @@ from test_wire import ECHO, FOREVER_MS, Text, Wire, poll_request, start_request,
 
 from nexum_runtime import Client
 from nexum_runtime.errors import LimitExceeded
-from nexum_runtime.server import engine, lifecycle, service
+from nexum_runtime.server import engine, lifecycle, peers
 from nexum_runtime.server.app import Server
 from nexum_runtime.server.store.sqlite import SqliteStore
 
@@ -130,9 +130,9 @@ async def test_a_client_has_2000_calls_waiting_and_no_more_while_others_go_on(
         greedy = Wire(channel)
         held = [
             asyncio.create_task(greedy.answer("GetStatus", status_request(), wait_ms=FOREVER_MS))
-            for _ in range(service.WAITING_LIMIT)
+            for _ in range(peers.WAITING_LIMIT)
         ]
-        await waiting(server, service.WAITING_LIMIT)
+        await waiting(server, peers.WAITING_LIMIT)
         for method, request in (
             ("GetStatus", status_request()),
             ("PollTask", poll_request()),
@@ -152,7 +152,7 @@ async def test_the_requests_of_a_client_s_waiting_calls_are_so_large_and_no_larg
     server: Server, wired: Wire, client: Client, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request stays in memory for as long as its call waits."""
-    monkeypatch.setattr(service, "WAITING_MIB_LIMIT", 1)
+    monkeypatch.setattr(peers, "WAITING_MIB_LIMIT", 1)
     large = start_request(json.dumps("x" * 700_000))
     await wired.start("small")
     async with grpc.aio.insecure_channel(address, options=OWN_CONNECTION) as channel:
@@ -278,7 +278,7 @@ async def test_so_many_attempts_that_are_to_stop_are_remembered_the_latest_ones(
 async def test_so_many_registrations_are_remembered_the_latest_ones(
     wired: Wire, client: Client, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "REGISTRATIONS_LIMIT", 1)
+    monkeypatch.setattr(peers, "REGISTRATIONS_LIMIT", 1)
     twin = workflow("twin").effect("run", Text, unused).build()
     await wired.start()
     async with grpc.aio.insecure_channel(address, options=OWN_CONNECTION) as channel:

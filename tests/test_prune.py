@@ -19,7 +19,7 @@ from nexum_runtime import Client, InvalidRequest, NotFound
 from nexum_runtime.cli.base import NO_SERVER, USAGE
 from nexum_runtime.server.app import Server
 from nexum_runtime.server.engine import PRUNE_BATCH
-from nexum_runtime.server.service import AGE_MS_LIMIT
+from nexum_runtime.server.extensions import AGE_MS_LIMIT
 from nexum_runtime.server.states import Event, ExecutionStatus
 from nexum_runtime.server.store.base import Execution, Store, Transaction
 from nexum_runtime.server.store.sqlite import SqliteStore

@@ -18,7 +18,7 @@ from test_worker import one_node, quick, working
 
 from nexum_runtime import Client, InvalidRequest, LimitExceeded, ServerUnavailable, batches
 from nexum_runtime.calls import Broken, Calls
-from nexum_runtime.server import service
+from nexum_runtime.server import peers
 from nexum_runtime.server.app import Server, ServerConfig
 
 __all__ = ["wired"]
@@ -200,7 +200,7 @@ async def test_a_server_that_stops_answers_what_waits_with_what_there_is(tmp_pat
 async def test_a_stream_may_not_have_more_calls_waiting_than_a_client_may(
     stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "WAITING_LIMIT", 2)
+    monkeypatch.setattr(peers, "WAITING_LIMIT", 2)
     for number in "123":
         await stream.starts(number, f"e-{number}", wait_ms=FOREVER_MS)
     number, code, told, _ = await stream.answer()

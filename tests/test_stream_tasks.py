@@ -20,7 +20,7 @@ from test_wire import ECHO, MIB, Text, Wire, poll_request, start_request, unused
 
 from nexum_runtime import Client, InvalidRequest, ServerUnavailable, batches
 from nexum_runtime.idempotency import key_of
-from nexum_runtime.server import service
+from nexum_runtime.server import worker_calls
 from nexum_runtime.server.app import Server
 from nexum_runtime.server.engine import JOURNAL_PART_CHARS
 from nexum_runtime.server.lifecycle import StartOrder
@@ -233,7 +233,7 @@ async def test_a_thousand_completions_at_once_are_recorded_and_acknowledged_toge
 async def test_no_more_completions_are_read_than_can_be_recorded(
     channel: grpc.aio.Channel, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "COMPLETIONS_LIMIT", 3)
+    monkeypatch.setattr(worker_calls, "COMPLETIONS_LIMIT", 3)
     under_way, most, record = 0, 0, server.engine.record
 
     def counted(task_id: str, output_json: str) -> asyncio.Future[str]:

@@ -14,7 +14,9 @@ import grpc
 from nexum_runtime import tracing, wire
 from nexum_runtime.errors import InvalidRequest
 from nexum_runtime.server.engine import Engine
-from nexum_runtime.server.service import NexumExtensions, NexumService, Registrations, TokenCheck, Waiting
+from nexum_runtime.server.extensions import NexumExtensions
+from nexum_runtime.server.peers import Registrations, TokenCheck, Waiting
+from nexum_runtime.server.service import NexumService
 from nexum_runtime.server.store.sqlite import SqliteStore
 from nexum_runtime.text import MIB
 
