@@ -17,7 +17,7 @@ from bench.context import SLICES
 from bench.measure import WARM_UP, Comparison, Kind, Results, per_second, run_rounds
 from bench.stored import fill
 from nexum_runtime.server.engine import Engine
-from nexum_runtime.server.lifecycle import StartOrder
+from nexum_runtime.server.shapes import StartOrder
 from nexum_runtime.server.store.sqlite import SqliteStore
 
 ROOT = Path(__file__).parents[1]

@@ -21,8 +21,9 @@ from test_wire import ECHO, FOREVER_MS, Text, Wire, poll_request, start_request,
 
 from nexum_runtime import Client
 from nexum_runtime.errors import LimitExceeded
-from nexum_runtime.server import engine, lifecycle, peers
+from nexum_runtime.server import course, engine, executions, peers
 from nexum_runtime.server.app import Server
+from nexum_runtime.server.shapes import Resolution
 from nexum_runtime.server.store.sqlite import SqliteStore
 
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
@@ -179,7 +180,7 @@ async def test_the_requests_of_a_client_s_waiting_calls_are_so_large_and_no_larg
 async def test_a_session_has_so_many_executions_under_way_and_no_more_while_its_neighbours_go_on(
     wired: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "RUNNING_LIMIT", 3)
+    monkeypatch.setattr(course, "RUNNING_LIMIT", 3)
     for number in range(3):
         await wired.start(f"s/{number}")
     assert await wired.refusal("Execute", start_request(), execution_id="s/3", wait_ms="0") == (
@@ -206,7 +207,7 @@ async def test_a_poll_names_the_version_in_1_to_200_characters(wired: Wire, vers
 async def test_a_database_knows_so_many_versions_of_workflows_and_no_more(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lifecycle, "WORKFLOWS_LIMIT", 3)
+    monkeypatch.setattr(executions, "WORKFLOWS_LIMIT", 3)
     for version_hash in ("h", "h2", "h3"):
         await bench.register(ONE, version_hash=version_hash)
     with pytest.raises(LimitExceeded, match="This database knows 3 versions of workflows already"):
@@ -220,11 +221,11 @@ async def test_a_database_knows_so_many_versions_of_workflows_and_no_more(
 
 
 async def test_more_versions_run_than_their_graphs_are_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifecycle, "GRAPHS_KEPT", 2)
+    monkeypatch.setattr(course, "GRAPHS_KEPT", 2)
     for number in range(5):
         await bench.register(ONE, workflow_id=f"w{number}")
         await bench.start(f"e{number}", workflow_id=f"w{number}")
-    assert len(bench.engine._lifecycle._graphs) <= 2
+    assert len(bench.engine._executions._course._graphs) <= 2
     for number in range(5):
         claimed = await bench.engine.poll("worker", "h", [f"w{number}"], 10_000)
         assert claimed is not None
@@ -233,7 +234,7 @@ async def test_more_versions_run_than_their_graphs_are_kept(bench: Bench, monkey
 
 
 async def test_an_execution_is_not_started_afresh_for_ever(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifecycle, "EVENTS_LIMIT", 20)
+    monkeypatch.setattr(course, "EVENTS_LIMIT", 20)
     await bench.register(ONE)
 
     async def again_and_again() -> None:
@@ -244,13 +245,13 @@ async def test_an_execution_is_not_started_afresh_for_ever(bench: Bench, monkeyp
     with pytest.raises(LimitExceeded, match="Execution e has 20 events already, and is not tried again"):
         await again_and_again()
     with pytest.raises(LimitExceeded):
-        await bench.engine.resolve("e", "", lifecycle.Resolution("retry"))
+        await bench.engine.resolve("e", "", Resolution("retry"))
     assert (await bench.start()).before == "CANCELLED", "it is still told"
     assert len(await bench.story()) <= 21
 
 
 async def test_a_task_is_not_claimed_and_given_back_for_ever(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifecycle, "EVENTS_LIMIT", 10)
+    monkeypatch.setattr(course, "EVENTS_LIMIT", 10)
     await bench.register(ONE)
     await bench.start(max_attempts=2)
     for _ in range(10):

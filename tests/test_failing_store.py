@@ -30,7 +30,7 @@ from nexum_runtime import Client, ExecutionTimeout, ServerUnavailable, Worker
 from nexum_runtime.cli.base import NO_SERVER
 from nexum_runtime.client import Outcome
 from nexum_runtime.server.engine import Engine
-from nexum_runtime.server.lifecycle import StartOrder
+from nexum_runtime.server.shapes import StartOrder
 from nexum_runtime.server.store.base import StoreUnavailable
 from nexum_runtime.server.store.sqlite import SqliteStore
 

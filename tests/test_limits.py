@@ -8,7 +8,7 @@ from nexum.proto import nexum_pb2 as pb
 from test_wire import ECHO, Wire, poll_request, start_request, status_request, wired
 
 from nexum_runtime import Client, wire
-from nexum_runtime.server.engine import NAME_LIMIT
+from nexum_runtime.server.checks import NAME_LIMIT
 from nexum_runtime.server.graph import NODE_ID_LIMIT, NODES_LIMIT
 from nexum_runtime.server.messages import LIST_LIMIT
 from nexum_runtime.server.worker_calls import HELD_LIMIT

@@ -20,7 +20,7 @@ from test_demo import ROOT, SHORT_LEASE_MS, Stage, completed, ended_calls, no_tr
 from test_engine import CHAIN, LEASE_MS, ONE, PAIR, Bench, bench
 
 from nexum_runtime.errors import InvalidRequest, NotFound
-from nexum_runtime.server.lifecycle import Resolution, Started
+from nexum_runtime.server.shapes import Resolution, Started
 
 __all__ = ["bench", "stage"]
 
@@ -431,7 +431,7 @@ async def test_an_attempt_that_was_given_back_unused_has_not_begun(bench: Bench)
     await start_once(bench)
     claimed = await bench.poll()
     assert claimed is not None
-    await bench.engine._commit(lambda tx, notices: bench.engine._lifecycle.give_back(tx, notices, claimed.task))
+    await bench.engine._commits.make(lambda tx, notices: bench.engine._attempts.give_back(tx, notices, claimed.task))
     await bench.engine.cancel("e")
     await start_once(bench, restart="failed")
     await bench.lose(1)

@@ -21,8 +21,10 @@ from test_engine import ir
 from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, NexumError
 from nexum_runtime.server import graph
-from nexum_runtime.server.engine import EXECUTION_ID, Engine
-from nexum_runtime.server.lifecycle import RETRY_DELAY_MS_MAX, Resolution, StartOrder
+from nexum_runtime.server.attempts import RETRY_DELAY_MS_MAX
+from nexum_runtime.server.checks import EXECUTION_ID
+from nexum_runtime.server.engine import Engine
+from nexum_runtime.server.shapes import Resolution, StartOrder
 from nexum_runtime.server.states import ErrorCode, Event, ExecutionStatus, TaskStatus
 from nexum_runtime.server.store.base import EventRow, Execution, Reader, Task
 from nexum_runtime.server.store.sqlite import SqliteStore

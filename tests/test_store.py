@@ -25,7 +25,7 @@ from slow_disk import hold_commits
 
 from nexum_runtime.errors import NotFound
 from nexum_runtime.server.engine import Engine
-from nexum_runtime.server.lifecycle import StartOrder
+from nexum_runtime.server.shapes import StartOrder
 from nexum_runtime.server.states import ErrorCode, Event, ExecutionStatus, TaskStatus
 from nexum_runtime.server.store.base import (
     Approval,

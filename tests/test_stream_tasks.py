@@ -23,7 +23,7 @@ from nexum_runtime.idempotency import key_of
 from nexum_runtime.server import worker_calls
 from nexum_runtime.server.app import Server
 from nexum_runtime.server.engine import JOURNAL_PART_CHARS
-from nexum_runtime.server.lifecycle import StartOrder
+from nexum_runtime.server.shapes import StartOrder
 from nexum_runtime.server.store.base import StoreUnavailable
 
 __all__ = ["wired"]

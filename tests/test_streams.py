@@ -12,8 +12,8 @@ from test_engine import CHAIN, FOREVER_MS, LEASE_MS, ONE, PAIR, STEP_MS, Bench, 
 from test_store import Faulty
 
 from nexum_runtime.errors import InvalidRequest, NotFound
-from nexum_runtime.server.engine import OUTAGE_QUIET_MS
-from nexum_runtime.server.lifecycle import Claimed, StartOrder
+from nexum_runtime.server.commits import OUTAGE_QUIET_MS
+from nexum_runtime.server.shapes import Claimed, StartOrder
 from nexum_runtime.server.store.base import Reader, StoreUnavailable
 
 __all__ = ["bench"]
@@ -206,7 +206,7 @@ async def test_what_becomes_ready_while_a_worker_is_looked_after_is_not_left_beh
     await bench.register(ONE)
     worker = await Worker(bench).opens(slots=2)
     async with bench.store._turn:  # so that both share a commit
-        bench.engine._fill_slots(look=True)  # as the sweep does: no slot is free meanwhile
+        bench.engine._giver.fill_slots(look=True)  # as the sweep does: no slot is free meanwhile
         starting = asyncio.create_task(bench.start())
         await asyncio.sleep(0)
     await starting
@@ -530,7 +530,7 @@ async def test_while_the_store_fails_nothing_begins_before_it_is_synced(bench: B
     await starting
     assert worker.has == ["b"]
     bench.now_ms += OUTAGE_QUIET_MS + 1
-    bench.engine._note_end_of_outage()
+    bench.engine._commits.note_end_of_outage()
     async with slow_disk(bench):
         starting = asyncio.create_task(bench.start("c"))
         await eventually(lambda: len(worker.pushed) == 2)

@@ -108,7 +108,7 @@ async def test_a_server_hands_a_trace_on_to_each_attempt_and_forgets_it_at_the_e
     await client.register(ECHO)
     request = pb.StartRequest(workflow_id="echo", version_hash=ECHO.version_hash, input_json="{}")
     stub = pb_grpc.NexumServiceStub(client._server.channel)
-    traces = server.engine._lifecycle._traces
+    traces = server.engine._executions._course._traces
     for execution_id, given, handed_on in (("s/1", TRACEPARENT, [TRACEPARENT] * 2), ("s/2", 'x","y":"', [None] * 2)):
         metadata = (("nexum-execution-id", execution_id), ("traceparent", given))
         await stub.StartExecution(request, metadata=metadata)

@@ -30,7 +30,7 @@ from nexum_runtime import Client, InvalidRequest, NexumError, Outcome, TaskError
 from nexum_runtime.client import ERROR_LIMIT
 from nexum_runtime.connection import Connection
 from nexum_runtime.server.app import Server
-from nexum_runtime.server.lifecycle import StartOrder
+from nexum_runtime.server.shapes import StartOrder
 from nexum_runtime.text import printable
 
 Handler = Callable[[ContextView], Any]
@@ -62,7 +62,7 @@ async def working(port: int, *workflows: Any, **options: Any) -> AsyncIterator[W
 
 @pytest.fixture(autouse=True)
 def _retries_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nexum_runtime.server.lifecycle.RETRY_DELAY_MS_MIN", 1)
+    monkeypatch.setattr("nexum_runtime.server.attempts.RETRY_DELAY_MS_MIN", 1)
 
 
 async def history(client: Client, execution_id: str) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from nexum.proto import nexum_pb2 as pb
 
 from nexum_runtime import batches, wire
 from nexum_runtime.errors import InvalidRequest, NexumError
-from nexum_runtime.server.engine import Engine, Snapshot
-from nexum_runtime.server.lifecycle import Started
+from nexum_runtime.server.engine import Engine
 from nexum_runtime.server.messages import (
     CODES,
     DETAILS_LIMIT,
@@ -31,6 +30,8 @@ from nexum_runtime.server.messages import (
 )
 from nexum_runtime.server.outbox import Answers
 from nexum_runtime.server.peers import Waiting
+from nexum_runtime.server.shapes import Started
+from nexum_runtime.server.snapshots import Snapshot
 from nexum_runtime.server.store.base import StoreUnavailable
 
 log = logging.getLogger("nexum.service")

@@ -10,8 +10,7 @@ from nexum.proto import nexum_pb2 as pb
 from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, NexumError
 from nexum_runtime.server.client_calls import ClientCalls
-from nexum_runtime.server.engine import Engine, Snapshot
-from nexum_runtime.server.lifecycle import Resolution
+from nexum_runtime.server.engine import Engine
 from nexum_runtime.server.messages import (
     LIST_LIMIT,
     Context,
@@ -24,6 +23,8 @@ from nexum_runtime.server.messages import (
     whole_number,
 )
 from nexum_runtime.server.peers import Registrations, Waiting
+from nexum_runtime.server.shapes import Resolution
+from nexum_runtime.server.snapshots import Snapshot
 from nexum_runtime.server.states import ExecutionStatus
 from nexum_runtime.server.store.base import EventRow, StoreUnavailable
 from nexum_runtime.server.worker_calls import WorkerCalls

@@ -12,8 +12,8 @@ from nexum.proto import nexum_pb2 as pb
 
 from nexum_runtime import tracing, wire
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NexumError, NotFound
-from nexum_runtime.server.engine import Snapshot
-from nexum_runtime.server.lifecycle import Started, StartOrder
+from nexum_runtime.server.shapes import Started, StartOrder
+from nexum_runtime.server.snapshots import Snapshot
 from nexum_runtime.server.store.base import StoreUnavailable
 
 Context: TypeAlias = Any  # grpc.aio.ServicerContext: grpcio ships no types

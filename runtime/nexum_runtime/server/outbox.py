@@ -10,7 +10,7 @@ from nexum.proto import nexum_pb2 as pb
 
 from nexum_runtime import batches
 from nexum_runtime.idempotency import key_of
-from nexum_runtime.server.lifecycle import Claimed
+from nexum_runtime.server.shapes import Claimed
 
 ACKNOWLEDGE_SECONDS = 0.05  # for so long acknowledgements are collected: a worker has no use for one at once
 

@@ -9,7 +9,6 @@ from nexum_runtime import wire
 from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import InvalidRequest
 from nexum_runtime.server.engine import Engine
-from nexum_runtime.server.lifecycle import Verdict
 from nexum_runtime.server.messages import (
     LIST_LIMIT,
     Context,
@@ -26,6 +25,7 @@ from nexum_runtime.server.messages import (
 )
 from nexum_runtime.server.outbox import task_response
 from nexum_runtime.server.peers import Registrations, Waiting
+from nexum_runtime.server.shapes import Verdict
 from nexum_runtime.server.states import ExecutionStatus
 from nexum_runtime.text import timestamp
 

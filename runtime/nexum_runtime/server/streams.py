@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from nexum_runtime.server.lifecycle import Claimed, Taker
+from nexum_runtime.server.shapes import Claimed, Taker
 
 Work: TypeAlias = tuple[str, str]  # workflow id, version hash
 
