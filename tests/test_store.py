@@ -1185,10 +1185,30 @@ async def test_what_joins_a_commit_that_has_begun_is_whole_or_not_at_all(
         joined.extend(sqlite_store.begin_write(works[name][0]) for name in joining)
         return True
 
-    assert await sqlite_store.begin_write(adds("a"), executed=executed) == "a"
+    assert await sqlite_store.begin_write(adds("a"), executed=executed, is_patient=True) == "a"
     told = await asyncio.gather(*joined, return_exceptions=True)
     assert [type(each) for each in told] == [works[name][1] for name in joining]
     assert await stored(sqlite_store) == ["a", *(name for name in joining if name == "sound")]
+
+
+async def test_what_was_begun_is_found_by_who_reads_at_once_though_its_commit_has_time(
+    sqlite_store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexum_runtime.server.store.sqlite.PATIENCE_MS", 10 * PATIENCE_SECONDS * 1000)
+    go, begun = threading.Event(), asyncio.Event()
+    hold_commits(sqlite_store, go)
+
+    def executed() -> bool:
+        begun.set()
+        return True
+
+    writing = sqlite_store.begin_write(adds("a"), executed=executed, is_patient=True)
+    await begun.wait()
+    reading = asyncio.create_task(stored(sqlite_store))
+    await eventually(lambda: sqlite_store._disk._work_queue.qsize(), "the commit")
+    go.set()
+    assert await reading == ["a"]
+    assert await writing == "a"
 
 
 @pytest.mark.parametrize("fails", ["in the work", "at its end"])

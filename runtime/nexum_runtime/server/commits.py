@@ -83,7 +83,7 @@ class Commits:
                     given_later.append(each)
                 else:
                     each.give(each.claimed)
-            return patient and bool(given) and not given_later
+            return len(given_later) < len(given or ())
 
         def settled(error: BaseException | None) -> None:
             if isinstance(error, StoreUnavailable):
@@ -97,7 +97,8 @@ class Commits:
                 each.give(each.claimed)
             self._follow(notices, ended)
 
-        return self._store.begin_write(run, executed=None if given is None else executed, settled=settled)
+        executing = None if given is None else executed
+        return self._store.begin_write(run, executed=executing, settled=settled, is_patient=patient)
 
     def note_outage(self, error: StoreUnavailable) -> None:
         """Say it once, however often it is met."""

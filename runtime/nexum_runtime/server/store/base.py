@@ -2,8 +2,9 @@
 
 A store runs the engine's decisions as transactions: `write(work)` calls `work(tx)` with a Transaction and commits
 what it did, all of it or nothing; when `write` returns, the commit is synced to disk. Writes run one after another.
-`read(work)` sees what was committed before it began and changes nothing. `work` is plain synchronous code; that of a
-write is quick, for it may hold up the event loop.
+`read(work)` changes nothing and sees what was committed before it began, and also what has begun before its commit (see
+`begin_write`): that is waited for. `work` is plain synchronous code; that of a write is quick, for it may hold up the
+event loop.
 
 Times are integer epoch milliseconds, JSON travels as text and comes back as the very text that was stored.
 """
@@ -267,13 +268,14 @@ class Store(ABC):
         *,
         executed: Callable[[], bool] | None = None,
         settled: Callable[[BaseException | None], None] | None = None,
+        is_patient: bool = False,
     ) -> "asyncio.Future[T]":
         """`write`, begun at once: works are run in the order in which they were begun.
 
         `executed` is called when `work` has returned and before that is committed: it may yet be lost. It returns
-        whether nobody waits for the commit itself, which may come a few milliseconds later then. `settled` is called
-        once it is synced, or with the error, also when the caller has been cancelled meanwhile; a caller who is
-        cancelled before `work` was begun has it not run at all.
+        whether something has begun by it; if so, nobody waits for the commit of a write that `is_patient`, and that may
+        come a few milliseconds later. `settled` is called once it is synced, or with the error, also when the caller
+        has been cancelled meanwhile; a caller who is cancelled before `work` was begun has it not run at all.
         """
 
     @abstractmethod

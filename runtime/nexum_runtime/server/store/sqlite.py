@@ -41,7 +41,8 @@ class _Write:
     executed: Callable[[], bool] | None
     settled: Callable[[BaseException | None], None] | None
     outcome: asyncio.Future[Any]
-    is_patient: bool = False
+    is_patient: bool
+    has_begun: bool = False  # as `executed` has told
     events: Sequence[tuple[Any, ...]] = ()  # that it has added
 
     def settle(self, result: Any, error: BaseException | None = None) -> None:
@@ -72,8 +73,9 @@ class SqliteStore(Store):
         self._lock = files.Lock(self.path)
         self._waiting: deque[_Write] = deque()
         self._writing: asyncio.Task[None] | None = None
-        self._arrived = asyncio.Event()  # one that waits
+        self._arrived = asyncio.Event()  # a write that waits, or who reads
         self._closing = False
+        self._has_begun = False  # something may have, by a write that is not committed yet
         self._disk_is_quick = False  # as of the last commit
         self._turn = asyncio.Lock()  # of the connection that writes
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-disk")
@@ -104,15 +106,20 @@ class SqliteStore(Store):
         *,
         executed: Callable[[], bool] | None = None,
         settled: Callable[[BaseException | None], None] | None = None,
+        is_patient: bool = False,
     ) -> asyncio.Future[T]:
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Write(work, executed, settled, outcome))
+        self._waiting.append(_Write(work, executed, settled, outcome, is_patient))
         self._arrived.set()
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write_groups())
         return outcome
 
     async def read(self, work: Callable[[Reader], T]) -> T:
+        if self._has_begun:  # who was told of it looks for it
+            self._arrived.set()
+            async with self._turn:
+                pass
         return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, work)
 
     async def inspect(self, now_ms: int) -> dict[str, Any]:
@@ -163,17 +170,19 @@ class SqliteStore(Store):
             while begun < len(group):
                 writes = [write for write in group[begun:] if not write.outcome.cancelled()]
                 begun = len(group)
+                self._arrived.clear()
                 self._run_each(writes, transaction, results)
-                if any(write.executed is not None for write in writes):
+                if any(write.has_begun for write in writes):
+                    self._has_begun = True
                     await asyncio.sleep(0)  # what they have begun is on its way to a worker while the rest is done
                 transaction.flush()
-                if results and all(write.is_patient for write, _ in results):
+                if results and all(write.is_patient and write.has_begun for write, _ in results):
                     await self._next_write(patient_until)
                     group += self._next_of_group(len(group))
             if not results:
                 _roll_back(self._write_connection)
                 return
-            if any(write.is_patient for write, _ in results):
+            if any(write.is_patient and write.has_begun for write, _ in results):
                 crash_point("begun-uncommitted")
             commit_seconds = await self._commit(in_thread=len(group) > ALONE)
             self._check_in_place()  # what went into a file that is gone is not acknowledged
@@ -185,6 +194,8 @@ class SqliteStore(Store):
                 if not write.outcome.done() or write.outcome.cancelled():
                     write.settle(None, failures.told(self.path, error))
             return
+        finally:
+            self._has_begun = False
         for write, result in results:
             write.settle(result)
         committed = [write.events for write, _ in results]  # counted when those who wait have been woken
@@ -194,9 +205,8 @@ class SqliteStore(Store):
         return [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP_LIMIT - size))]
 
     async def _next_write(self, until: float) -> None:
-        """Wait for another write, but not for long."""
-        self._arrived.clear()
-        if not self._waiting and not self._closing:
+        """Wait for another write, or somebody who reads, but not for long."""
+        if not self._arrived.is_set() and not self._waiting and not self._closing:
             loop = asyncio.get_running_loop()
             timer = loop.call_later(until - time.monotonic(), self._arrived.set)
             await self._arrived.wait()
@@ -259,7 +269,7 @@ class SqliteStore(Store):
             if len(results) + len(done) > 1:
                 crash_point("in-group-commit")
         for write, _ in done:
-            write.is_patient = write.executed is not None and write.executed()
+            write.has_begun = write.executed is not None and write.executed()
         results += done
 
     def _vacuum(self) -> int:
