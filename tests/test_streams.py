@@ -463,6 +463,29 @@ async def test_what_may_be_done_again_is_begun_before_its_claim_is_synced(bench:
     ]
 
 
+async def test_local_effects_one_after_the_other_take_a_commit_each_and_nobody_looks_for_what_they_left(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexum_runtime.server.store.sqlite.PATIENCE_MS", 10 * PATIENCE_SECONDS * 1000)
+    looks, read = list[Any](), bench.store.read
+
+    async def noted(work: Any) -> Any:
+        looks.append(work)
+        return await read(work)
+
+    monkeypatch.setattr(bench.store, "read", noted)
+    await bench.register(ONE)
+    for number in range(5):
+        order = StartOrder("w", "h", "{}", f"e{number}", claim=f"me-{number}")
+        async with aclosing(bench.engine.execute_here(order, FOREVER_MS)) as executing:
+            started, _ = await anext(executing)
+            assert started.claimed is not None
+            assert await bench.engine.complete(started.claimed.task.task_id, "1") == ""
+    await settled(bench)
+    assert sum(bench.store.metrics._commits) == 1 + 5, "one of them the workflow's"
+    assert not looks, "each would hurry the commit of the next one"
+
+
 async def test_who_has_gone_before_its_claim_is_synced_is_followed_at_once(bench: Bench) -> None:
     await bench.register(ONE)
     executing = bench.engine.execute_here(StartOrder("w", "h", "{}", "e", claim="me"), FOREVER_MS)
@@ -470,6 +493,7 @@ async def test_who_has_gone_before_its_claim_is_synced_is_followed_at_once(bench
         await anext(executing)
         await executing.aclose()
     await settled(bench)
+    assert not bench.engine._unheard
     assert (await bench.events())[2]["error"] == "Worker me has gone."
     assert (await bench.start(claim="another", input_json="{}")).claimed is not None
 

@@ -91,6 +91,7 @@ class Engine:
         self._ready = Waiters()  # version hash → polls that wait
         self._streams = Streams()
         self._present: Counter[str] = Counter()  # worker id → how many calls of Attend it holds open
+        self._unheard: set[str] = set()  # ids of tasks that somebody is here for, and has not had a word on
         self._stops: OrderedDict[str, tuple[str, int]] = OrderedDict()  # task id → worker id, since when
         self._jobs = Jobs()
         self._last_sweep_ms = clock()
@@ -165,7 +166,9 @@ class Engine:
         if started.claimed is None:
             yield started, found
             return
-        async with aclosing(self.attend(order.claim, starting)) as attending:
+        task_id = started.claimed.task.task_id
+        self._unheard.add(task_id)
+        async with aclosing(self.attend(order.claim, task_id, starting)) as attending:
             async for _ in attending:
                 yield started, found
 
@@ -410,8 +413,10 @@ class Engine:
         try:
             yield
         except NotFound:
+            self._unheard.discard(task_id)
             self._giver.release(task_id)
             raise
+        self._unheard.discard(task_id)
         self._stops.pop(task_id, None)
         self._giver.release(task_id)
 
@@ -440,11 +445,13 @@ class Engine:
             self._giver.release(task_id)
         return stops
 
-    async def attend(self, worker_id: str, claiming: "asyncio.Future[Any] | None" = None) -> AsyncGenerator[None, None]:
+    async def attend(
+        self, worker_id: str, task_id: str = "", claiming: "asyncio.Future[Any] | None" = None
+    ) -> AsyncGenerator[None, None]:
         """Yields once, when whoever is this worker counts as here, and ends with this server.
 
         When it is closed before that, the worker has gone, and what it held is given up at once, also what it is
-        `claiming` at the moment.
+        `claiming` at the moment. Who is here for one task, and has had its word on it, may go.
         """
         check_name("worker id", worker_id)
         self._present[worker_id] += 1
@@ -455,7 +462,9 @@ class Engine:
             self._present[worker_id] -= 1
             if not self._present[worker_id]:
                 del self._present[worker_id]
-            if worker_id not in self._present and not self.closing.is_set():
+            is_done = task_id and task_id not in self._unheard
+            self._unheard.discard(task_id)
+            if not is_done and worker_id not in self._present and not self.closing.is_set():
                 self._jobs.spawn(self._give_up(worker_id, claiming)).add_done_callback(for_nobody)
 
     async def _give_up(self, worker_id: str, claiming: "asyncio.Future[Any] | None") -> None:
