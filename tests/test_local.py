@@ -422,6 +422,23 @@ async def test_an_effect_whose_start_was_lost_with_the_server_is_recorded_and_no
         assert (effect.begun, len(left)) == (1, 1), "nothing is left of the claim by which it was recorded"
 
 
+async def test_an_effect_whose_start_is_lost_again_as_it_is_recorded_is_recorded_all_the_same(tmp_path: Path) -> None:
+    env = environment(NEXUM_EXIT_WITH_PARENT="1", NEXUM_CRASH_AT="begun-uncommitted")
+    first = NexumDev(tmp_path, env=env)
+    first.start()
+    await first.ready()
+    async with Client(first.address) as client:
+        effect = Effect()
+        running = asyncio.create_task(client.run_local(ASK, {}, effect, execution_id="e"))
+        assert await first.ended() == -signal.SIGKILL
+        effect.go_on.set()
+        async with NexumDev(tmp_path, port=first.port, database=first.database, env=env) as second:
+            assert await second.ended() == -signal.SIGKILL
+        async with NexumDev(tmp_path, port=first.port, database=first.database):
+            assert told(await running) == ("COMPLETED", None, None)
+            assert effect.begun == 1
+
+
 async def test_an_effect_whose_start_was_lost_takes_the_result_of_who_was_first_since(tmp_path: Path) -> None:
     async with effect_of_a_lost_start(tmp_path) as (client, effect, running):
         await client.run_local(ASK, {}, at_once, execution_id="e")

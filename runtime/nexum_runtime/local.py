@@ -11,9 +11,10 @@ import asyncio
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nexum_runtime import tracing, wire
 from nexum_runtime.errors import DatabaseUnavailable, NexumError, NotFound, ServerUnavailable
@@ -21,6 +22,8 @@ from nexum_runtime.errors import DatabaseUnavailable, NexumError, NotFound, Serv
 if TYPE_CHECKING:
     from nexum_runtime.calls import Claim
     from nexum_runtime.client import Client, Outcome, Waiting
+
+T = TypeVar("T")
 
 LEASE_MS = 30_000
 HEARTBEATS_PER_LEASE = 3
@@ -72,20 +75,16 @@ class LocalEffect:
 
     async def _complete(self, output_json: str) -> str:
         """Returns "", or in words why it was not recorded."""
-        try:
-            return await self._complete_task(self._task_id, output_json)
-        except NotFound:  # it was begun before its start was synced, and then the server, or its disk, failed
-            found, task_id, claim = await self._claim_anew()
-            if not task_id:
-                return f"Execution {found.execution_id} is {found.status} already."
-            try:
-                return await self._complete_task(task_id, output_json)
-            finally:
-                if claim is not None:
-                    claim.leave()
-
-    async def _complete_task(self, task_id: str, output_json: str) -> str:
-        return str(await self._patience.with_server(lambda: self._client.complete(task_id, output_json)))
+        with ExitStack() as at_the_end:
+            while True:
+                try:
+                    return await self._patience.with_server(partial(self._client.complete, self._task_id, output_json))
+                except NotFound:  # it was begun before its start was synced, and then the server, or its disk, failed
+                    found, self._task_id, claim = await self._claim_anew()
+                    if not self._task_id:
+                        return f"Execution {found.execution_id} is {found.status} already."
+                    if claim is not None:
+                        at_the_end.callback(claim.leave)
 
     async def give_up(self, error: str, **how: bool) -> None:
         """End the attempt without a result, unless one is recorded or could not be. `how` is that of `Client.fail`."""
@@ -104,7 +103,7 @@ class Patience:
     def __init__(self, seconds: float, on_wait: "Callable[[Waiting], None] | None") -> None:
         self._seconds, self._on_wait = seconds, on_wait
 
-    async def with_server(self, ask: "Callable[[], Any]") -> Any:
+    async def with_server(self, ask: Callable[[], Awaitable[T]]) -> T:
         """What `ask` returns, asked again while the server is away. Raises ServerUnavailable when the time is up."""
         clock = asyncio.get_running_loop().time
         began, pause = clock(), RETRY_SECONDS_MIN
