@@ -44,11 +44,7 @@ async def kinds(context: Context) -> list[Kind]:
         if answer.status != "COMPLETED":
             raise BenchmarkError("The floor's server did not answer as it should.")
 
-    echo, execute, execute_tuned = (
-        partial(call, plain("Echo")),
-        partial(call, plain("Execute")),
-        partial(call, tuned("Execute")),
-    )
+    echo, execute = partial(call, plain("Echo")), partial(call, plain("Execute"))
 
     async def latency(work: Any) -> Samples:
         return await one_by_one(work() for _ in range(context.slice_calls))
@@ -57,7 +53,7 @@ async def kinds(context: Context) -> list[Kind]:
         Kind("floor.commit", "C: one synced commit", "ms", partial(latency, insert), SLICES),
         Kind("floor.echo", "E: one gRPC round trip", "ms", partial(latency, echo), SLICES),
         Kind("floor.call", "F2: a call by hand", "ms", partial(latency, execute), SLICES),
-        Kind("floor.call_tuned", "F2, tuned", "ms", partial(latency, execute_tuned), SLICES),
+        Kind("floor.call_tuned", "F2, tuned", "ms", partial(latency, partial(call, tuned("Execute"))), SLICES),
         *(
             Kind(f"floor.at_{n}", f"F2 with {n} at a time", "/s", partial(per_second, execute, context.calls_by(n), n))
             for n in CALLERS
@@ -79,8 +75,8 @@ async def _by_hand(context: Context, name: str, **environment: str) -> Callable[
     await start("worker", address, ready="ready")
     channel = await context.stack.enter_async_context(grpc.aio.insecure_channel(address, options=NO_PROXY))
 
-    def method(name: str) -> Any:
-        path = f"/{SERVICE}/{name}"
+    def method(called: str) -> Any:
+        path = f"/{SERVICE}/{called}"
         return channel.unary_unary(path, pb.StartRequest.SerializeToString, pb.StatusResponse.FromString)
 
     return method
