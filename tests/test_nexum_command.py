@@ -334,6 +334,14 @@ async def test_the_help_imports_neither_a_server_nor_what_prints_tables() -> Non
     assert finished.stdout.endswith("Ctrl-C.\n[]\n"), finished
 
 
+@pytest.mark.parametrize("own", [None, "", "-event_engine_dns"])
+async def test_grpc_runs_on_its_older_transport_unless_its_own_setting_says_otherwise(own: str | None) -> None:
+    program = "import nexum_runtime, os; print(os.environ['GRPC_EXPERIMENTS'])"
+    env = {name: value for name, value in environment().items() if name != "GRPC_EXPERIMENTS"}
+    finished = await run(sys.executable, "-c", program, env=env | ({} if own is None else {"GRPC_EXPERIMENTS": own}))
+    assert finished.stdout == ("-event_engine_client,-event_engine_listener" if own is None else own) + "\n", finished
+
+
 async def test_the_shell_completes_commands_and_the_names_of_sessions_and_executions(
     client: Client, address: str
 ) -> None:
