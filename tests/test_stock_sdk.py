@@ -177,6 +177,8 @@ async def test_a_stock_worker_and_one_with_a_stream_share_the_work(server: Serve
             ran[who].append(context.input)
             if who == "stream" and len(ran[who]) > 2:
                 await eventually(lambda: ran["stock"], "a task for the worker that polls")
+            if context.input == len(names) - 1:  # with it a stock worker ends, whatever it has taken besides
+                await eventually(lambda: len(ran["stock"] + ran["stream"]) == len(names), "all the others")
             return Page(text=who)
 
         return workflow("shared").effect("run", Page, say).build()
