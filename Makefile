@@ -34,7 +34,7 @@ ROUNDS = 20
 chaos: .venv/for-development
 	@$(BIN)/python tests/chaos.py --rounds $(ROUNDS)
 
-.venv/for-use: requirements.txt constraints.txt runtime/pyproject.toml
+.venv/for-use: requirements.txt constraints.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python"; exit 1; }
 	@echo "Setting up .venv with $(PYTHON); this takes a minute or two, once."
 	@$(PYTHON) -m venv --clear .venv

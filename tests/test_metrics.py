@@ -93,7 +93,8 @@ async def test_calls_by_real_processes_are_counted_and_what_is_under_way_is_told
         stage.gate.touch()
         await results
         after = await scrape(url)
-    assert before[f"nexum_build_info{{version={version('nexum-runtime')},python={platform.python_version()}}}"] == 1
+    ours = version("openai-agents-nexum")
+    assert before[f"nexum_build_info{{version={ours},python={platform.python_version()}}}"] == 1
     assert not any(value for name, value in before.items() if not re.match("nexum_(build|commit|writes)", name))
     assert under_way["nexum_worker_slots{state=busy}"] == 8
     assert under_way["nexum_worker_slots{state=free}"] == 0

@@ -226,8 +226,8 @@ async def test_the_files_for_all_of_an_agent_are_enough_without_a_worker(stage: 
 
 
 def test_the_agents_modules_keep_to_their_side() -> None:
-    """Nothing in runtime/ knows of agents, and the worker imports neither the agent nor its SDK."""
-    runtime = "\n".join(path.read_text() for path in (ROOT / "runtime").rglob("*.py"))
+    """Nothing in nexum_runtime knows of agents, and the worker imports neither the agent nor its SDK."""
+    runtime = "\n".join(path.read_text() for path in (ROOT / "src" / "nexum_runtime").rglob("*.py"))
     assert not re.search(r"^\s*(from|import) (agents|openai|tools|submit_task)\b", runtime, re.MULTILINE)
 
 

@@ -117,7 +117,7 @@ def _build() -> dict[str, str]:
     import platform
     from importlib.metadata import version
 
-    return {"version": version("nexum-runtime"), "python": platform.python_version()}
+    return {"version": version("openai-agents-nexum"), "python": platform.python_version()}
 
 
 def _family(name: str, kind: str, help: str, samples: Samples) -> str:
