@@ -21,11 +21,11 @@ from pydantic_core import PydanticSerializationError, to_json
 
 import tools
 from nexum_runtime import NexumError, Worker, tracing, wire
-from nexum_runtime.attempt import run_in_thread
 from nexum_runtime.logs import log_to_stderr
 from nexum_runtime.signals import stop_requested
 from nexum_runtime.text import error_line, redact, shorten
 from nexum_runtime.worker import DRAIN_SECONDS
+from nexum_runtime.worker.attempt import run_in_thread
 from workflow import ToolCall, ToolError, ToolResult, approved_tool_call_workflow, tool_call_workflow
 
 LOGGED_CHARS = 120  # of a call's arguments

@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from chaos_tools import HERE, LEASE_MS
 
 from durable_session import DurableEvent, nexum_client
-from nexum_runtime import crash, local
+from nexum_runtime import crash
+from nexum_runtime.client import local
 from submit_task import Effect, OutcomeUnknown, ToolFailed, durable_session, submit_tool_call
 from workflow import LOCAL_CALL, Local, ToolCall, ToolError
 

@@ -26,11 +26,12 @@ import grpc
 from nexum.proto import nexum_pb2 as pb
 from processes import NexumDev
 
-from nexum_runtime import batches, wire
-from nexum_runtime.server.engine import Engine
-from nexum_runtime.server.extensions import NexumExtensions
-from nexum_runtime.server.peers import Registrations, Waiting
-from nexum_runtime.server.service import NexumService
+from nexum_runtime import wire
+from nexum_runtime.server.engine.engine import Engine
+from nexum_runtime.server.rpc.extensions import NexumExtensions
+from nexum_runtime.server.rpc.peers import Registrations, Waiting
+from nexum_runtime.server.rpc.service import NexumService
+from nexum_runtime.wire import batches
 
 CHANNELS = 4
 IN_FLIGHT = 50  # calls at once, over all channels

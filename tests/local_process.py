@@ -14,7 +14,8 @@ from typing import Any
 from nexum import workflow
 from pydantic import BaseModel
 
-from nexum_runtime import Client, idempotency_key, local
+from nexum_runtime import Client, idempotency_key
+from nexum_runtime.client import local
 
 
 class Answer(BaseModel):

@@ -14,9 +14,9 @@ from nexum.proto import nexum_pb2 as pb
 from processes import PATIENCE_SECONDS, eventually
 from pydantic import RootModel
 
-from nexum_runtime import attempt as attempts
-from nexum_runtime.attempt import Attempt
 from nexum_runtime.errors import TaskError
+from nexum_runtime.worker import attempt as attempts
+from nexum_runtime.worker.attempt import Attempt
 
 Handler = Callable[[ContextView], Any]
 STOPPED = TaskError("Its worker was stopped.")

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from nexum.proto import nexum_pb2 as pb
 
-from nexum_runtime import batches
-from nexum_runtime.batches import BATCH_BYTES, BATCH_LIMIT
+from nexum_runtime.wire import batches
+from nexum_runtime.wire.batches import BATCH_BYTES, BATCH_LIMIT
 
 
 def completion(size_bytes: int, name: str = "t") -> Any:

@@ -16,8 +16,8 @@ from test_demo import KEYS
 from bench.context import SLICES
 from bench.measure import WARM_UP, Comparison, Kind, Results, per_second, run_rounds
 from bench.stored import fill
-from nexum_runtime.server.engine import Engine
-from nexum_runtime.server.shapes import StartOrder
+from nexum_runtime.server.engine.engine import Engine
+from nexum_runtime.server.model.shapes import StartOrder
 from nexum_runtime.server.store.sqlite import SqliteStore
 
 ROOT = Path(__file__).parents[1]

@@ -21,9 +21,11 @@ from test_wire import ECHO, FOREVER_MS, Text, Wire, poll_request, start_request,
 
 from nexum_runtime import Client
 from nexum_runtime.errors import LimitExceeded
-from nexum_runtime.server import course, engine, executions, peers
 from nexum_runtime.server.app import Server
-from nexum_runtime.server.shapes import Resolution
+from nexum_runtime.server.engine import engine
+from nexum_runtime.server.model.shapes import Resolution
+from nexum_runtime.server.rpc import peers
+from nexum_runtime.server.rules import course, executions
 from nexum_runtime.server.store.sqlite import SqliteStore
 
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]

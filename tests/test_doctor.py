@@ -17,8 +17,7 @@ from nexum_runtime import Client, ServerUnavailable, Worker
 from nexum_runtime.cli.base import FAILED, NO_SERVER
 from nexum_runtime.cli.diagnosis import Finding, findings
 from nexum_runtime.server.app import Server, ServerConfig
-from nexum_runtime.server.store import inspection
-from nexum_runtime.server.store.sqlite import SqliteStore
+from nexum_runtime.server.store.sqlite import SqliteStore, inspection
 
 SOUND = {"path": "/n.db", "size_bytes": 1, "free_bytes": 10**12, "damage": None, "problem": None, "failure": None}
 

@@ -15,11 +15,11 @@ from processes import PATIENCE_SECONDS, eventually
 from slow_disk import hold_commits
 
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
-from nexum_runtime.server.engine import ABSENCE_MS, SWEEP_INTERVAL_MS, Engine
-from nexum_runtime.server.executions import TIMERS_AT_ONCE
-from nexum_runtime.server.shapes import Claimed, Resolution, Started, StartOrder, Verdict
-from nexum_runtime.server.snapshots import Snapshot
-from nexum_runtime.server.store.base import StoreUnavailable
+from nexum_runtime.server.engine.engine import ABSENCE_MS, SWEEP_INTERVAL_MS, Engine
+from nexum_runtime.server.model.contract import StoreUnavailable
+from nexum_runtime.server.model.shapes import Claimed, Resolution, Started, StartOrder, Verdict
+from nexum_runtime.server.rules.executions import TIMERS_AT_ONCE
+from nexum_runtime.server.rules.snapshots import Snapshot
 from nexum_runtime.server.store.sqlite import SqliteStore
 from nexum_runtime.wire import NESTING_LIMIT
 

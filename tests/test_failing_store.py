@@ -29,9 +29,9 @@ from pydantic import BaseModel
 from nexum_runtime import Client, ExecutionTimeout, ServerUnavailable, Worker
 from nexum_runtime.cli.base import NO_SERVER
 from nexum_runtime.client import Outcome
-from nexum_runtime.server.engine import Engine
-from nexum_runtime.server.shapes import StartOrder
-from nexum_runtime.server.store.base import StoreUnavailable
+from nexum_runtime.server.engine.engine import Engine
+from nexum_runtime.server.model.contract import StoreUnavailable
+from nexum_runtime.server.model.shapes import StartOrder
 from nexum_runtime.server.store.sqlite import SqliteStore
 
 KIB = 1024
@@ -651,7 +651,7 @@ async def test_damage_to_a_running_server_s_database_is_told_by_the_calls_that_c
 async def test_a_write_waits_for_a_person_who_holds_the_database_in_a_shell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexum_runtime.server.store.database.BUSY_TIMEOUT_MS", 50)
+    monkeypatch.setattr("nexum_runtime.server.store.sqlite.database.BUSY_TIMEOUT_MS", 50)
     store = SqliteStore(tmp_path / "nexum.db")
     engine = Engine(store)
     with closing(sqlite3.connect(store.path, isolation_level=None)) as shell:
@@ -671,7 +671,7 @@ async def test_a_write_waits_for_a_person_who_holds_the_database_in_a_shell(
 async def test_a_claim_that_fails_when_nobody_waits_for_it_any_more_is_no_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("nexum_runtime.server.store.database.BUSY_TIMEOUT_MS", 50)
+    monkeypatch.setattr("nexum_runtime.server.store.sqlite.database.BUSY_TIMEOUT_MS", 50)
     store = SqliteStore(tmp_path / "nexum.db")
     engine = Engine(store)
     with closing(sqlite3.connect(store.path, isolation_level=None)) as shell:

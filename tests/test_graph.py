@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from nexum_runtime.server import graph
-from nexum_runtime.server.graph import GraphError
+from nexum_runtime.server.model import graph
+from nexum_runtime.server.model.graph import GraphError
 
 TYPES_TO_COME = ("ROUTER", "MAP", "REDUCE", "SUBWORKFLOW")
 

@@ -23,9 +23,9 @@ from nexum_runtime import (
     Outcome,
     TaskError,
     idempotency_key,
-    local,
 )
-from nexum_runtime.calls import Claim
+from nexum_runtime.client import local
+from nexum_runtime.client.calls import Claim
 from nexum_runtime.server.app import Server
 
 MIB = 1024 * 1024
@@ -233,7 +233,7 @@ async def test_a_cancelled_effect_is_taken_over_at_once_unless_it_happens_once(c
 async def test_an_effect_that_fails_while_others_wait_is_executed_by_one_of_them(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexum_runtime.client.FIRST_WAIT_MS", 20)
+    monkeypatch.setattr("nexum_runtime.client.client.FIRST_WAIT_MS", 20)
     failing, effect = Effect(), Effect()
 
     async def fail() -> Any:
@@ -258,7 +258,7 @@ async def test_an_effect_that_fails_while_others_wait_is_executed_by_one_of_them
 async def test_an_effect_that_happens_once_and_fails_is_not_executed_by_one_that_waits(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexum_runtime.client.FIRST_WAIT_MS", 20)
+    monkeypatch.setattr("nexum_runtime.client.client.FIRST_WAIT_MS", 20)
     failing = Effect()
 
     async def fail() -> Any:
@@ -289,8 +289,8 @@ async def test_what_is_cancelled_by_a_person_meanwhile_is_not_recorded(client: C
 async def test_who_waits_for_another_process_is_told_so_and_gives_up_in_time(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexum_runtime.client.FIRST_WAIT_MS", 20)
-    monkeypatch.setattr("nexum_runtime.client.WAIT_MS", 20)
+    monkeypatch.setattr("nexum_runtime.client.client.FIRST_WAIT_MS", 20)
+    monkeypatch.setattr("nexum_runtime.client.client.WAIT_MS", 20)
     effect, waits = Effect(), set[str]()
     running = asyncio.create_task(client.run_local(ASK, {}, effect, execution_id="e"))
     await eventually(lambda: effect.begun)

@@ -22,7 +22,7 @@ from test_guard import Pem, pem
 
 from nexum_runtime import Client, ServerUnavailable
 from nexum_runtime.server.app import Server, ServerConfig, Tls
-from nexum_runtime.server.scrape import CONNECTIONS_LIMIT
+from nexum_runtime.server.web.scrape import CONNECTIONS_LIMIT
 from submit_task import submit_tool_call
 
 __all__ = ["pem"]
@@ -178,7 +178,7 @@ async def test_nothing_else_is_served_there(server: Server) -> None:
 async def test_whoever_sends_no_request_keeps_nobody_out_for_long(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexum_runtime.server.scrape.REQUEST_SECONDS", 0.2)
+    monkeypatch.setattr("nexum_runtime.server.web.scrape.REQUEST_SECONDS", 0.2)
     silent = [await asyncio.open_connection("localhost", server.metrics_port) for _ in range(CONNECTIONS_LIMIT)]
     with pytest.raises(OSError, match=r"closed|reset"):
         await fetch(url_of(server))

@@ -328,7 +328,7 @@ async def test_the_help_imports_neither_a_server_nor_what_prints_tables() -> Non
         "import sys\n"
         "from nexum_runtime.cli import app\n"
         "app(['--help'], standalone_mode=False)\n"
-        "print([name for name in ('rich', 'nexum_runtime.server.engine', 'sqlite3') if name in sys.modules])"
+        "print([name for name in ('rich', 'nexum_runtime.server.engine.engine', 'sqlite3') if name in sys.modules])"
     )
     finished = await run(sys.executable, "-c", program)
     assert finished.stdout.endswith("Ctrl-C.\n[]\n"), finished

@@ -20,7 +20,7 @@ from test_demo import ROOT, SHORT_LEASE_MS, Stage, completed, ended_calls, no_tr
 from test_engine import CHAIN, LEASE_MS, ONE, PAIR, Bench, bench
 
 from nexum_runtime.errors import InvalidRequest, NotFound
-from nexum_runtime.server.shapes import Resolution, Started
+from nexum_runtime.server.model.shapes import Resolution, Started
 
 __all__ = ["bench", "stage"]
 

@@ -20,13 +20,13 @@ from test_engine import ir
 
 from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, NexumError
-from nexum_runtime.server import graph
-from nexum_runtime.server.attempts import RETRY_DELAY_MS_MAX
-from nexum_runtime.server.checks import EXECUTION_ID
-from nexum_runtime.server.engine import Engine
-from nexum_runtime.server.shapes import Resolution, StartOrder
-from nexum_runtime.server.states import ErrorCode, Event, ExecutionStatus, TaskStatus
-from nexum_runtime.server.store.base import EventRow, Execution, Reader, Task
+from nexum_runtime.server.engine.engine import Engine
+from nexum_runtime.server.model import graph
+from nexum_runtime.server.model.contract import EventRow, Execution, Reader, Task
+from nexum_runtime.server.model.shapes import Resolution, StartOrder
+from nexum_runtime.server.model.states import ErrorCode, Event, ExecutionStatus, TaskStatus
+from nexum_runtime.server.rules.attempts import RETRY_DELAY_MS_MAX
+from nexum_runtime.server.rules.checks import EXECUTION_ID
 from nexum_runtime.server.store.sqlite import SqliteStore
 from nexum_runtime.text import printable, printable_line, redact
 from submit_task import DurableSession, durable_tool

@@ -18,10 +18,10 @@ from test_engine import FOREVER_MS, ONE, PAIR, Bench, bench
 from nexum_runtime import Client, InvalidRequest, NotFound
 from nexum_runtime.cli.base import NO_SERVER, USAGE
 from nexum_runtime.server.app import Server
-from nexum_runtime.server.engine import PRUNE_BATCH
-from nexum_runtime.server.extensions import AGE_MS_LIMIT
-from nexum_runtime.server.states import Event, ExecutionStatus
-from nexum_runtime.server.store.base import Execution, Store, Transaction
+from nexum_runtime.server.engine.engine import PRUNE_BATCH
+from nexum_runtime.server.model.contract import Execution, Store, Transaction
+from nexum_runtime.server.model.states import Event, ExecutionStatus
+from nexum_runtime.server.rpc.extensions import AGE_MS_LIMIT
 from nexum_runtime.server.store.sqlite import SqliteStore
 from nexum_runtime.text import MIB
 

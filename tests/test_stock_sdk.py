@@ -83,7 +83,7 @@ async def test_an_effect_feeds_a_compute_node(server: Server, client: Client) ->
 async def test_a_failing_handler_is_retried_and_fails_in_the_end(
     server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexum_runtime.server.attempts.RETRY_DELAY_MS_MIN", 1)
+    monkeypatch.setattr("nexum_runtime.server.rules.attempts.RETRY_DELAY_MS_MIN", 1)
     calls = []
 
     async def fail(_: ContextView) -> Page:
@@ -108,7 +108,7 @@ async def test_a_failing_handler_is_retried_and_fails_in_the_end(
 async def test_an_attempt_that_fails_once_is_made_good_by_the_next(
     server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexum_runtime.server.attempts.RETRY_DELAY_MS_MIN", 1)
+    monkeypatch.setattr("nexum_runtime.server.rules.attempts.RETRY_DELAY_MS_MIN", 1)
     calls = []
 
     async def fail_once(_: ContextView) -> Page:

@@ -24,10 +24,8 @@ from processes import PATIENCE_SECONDS, Process, environment, eventually, run
 from slow_disk import hold_commits
 
 from nexum_runtime.errors import NotFound
-from nexum_runtime.server.engine import Engine
-from nexum_runtime.server.shapes import StartOrder
-from nexum_runtime.server.states import ErrorCode, Event, ExecutionStatus, TaskStatus
-from nexum_runtime.server.store.base import (
+from nexum_runtime.server.engine.engine import Engine
+from nexum_runtime.server.model.contract import (
     Approval,
     Execution,
     Reader,
@@ -37,8 +35,10 @@ from nexum_runtime.server.store.base import (
     Transaction,
     Workflow,
 )
-from nexum_runtime.server.store.schema import MIGRATIONS, SCHEMA_VERSION
-from nexum_runtime.server.store.sqlite import BUSY_LOOK_MS, GROUP_LIMIT, SqliteStore
+from nexum_runtime.server.model.shapes import StartOrder
+from nexum_runtime.server.model.states import ErrorCode, Event, ExecutionStatus, TaskStatus
+from nexum_runtime.server.store.sqlite.schema import MIGRATIONS, SCHEMA_VERSION
+from nexum_runtime.server.store.sqlite.store import BUSY_LOOK_MS, GROUP_LIMIT, SqliteStore
 
 BACKENDS: dict[str, Callable[[Path], Store]] = {
     "sqlite": lambda folder: SqliteStore(folder / "store.db"),
@@ -1194,7 +1194,7 @@ async def test_what_joins_a_commit_that_has_begun_is_whole_or_not_at_all(
 async def test_what_was_begun_is_found_by_who_reads_at_once_though_its_commit_has_time(
     sqlite_store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexum_runtime.server.store.sqlite.PATIENCE_MS", 10 * PATIENCE_SECONDS * 1000)
+    monkeypatch.setattr("nexum_runtime.server.store.sqlite.store.PATIENCE_MS", 10 * PATIENCE_SECONDS * 1000)
     go, begun = threading.Event(), asyncio.Event()
     hold_commits(sqlite_store, go)
 

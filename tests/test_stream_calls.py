@@ -16,10 +16,11 @@ from slow_disk import hold_commits
 from test_wire import ECHO, Wire, start_request, wired
 from test_worker import one_node, quick, working
 
-from nexum_runtime import Client, InvalidRequest, LimitExceeded, ServerUnavailable, batches
-from nexum_runtime.calls import Broken, Calls
-from nexum_runtime.server import peers
+from nexum_runtime import Client, InvalidRequest, LimitExceeded, ServerUnavailable
+from nexum_runtime.client.calls import Broken, Calls
 from nexum_runtime.server.app import Server, ServerConfig
+from nexum_runtime.server.rpc import peers
+from nexum_runtime.wire import batches
 
 __all__ = ["wired"]
 

@@ -18,13 +18,14 @@ from slow_disk import hold_commits
 from test_store import Faulty
 from test_wire import ECHO, MIB, Text, Wire, poll_request, start_request, unused, wired
 
-from nexum_runtime import Client, InvalidRequest, ServerUnavailable, batches
+from nexum_runtime import Client, InvalidRequest, ServerUnavailable
 from nexum_runtime.idempotency import key_of
-from nexum_runtime.server import worker_calls
 from nexum_runtime.server.app import Server
-from nexum_runtime.server.engine import JOURNAL_PART_CHARS
-from nexum_runtime.server.shapes import StartOrder
-from nexum_runtime.server.store.base import StoreUnavailable
+from nexum_runtime.server.engine.engine import JOURNAL_PART_CHARS
+from nexum_runtime.server.model.contract import StoreUnavailable
+from nexum_runtime.server.model.shapes import StartOrder
+from nexum_runtime.server.rpc import worker_calls
+from nexum_runtime.wire import batches
 
 __all__ = ["wired"]
 

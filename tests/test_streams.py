@@ -12,9 +12,9 @@ from test_engine import CHAIN, FOREVER_MS, LEASE_MS, ONE, PAIR, STEP_MS, Bench, 
 from test_store import Faulty
 
 from nexum_runtime.errors import InvalidRequest, NotFound
-from nexum_runtime.server.commits import OUTAGE_QUIET_MS
-from nexum_runtime.server.shapes import Claimed, StartOrder
-from nexum_runtime.server.store.base import Reader, StoreUnavailable
+from nexum_runtime.server.engine.commits import OUTAGE_QUIET_MS
+from nexum_runtime.server.model.contract import Reader, StoreUnavailable
+from nexum_runtime.server.model.shapes import Claimed, StartOrder
 
 __all__ = ["bench"]
 
@@ -466,7 +466,7 @@ async def test_what_may_be_done_again_is_begun_before_its_claim_is_synced(bench:
 async def test_local_effects_one_after_the_other_take_a_commit_each_and_nobody_looks_for_what_they_left(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexum_runtime.server.store.sqlite.PATIENCE_MS", 10 * PATIENCE_SECONDS * 1000)
+    monkeypatch.setattr("nexum_runtime.server.store.sqlite.store.PATIENCE_MS", 10 * PATIENCE_SECONDS * 1000)
     looks, read = list[Any](), bench.store.read
 
     async def noted(work: Any) -> Any:

@@ -489,7 +489,7 @@ def test_the_identity_of_a_call_never_changes() -> None:
 async def test_a_tool_that_raises_is_retried_and_what_it_raised_reaches_the_model(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexum_runtime.server.attempts.RETRY_DELAY_MS_MIN", 1)
+    monkeypatch.setattr("nexum_runtime.server.rules.attempts.RETRY_DELAY_MS_MIN", 1)
     result = await run("s1", [calls(("crash", {}))], durable_tool(crash))
     assert tool_outputs(result) == ["ZeroDivisionError: integer division or modulo by zero"]
     assert len(executed) == 4
@@ -541,7 +541,7 @@ def test_the_limits_themselves_are_allowed(options: dict[str, Any]) -> None:
 async def test_a_tool_that_raises_is_attempted_as_often_as_it_is_declared(
     worker: Worker, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], attempts: int
 ) -> None:
-    monkeypatch.setattr("nexum_runtime.server.attempts.RETRY_DELAY_MS_MIN", 1)
+    monkeypatch.setattr("nexum_runtime.server.rules.attempts.RETRY_DELAY_MS_MIN", 1)
     result = await run("s1", [calls(("crash", {}))], durable_tool(crash, **options))
     assert tool_outputs(result) == ["ZeroDivisionError: integer division or modulo by zero"]
     assert len(executed) == attempts
@@ -619,7 +619,7 @@ async def test_a_call_that_was_cancelled_before_it_began_is_begun_by_the_next_ru
 async def test_a_call_that_took_too_long_on_every_attempt_is_told_as_failed(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexum_runtime.server.attempts.RETRY_DELAY_MS_MIN", 1)
+    monkeypatch.setattr("nexum_runtime.server.rules.attempts.RETRY_DELAY_MS_MIN", 1)
     events: list[CallEvent] = []
     tool = durable_tool(hang, effect="read", max_attempts=3, timeout=0.05)
     result = await run("s1", [calls(("hang", {}))], tool, on_event=events.append)
@@ -672,7 +672,7 @@ async def test_a_call_whose_workers_all_vanished_is_told_as_failed_and_tried_aga
 async def test_a_calls_idempotency_key_is_the_same_for_every_attempt_and_fits_a_header(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexum_runtime.server.attempts.RETRY_DELAY_MS_MIN", 1)
+    monkeypatch.setattr("nexum_runtime.server.rules.attempts.RETRY_DELAY_MS_MIN", 1)
     keys: list[str] = []
 
     def pay(to: str) -> str:

@@ -219,7 +219,7 @@ async def main():
     worker.stop()
     await working
     await server.stop()
-    wanted = ("opentelemetry", "prometheus_client", "requests", "nexum_runtime.server.scrape")
+    wanted = ("opentelemetry", "prometheus_client", "requests", "nexum_runtime.server.web.scrape")
     print(outcome.status, sorted(name for name in sys.modules if name.startswith(wanted)))
 
 asyncio.run(main())

@@ -29,7 +29,7 @@ from nexum_runtime import (
     Worker,
 )
 from nexum_runtime.server.app import CannotBind, Server, ServerConfig
-from nexum_runtime.server.engine import wall_clock_ms
+from nexum_runtime.server.engine.engine import wall_clock_ms
 from nexum_runtime.text import size_text
 
 MIB = 1024 * 1024
@@ -833,8 +833,8 @@ async def test_execute_finds_what_is_recorded_without_running_it(wired: Wire, cl
 
 
 async def test_execute_tells_what_it_waits_for(wired: Wire, client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nexum_runtime.client.FIRST_WAIT_MS", 20)
-    monkeypatch.setattr("nexum_runtime.client.WAIT_MS", 20)
+    monkeypatch.setattr("nexum_runtime.client.client.FIRST_WAIT_MS", 20)
+    monkeypatch.setattr("nexum_runtime.client.client.WAIT_MS", 20)
     told: list[str] = []
     executing = asyncio.create_task(
         client.execute(ECHO, {}, execution_id="e", timeout=PATIENCE_SECONDS, on_wait=told.append)
@@ -861,7 +861,7 @@ async def test_a_restart_is_asked_for_once_per_call(tmp_path: Path, monkeypatch:
 
     The server is another process here, since the callback that brings it about blocks this one.
     """
-    monkeypatch.setattr("nexum_runtime.client.FIRST_WAIT_MS", 20)
+    monkeypatch.setattr("nexum_runtime.client.client.FIRST_WAIT_MS", 20)
     async with NexumDev(tmp_path) as nexum, Client(nexum.address) as client:
         await client.register(ECHO)
         with grpc.insecure_channel(nexum.address) as channel:

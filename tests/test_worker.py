@@ -26,12 +26,13 @@ from nexum.proto import nexum_pb2_grpc as pb_grpc
 from processes import PATIENCE_SECONDS, NexumDev, Process, environment, eventually, run
 from pydantic import BaseModel, RootModel
 
-from nexum_runtime import Client, InvalidRequest, NexumError, Outcome, TaskError, Worker, batches, idempotency_key, wire
-from nexum_runtime.client import ERROR_LIMIT
-from nexum_runtime.connection import Connection
+from nexum_runtime import Client, InvalidRequest, NexumError, Outcome, TaskError, Worker, idempotency_key, wire
+from nexum_runtime.client.client import ERROR_LIMIT
+from nexum_runtime.client.connection import Connection
 from nexum_runtime.server.app import Server
-from nexum_runtime.server.shapes import StartOrder
+from nexum_runtime.server.model.shapes import StartOrder
 from nexum_runtime.text import printable
+from nexum_runtime.wire import batches
 
 Handler = Callable[[ContextView], Any]
 
@@ -62,7 +63,7 @@ async def working(port: int, *workflows: Any, **options: Any) -> AsyncIterator[W
 
 @pytest.fixture(autouse=True)
 def _retries_come_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nexum_runtime.server.attempts.RETRY_DELAY_MS_MIN", 1)
+    monkeypatch.setattr("nexum_runtime.server.rules.attempts.RETRY_DELAY_MS_MIN", 1)
 
 
 async def history(client: Client, execution_id: str) -> dict[str, Any]:
@@ -784,7 +785,7 @@ async def test_a_handler_that_never_ends_in_time_has_failed_after_its_last_attem
 async def test_an_effect_that_happens_once_and_takes_too_long_is_unknown_and_not_tried_again(
     server: Server, client: Client, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexum_runtime.attempt.CANCEL_SECONDS", 0.05)
+    monkeypatch.setattr("nexum_runtime.worker.attempt.CANCEL_SECONDS", 0.05)
     calls = []
     release = asyncio.Event()
 

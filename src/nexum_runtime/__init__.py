@@ -8,8 +8,9 @@ import os
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_listener")
 
-from nexum_runtime.approval import human_approval
 from nexum_runtime.client import Client, Outcome
+from nexum_runtime.client.approval import human_approval
+from nexum_runtime.client.local import LocalEffect
 from nexum_runtime.errors import (
     ExecutionTimeout,
     InvalidRequest,
@@ -21,7 +22,6 @@ from nexum_runtime.errors import (
     Unauthenticated,
 )
 from nexum_runtime.idempotency import idempotency_key
-from nexum_runtime.local import LocalEffect
 from nexum_runtime.worker import Worker
 
 __all__ = [

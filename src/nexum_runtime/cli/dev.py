@@ -67,7 +67,7 @@ def dev(
     from nexum_runtime.errors import InvalidRequest
     from nexum_runtime.logs import log_to_stderr
     from nexum_runtime.server.app import CannotBind, Server, ServerConfig, Tls, is_loopback
-    from nexum_runtime.server.store.base import StoreUnavailable
+    from nexum_runtime.server.model.contract import StoreUnavailable
     from nexum_runtime.signals import stop_requested
 
     log_to_stderr("%(asctime)s %(levelname)s %(message)s", as_json=log_json)

@@ -143,7 +143,7 @@ def _meant(known: list[str], workflow: str, beginning: str) -> str:
 
 def _compared(before: Any, after: Any) -> dict[str, Any]:
     """`{"workflow_id", "from", "to", "compatibility", "added", "removed", "changed"}`, the last three by node."""
-    from nexum_runtime.server import graph
+    from nexum_runtime.server.model import graph
 
     old, new = (json.loads(each.ir_json)["nodes"] for each in (before, after))
     return {

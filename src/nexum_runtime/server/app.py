@@ -13,10 +13,10 @@ import grpc
 
 from nexum_runtime import tracing, wire
 from nexum_runtime.errors import InvalidRequest
-from nexum_runtime.server.engine import Engine
-from nexum_runtime.server.extensions import NexumExtensions
-from nexum_runtime.server.peers import Registrations, TokenCheck, Waiting
-from nexum_runtime.server.service import NexumService
+from nexum_runtime.server.engine.engine import Engine
+from nexum_runtime.server.rpc.extensions import NexumExtensions
+from nexum_runtime.server.rpc.peers import Registrations, TokenCheck, Waiting
+from nexum_runtime.server.rpc.service import NexumService
 from nexum_runtime.server.store.sqlite import SqliteStore
 from nexum_runtime.text import MIB
 
@@ -134,7 +134,7 @@ class Server:
 
     async def _serve_metrics(self, host: str, port: int) -> int:
         """Returns the port. Raises CannotBind."""
-        from nexum_runtime.server.scrape import serve_metrics
+        from nexum_runtime.server.web.scrape import serve_metrics
 
         tls = self._config.tls
         reason = _why_not(host, port)

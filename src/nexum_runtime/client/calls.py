@@ -1,0 +1,152 @@
+"""A client's calls on one stream: a question and an answer each, several of them in one message.
+
+A call of gRPC's own takes both ends more time than all that Nexum does for it. Here it is two messages in a batch, a
+header and what `Execute` takes or returns:
+
+    CompleteRequest  task_id: the number of the call; output_json: what goes as metadata elsewhere, as a JSON object,
+                     or "" for a call that is over for the client
+    StartRequest     as `Execute` has it; with `nexum-completes` its input_json is the output of that task
+
+    PollResponse     task_id: the same number; input_json: what comes as trailing metadata elsewhere, as a JSON object,
+                     or why it is refused; node_type: the status code then
+    StatusResponse
+
+A call that gets the task which it claims goes on after its answer, until it is over for the client, or its stream is:
+then the server gives up what has not been completed.
+"""
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from typing import Any
+
+import grpc
+from nexum.proto import nexum_pb2 as pb
+
+from nexum_runtime import wire
+from nexum_runtime.wire import batches
+
+
+class Refused(Exception):
+    """The server's answer is a status code, and why."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(details)
+        self.code = code
+
+
+class Broken(Exception):
+    """The stream has ended before the answer came: nothing is known of the call."""
+
+
+class Claim:
+    """A call that has got its task. `lost` is done when its stream has ended: the server sees us no more."""
+
+    def __init__(self, leave: Callable[[], None], lost: "asyncio.Future[None]") -> None:
+        self.leave, self.lost = leave, lost
+
+
+class Calls:
+    """Opens its stream by `open_stream()` when a call is made and none is open. Belongs to one event loop."""
+
+    def __init__(self, open_stream: Callable[[], Any]) -> None:
+        self._open_stream = open_stream
+        self._stream: Any = None
+        self._ended: asyncio.Future[None] | None = None  # done when that stream has
+        self._numbers = count(1)
+        self._answers: dict[str, asyncio.Future[tuple[Any, dict[str, Any]]]] = {}  # by the number of the call
+        self._waiting: deque[list[Any]] = deque()  # messages that are to be sent
+        self._writing: asyncio.Task[None] | None = None
+        self._reading: asyncio.Task[None] | None = None
+
+    async def ask(
+        self, request: Any, metadata: dict[str, str], seconds: float
+    ) -> tuple[Any, dict[str, Any], Claim | None]:
+        """The answer, its metadata, and the claim if there is one.
+
+        Raises Refused, Broken, TimeoutError, or AioRpcError when the stream fails.
+        """
+        number = str(next(self._numbers))
+        loop = asyncio.get_running_loop()
+        answer = self._answers[number] = loop.create_future()
+        self._send(number, json.dumps(metadata), request)
+        lost, timer = self._ended, loop.call_later(seconds, _fail, answer, TimeoutError())
+        assert lost is not None, "a stream is open"
+        try:
+            response, told = await answer
+        except (asyncio.CancelledError, TimeoutError):
+            self._leave(number, lost)
+            raise
+        finally:
+            timer.cancel()
+            del self._answers[number]
+        return response, told, Claim(partial(self._leave, number, lost), lost) if wire.TASK_ID in told else None
+
+    def close(self) -> None:
+        self._end(Broken("The client was closed."))
+
+    def _leave(self, number: str, ended: "asyncio.Future[None]") -> None:
+        if not ended.done():
+            self._send(number, "", pb.StartRequest())
+
+    def _send(self, number: str, header: str, request: Any) -> None:
+        if self._stream is None:
+            self._stream, self._ended = self._open_stream(), asyncio.get_running_loop().create_future()
+            self._reading = asyncio.create_task(self._read(self._stream))
+            # It reads for as long as the process makes calls: nobody is to be told that it was still there at the end.
+            setattr(self._reading, "_log_destroy_pending", False)  # noqa: B010
+        self._waiting.append([pb.CompleteRequest(task_id=number, output_json=header), request])
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write(self._stream))
+
+    async def _write(self, stream: Any) -> None:
+        """Whoever reads the stream is told why it cannot be written to."""
+        try:
+            while self._waiting and stream is self._stream:
+                await stream.write(batches.pack(batches.take(self._waiting)))
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass
+
+    async def _read(self, stream: Any) -> None:
+        error: Exception = Broken("The server has ended the stream.")
+        try:
+            # Not by iterating: an asynchronous generator would be closed at the end of the SDK's `run_sync`.
+            while (data := await stream.read()) is not grpc.aio.EOF:
+                messages = batches.unpack((pb.PollResponse, pb.StatusResponse), data)
+                for header, response in zip(messages[::2], messages[1::2], strict=True):
+                    self._settle(header, response)
+        except grpc.aio.AioRpcError as failure:
+            error = failure
+        finally:
+            if stream is self._stream:
+                self._end(error)
+
+    def _settle(self, header: Any, response: Any) -> None:
+        answer = self._answers.get(header.task_id)
+        if answer is None or answer.done():  # whoever asked has left
+            return
+        if header.node_type:
+            answer.set_exception(Refused(grpc.StatusCode[header.node_type], header.input_json))
+            return
+        told = json.loads(header.input_json)
+        if wire.ERROR in told:
+            told[wire.ERROR] = told[wire.ERROR].encode()
+        answer.set_result((response, told))
+
+    def _end(self, error: Exception) -> None:
+        stream, self._stream, self._writing = self._stream, None, None
+        self._waiting.clear()
+        if stream is not None:
+            stream.cancel()
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+        for answer in self._answers.values():
+            _fail(answer, error)
+
+
+def _fail(answer: "asyncio.Future[Any]", error: Exception) -> None:
+    if not answer.done():
+        answer.set_exception(error)

@@ -1,0 +1,597 @@
+"""An asyncio client of a Nexum server."""
+
+import asyncio
+import json
+import sys
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import grpc
+from nexum.proto import nexum_pb2 as pb
+from nexum.proto import nexum_pb2_grpc as pb_grpc
+
+from nexum_runtime import tracing, wire
+from nexum_runtime.client import local
+from nexum_runtime.client.calls import Broken, Calls, Claim, Refused
+from nexum_runtime.client.connection import RECONNECT_SECONDS_MAX, RECONNECT_SECONDS_MIN, RPC_SECONDS, Connection
+from nexum_runtime.client.local import LocalEffect, Patience
+from nexum_runtime.client.outgoing import Outgoing
+from nexum_runtime.crash import crash_point
+from nexum_runtime.errors import (
+    DatabaseUnavailable,
+    ExecutionTimeout,
+    LimitExceeded,
+    NotFound,
+    ServerUnavailable,
+    TaskError,
+)
+from nexum_runtime.idempotency import idempotent_by, key_of
+from nexum_runtime.text import redact
+from nexum_runtime.wire import batches
+
+FIRST_WAIT_MS, WAIT_MS = 1_500, 8_000  # of one Execute: short at first, so that `on_wait` can speak up early
+PRUNE_SECONDS = 600.0
+JOURNAL_SECONDS = HISTORY_SECONDS = 60.0
+INSPECT_SECONDS = 30.0  # a database that another program writes to is waited for
+ERROR_LIMIT = 16 * 1024  # characters sent of an error's text
+
+Waiting = Literal["server", "database", "worker", "approval", "result"]
+"""What a call waits for: a server that answers, or can write again, a worker that takes its task, a person's yes, or
+the end of it."""
+
+
+class Definition(Protocol):
+    """A built workflow, as nexum-py's `workflow(...).build()` returns it."""
+
+    workflow_id: str
+    version_hash: str
+    ir_json: str
+    nodes: Sequence[Any]  # each with its `id`
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """An execution as the server told it."""
+
+    execution_id: str
+    status: str  # RUNNING, COMPLETED, FAILED or CANCELLED
+    before: str  # NEW, or the status the id had before this call; "" when that is not known
+    outputs: dict[str, Any]  # node id → its recorded output
+    error: str | None
+    error_code: str | None
+    attempts: int
+
+
+class Client:
+    """Talks to the server at `address` ("host:port"). Belongs to the event loop it is first used in.
+
+    `token` is what a server demands that is open to others than this machine, `tls_ca` a PEM file with the
+    certificates to trust for TLS; when not given they are NEXUM_TOKEN and NEXUM_TLS_CA, if set.
+
+    Every method raises ServerUnavailable when no server answers, InvalidRequest, NotFound or Unauthenticated when it
+    refuses. `span_attributes()` tells what else its spans are to say, if there are any: see `tracing`.
+    """
+
+    def __init__(
+        self,
+        address: str = wire.DEFAULT_ADDRESS,
+        *,
+        token: str | None = None,
+        tls_ca: Path | None = None,
+        span_attributes: Callable[[], Mapping[str, str]] | None = None,
+    ) -> None:
+        self.address = address
+        self._server = server = Connection(address, token, tls_ca)
+        self._span_attributes = span_attributes
+        self._max_message_bytes = sys.maxsize  # until the server has told
+        self._stub = pb_grpc.NexumServiceStub(server.channel)
+        self._execute = server.extension("Execute", pb.StartRequest, pb.StatusResponse)
+        self._resolve = server.extension("Resolve", pb.RejectRequest, pb.AckResponse)
+        self._prune = server.extension("Prune", pb.StatusRequest, pb.AckResponse)
+        self._inspect = server.extension("Inspect", pb.StatusRequest, pb.StatusResponse)
+        self._definition = server.extension("Definition", pb.WorkflowIR, pb.WorkflowIR)
+        self._heartbeat = server.extension("Heartbeat", pb.PollRequest, pb.AckResponse)
+        self._history = server.streaming_extension("History", pb.StatusRequest, pb.StatusResponse)
+        self._journal = server.streaming_extension("Journal", pb.StatusRequest, pb.StatusResponse)
+        self._stream_tasks = server.channel.stream_stream(f"/{wire.EXTENSIONS}/StreamTasks")
+        stream_calls = server.channel.stream_stream(f"/{wire.EXTENSIONS}/StreamCalls")  # bytes: see `calls`
+        self._calls = Calls(lambda: stream_calls(metadata=server.metadata({})))
+        self._has_calls = True  # as far as is known
+        self._attend = server.streaming_extension("Attend", pb.PollRequest, pb.AckResponse)
+
+    async def __aenter__(self) -> "Client":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        self._calls.close()
+        await self._server.channel.close()
+
+    async def check(self, seconds: float = 2.0) -> None:
+        """Return when a Nexum server answers at the address; raise ServerUnavailable if none does in time."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        while True:
+            try:
+                await self._server.call(self._stub.ListExecutions, pb.ListRequest(limit=1), timeout=seconds)
+                return
+            except ServerUnavailable:
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise
+                await asyncio.sleep(RECONNECT_SECONDS_MIN)
+
+    async def register(self, workflow: Definition) -> str:
+        """Make a workflow known. Returns its compatibility with the version registered before it, or NEW.
+
+        The server tells its limit on sizes in return; from then on what is larger is refused without being sent.
+        """
+        request = pb.WorkflowIR(
+            workflow_id=workflow.workflow_id, version_hash=workflow.version_hash, ir_json=workflow.ir_json
+        )
+        acknowledgement, trailing = await self._server.call_with_trailing(
+            self._stub.RegisterWorkflow, request, {}, timeout=RPC_SECONDS
+        )
+        if limit := trailing.get(wire.MAX_MESSAGE_BYTES):
+            self._max_message_bytes = int(limit)
+        return str(acknowledgement.compatibility)
+
+    async def execute(
+        self,
+        workflow: Definition,
+        input: Any,
+        *,
+        execution_id: str | None = None,
+        max_attempts: int | None = None,
+        effect: str | None = None,
+        attempt_timeout: float | None = None,
+        restart: Literal["failed", "unknown"] | None = None,
+        timeout: float = 120.0,
+        on_wait: Callable[[Waiting], None] | None = None,
+    ) -> Outcome:
+        """Start an execution, or find the one of this id, and wait for its end.
+
+        A server that is away in the middle is waited for. `on_wait` is told, after a second or two and from then on
+        now and then, what the call is waiting for. `input` is any JSON value, `effect` one of `wire.EFFECTS`.
+        `timeout` is how many seconds to wait here, not counting the time that a person takes to approve something;
+        `attempt_timeout` is how many one attempt at a task may take.
+        Raises ExecutionTimeout when the time is up (the execution goes on), besides the errors of the class.
+        """
+        wishes = {
+            wire.EXECUTION_ID: execution_id or f"exec-{uuid.uuid4()}",
+            wire.MAX_ATTEMPTS: max_attempts,
+            wire.RESTART: restart,
+            wire.EFFECT: effect,
+            wire.TIMEOUT_MS: None if attempt_timeout is None else round(attempt_timeout * 1000),
+        }
+        with self._traced("execute", workflow, wishes) as span:
+            outcome, _, _ = await self._until_over(workflow, input, wishes, timeout, on_wait)
+            _tell(span, outcome)
+        return outcome
+
+    @asynccontextmanager
+    async def local_effect(
+        self,
+        workflow: Definition,
+        input: Any,
+        *,
+        execution_id: str,
+        effect: str | None = None,
+        restart: Literal["failed", "unknown"] | None = None,
+        timeout: float = 120.0,
+        on_wait: Callable[[Waiting], None] | None = None,
+    ) -> AsyncIterator["LocalEffect"]:
+        """An execution of a one-node workflow whose effect happens here, in this process, and not in a worker.
+
+            async with client.local_effect(definition, input, execution_id="s1/ask/1") as effect:
+                if effect.outcome is None:                 # it is ours to execute
+                    await effect.record(await ask(input))
+            answer = effect.outcome.outputs["ask"]
+
+        `effect.outcome` is there from the start when the execution has ended before; one that another process executes
+        at the moment is waited for, one whose process has died is taken over at once, and one that fails there
+        meanwhile is restarted here, if `restart` lets a failed one be. Whoever leaves the block
+        without a record has failed: with the error that it left by, or, cancelled, as if its process had died. The
+        arguments are those of `execute`, `timeout` without the time that the effect itself takes.
+        Raises ExecutionTimeout, besides the errors of the class.
+        """
+        owner = local.new_owner()
+        wishes = {
+            wire.EXECUTION_ID: execution_id,
+            wire.RESTART: restart,
+            wire.EFFECT: effect,
+            wire.CLAIM: owner,
+            wire.LEASE_MS: local.LEASE_MS,
+        }
+        with self._traced("local_effect", workflow, wishes) as span:
+            claim_it = partial(self._until_over, workflow, input, wishes, timeout, on_wait)
+            found, task_id, claim = await claim_it()
+            patience = Patience(timeout, on_wait)
+            local_effect = LocalEffect(self, found, task_id, workflow.nodes[0].id, patience, span, claim_it)
+            if not task_id:
+                _tell(span, found)
+                yield local_effect
+                return
+            async with local.presence(self, owner, task_id, claim):
+                crash_point("task-claimed")
+                try:
+                    yield local_effect
+                except TaskError as error:
+                    how = {"retryable": False, "unknown": error.unknown, "begun": error.begun}
+                    await local_effect.give_up(str(error), **how)
+                    raise
+                except Exception as error:
+                    await local_effect.give_up(f"{type(error).__name__}: {error}", retryable=False)
+                    raise
+            _tell(span, local_effect.outcome or replace(found, status="FAILED"))
+
+    async def run_local(
+        self,
+        workflow: Definition,
+        input: Any,
+        function: Callable[[], Awaitable[Any]],
+        *,
+        again: Callable[[], Awaitable[Any]] | None = None,
+        **options: Any,
+    ) -> Outcome:
+        """`await function()` in this process, recorded: a `local_effect` whose output is what it returns.
+
+        When its result is recorded already, `function` is not called; when an earlier attempt may have had its effect,
+        `again` is, if there is one. Raises what the function raises.
+        """
+        async with self.local_effect(workflow, input, **options) as effect:
+            if effect.outcome is None:
+                call = function if again is None or effect.before == wire.NEW else again
+                key = key_of(options["execution_id"], effect.node_id, workflow.version_hash)
+                with idempotent_by(key), effect.span.running():
+                    output = await call()
+                crash_point("effect-done")
+                await effect.record(output)
+        assert effect.outcome is not None, "it was recorded, or the block was left by an error"
+        return effect.outcome
+
+    @contextmanager
+    def _traced(self, name: str, workflow: Definition, wishes: dict[str, Any]) -> Iterator[tracing.Span]:
+        """A span around a call, whose context goes with the `wishes`."""
+        with tracing.span(
+            "client", name, wishes[wire.EXECUTION_ID], more=self._span_attributes, workflow=workflow.workflow_id
+        ) as span:
+            wishes[wire.TRACEPARENT] = span.traceparent or None
+            yield span
+
+    async def _until_over(
+        self,
+        workflow: Definition,
+        input: Any,
+        wishes: dict[str, Any],
+        timeout: float,
+        on_wait: Callable[[Waiting], None] | None,
+    ) -> tuple[Outcome, str, Claim | None]:
+        """Start or find an execution, and wait for its end, or for its task when `wishes` claim that.
+
+        Returns, besides, the id of that task, and the claim by which the server sees our end; or "" and None.
+        """
+        execution_id = wishes[wire.EXECUTION_ID]
+        request = pb.StartRequest(
+            workflow_id=workflow.workflow_id,
+            version_hash=workflow.version_hash,
+            input_json=wire.canonical_json(input),
+        )
+        metadata = {key: str(value) for key, value in wishes.items() if value is not None}
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + timeout
+        wait_ms, pause = FIRST_WAIT_MS, RECONNECT_SECONDS_MIN
+        before: str | None = None
+        unregistered, registered = False, False  # what NotFound told, and what was done about it
+        unavailable_since, unavailable = None, None  # when it began, and why
+        asks_a_person = False
+        while (remaining := deadline - clock()) > 0:
+            metadata[wire.WAIT_MS] = str(min(wait_ms, int(remaining * 1000)))
+            try:
+                if unregistered and not registered:
+                    await self.register(workflow)
+                    registered = True
+                seconds = min(wait_ms / 1000 + RPC_SECONDS, remaining + 1)
+                answer, told, claim = await self._find(request, metadata, seconds)
+            except NotFound:
+                if registered:
+                    raise
+                unregistered = True
+                continue
+            except ServerUnavailable as error:
+                before = before or ""  # the server may have begun it before it went away
+                unavailable_since, unavailable = unavailable_since or clock(), error
+                if on_wait is not None and clock() - unavailable_since >= FIRST_WAIT_MS / 1000:
+                    on_wait("database" if isinstance(error, DatabaseUnavailable) else "server")
+                await asyncio.sleep(min(pause, max(remaining, 0)))
+                pause = min(pause * 2, RECONNECT_SECONDS_MAX)
+                continue
+            unavailable_since, unavailable, pause = None, None, RECONNECT_SECONDS_MIN
+            if before is None:
+                before = told.get(wire.STATUS, "")
+            outcome = _outcome(execution_id, answer, told, before)
+            task_id = told.get(wire.TASK_ID, "")
+            failed_elsewhere = outcome.status == "FAILED" and wire.RESTART not in metadata
+            if failed_elsewhere and wire.CLAIM in wishes and (restart := wishes[wire.RESTART]):
+                metadata[wire.RESTART] = restart  # in another process while this one waited, which now asks for itself
+                continue
+            if outcome.status != "RUNNING" or task_id:
+                return outcome, task_id, claim
+            wait_ms = WAIT_MS
+            metadata.pop(wire.RESTART, None)  # what fails from here on failed in this call
+            waits_for = told.get(wire.WAITS_FOR, "result")
+            if asks_a_person or waits_for == "approval":  # when exactly it was approved since, is not known
+                deadline = clock() + timeout
+            asks_a_person = waits_for == "approval"
+            if on_wait is not None and not (waits_for == "worker" and wire.CLAIM in wishes):  # then it is about to be
+                on_wait(waits_for)
+        if unavailable is not None:
+            raise unavailable
+        raise ExecutionTimeout(
+            f"Execution {execution_id} had not ended after {timeout:g} s. It goes on without you; "
+            f"see what it does with: nexum show {execution_id}",
+            execution_id,
+        )
+
+    async def _find(
+        self, request: Any, metadata: dict[str, str], seconds: float
+    ) -> tuple[Any, dict[str, Any], Claim | None]:
+        """One Execute: its answer, what was told of it, and the claim."""
+        asked = await self._ask(request, metadata, seconds)
+        return asked or (*await self._server.call_with_trailing(self._execute, request, metadata, seconds), None)
+
+    async def _ask(
+        self, request: Any, metadata: dict[str, str], seconds: float
+    ) -> tuple[Any, dict[str, Any], Claim | None] | None:
+        """A call on the stream of calls; None when the server knows none, being older."""
+        if not self._has_calls:
+            return None
+        try:
+            return await self._calls.ask(request, metadata, seconds)
+        except Refused as refusal:
+            raise self._server.error_of(refusal.code, str(refusal)) from None
+        except grpc.aio.AioRpcError as error:
+            if error.code() != grpc.StatusCode.UNIMPLEMENTED:
+                raise self._server.error(error) from None
+            self._has_calls = False
+            return None
+        except (Broken, TimeoutError):
+            raise ServerUnavailable(self._server.unreachable("")) from None
+
+    async def status(self, execution_id: str, *, wait_ms: int = 0) -> Outcome:
+        """An execution as it is now, or with `wait_ms` as soon as it has ended."""
+        answer, trailing = await self._server.call_with_trailing(
+            self._stub.GetStatus,
+            pb.StatusRequest(execution_id=execution_id),
+            {wire.WAIT_MS: str(wait_ms)},
+            timeout=RPC_SECONDS + wait_ms / 1000,
+        )
+        return _outcome(execution_id, answer, trailing, before="")
+
+    async def executions(
+        self, prefix: str = "", limit: int = 20, *, status: str = "", workflow_id: str = ""
+    ) -> list[Any]:
+        """The newest executions first, as nexum-py's ExecutionSummary messages; an empty filter lets all pass."""
+        request = pb.ListRequest(limit=limit, status=status, workflow_id=workflow_id)
+        answer = await self._server.call(self._stub.ListExecutions, request, {wire.PREFIX: prefix} if prefix else {})
+        return list(answer.executions)
+
+    async def versions(self, workflow_id: str = "") -> list[Any]:
+        """All versions of a workflow, or of every one, the newest first, as nexum-py's VersionInfo messages."""
+        answer = await self._server.call(
+            self._stub.ListWorkflowVersions, pb.ListVersionsRequest(workflow_id=workflow_id)
+        )
+        return list(answer.versions)
+
+    async def definition(self, workflow_id: str, version_hash: str = "") -> Any:
+        """One version of a workflow with its IR, as nexum-py's WorkflowIR message; by default the newest."""
+        return await self._server.call(
+            self._definition, pb.WorkflowIR(workflow_id=workflow_id, version_hash=version_hash)
+        )
+
+    async def inspect(self) -> dict[str, Any]:
+        """What `nexum doctor` goes by: `database`, `executions`, `workers`, `waiting`, `running`, `expired` and
+        `unknown`, as the server's `Engine.inspect` and `Store.inspect` describe them."""
+        answer = await self._server.call(self._inspect, pb.StatusRequest(), timeout=INSPECT_SECONDS)
+        return dict(json.loads(answer.completed_nodes_json))
+
+    async def approvals(self) -> list[Any]:
+        """What waits for a person's yes, as nexum-py's messages: `execution_id`, `node_id`, `workflow_id` and
+        `started_at`, since when."""
+        return list((await self._server.call(self._stub.GetPendingApprovals, pb.EmptyRequest())).items)
+
+    async def approve(self, execution_id: str, node_id: str, approver: str, comment: str = "") -> str:
+        """Say yes to a node that waits for it. Returns what came of it, in words."""
+        request = pb.ApproveRequest(execution_id=execution_id, node_id=node_id, approver=approver, comment=comment)
+        return str((await self._server.call(self._stub.ApproveTask, request)).message)
+
+    async def reject(self, execution_id: str, node_id: str, approver: str, reason: str) -> str:
+        """Say no. Returns what came of it, in words."""
+        request = pb.RejectRequest(execution_id=execution_id, node_id=node_id, approver=approver, reason=reason)
+        return str((await self._server.call(self._stub.RejectTask, request)).message)
+
+    async def history(self, execution_id: str) -> AsyncIterator[dict[str, Any]]:
+        """All that is known of an execution, or of every one under a prefix that ends in "/", oldest first."""
+        call = self._history(
+            pb.StatusRequest(execution_id=execution_id), metadata=self._server.metadata({}), timeout=60.0
+        )
+        try:
+            async for answer in call:
+                yield json.loads(answer.completed_nodes_json)
+        except grpc.aio.AioRpcError as error:
+            raise self._server.error(error) from None
+
+    async def journal(self, prefix: str) -> dict[str, dict[str, Any]]:
+        """The outputs of every COMPLETED execution under a prefix, in one call: `{execution_id: {node: output}}`.
+
+        These are final. Raises ServerUnavailable when no server answers.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        call = self._journal(
+            pb.StatusRequest(execution_id=prefix), metadata=self._server.metadata({}), timeout=JOURNAL_SECONDS
+        )
+        try:
+            async for part in call:
+                found |= json.loads(part.completed_nodes_json)
+        except grpc.aio.AioRpcError as error:
+            raise self._server.error(error) from None
+        return found
+
+    async def attend(self, worker_id: str) -> AsyncIterator[None]:
+        """Be seen by the server as this worker: yields when it does. Its tasks are given up when this ends."""
+        call = self._attend(pb.PollRequest(worker_id=worker_id), metadata=self._server.metadata({}))
+        try:
+            async for _ in call:
+                yield
+        except grpc.aio.AioRpcError as error:
+            raise self._server.error(error) from None
+        finally:
+            call.cancel()
+
+    async def cancel(self, execution_id: str) -> str:
+        """Cancel an execution. Returns what came of it, in words."""
+        answer = await self._server.call(self._stub.CancelExecution, pb.CancelRequest(execution_id=execution_id))
+        return str(answer.message)
+
+    async def resolve(
+        self, execution_id: str, kind: Literal["result", "failed", "retry"], text: str = "", *, node_id: str = ""
+    ) -> str:
+        """Settle an unknown outcome by its result (`text` is JSON) or its failure, or have it tried again.
+
+        `node_id` says which node when the outcome of several is unknown. Returns what came of it, in words.
+        """
+        request = pb.RejectRequest(execution_id=execution_id, node_id=node_id, reason=text)
+        answer = await self._server.call(self._resolve, request, {wire.RESOLUTION: kind})
+        return str(answer.message)
+
+    async def prune(self, prefix: str, older_than_ms: int, *, dry_run: bool = False) -> dict[str, int]:
+        """Delete what ended that long ago or earlier under a prefix of ids ("" is all of them).
+
+        Returns `{"executions": how many, "bytes": given back to the disk}`. What runs stays, and so does what waits
+        for a person's word: an outcome that is unknown.
+        """
+        metadata = {wire.OLDER_THAN_MS: str(older_than_ms), wire.DRY_RUN: str(dry_run).lower()}
+        request = pb.StatusRequest(execution_id=prefix)
+        answer = await self._server.call(self._prune, request, metadata, timeout=PRUNE_SECONDS)
+        return dict(json.loads(answer.message))
+
+    # The worker's side
+
+    async def poll(self, worker_id: str, workflow: Definition, *, lease_ms: int, wait_ms: int = 0) -> Any | None:
+        """Claim one task of this workflow, waiting up to `wait_ms` for it: nexum-py's PollResponse, or None."""
+        metadata = {wire.LEASE_MS: str(lease_ms), wire.WAIT_MS: str(wait_ms)}
+        answer = await self._server.call(
+            self._stub.PollTask,
+            pb.PollRequest(worker_id=worker_id, version_hash=workflow.version_hash),
+            metadata | self._named(workflow),
+            timeout=RPC_SECONDS + wait_ms / 1000,
+        )
+        return answer if answer.has_task else None
+
+    async def stream_tasks(
+        self, worker_id: str, workflow: Definition, *, lease_ms: int, slots: int, outgoing: "Outgoing"
+    ) -> AsyncGenerator[Any, None]:
+        """A worker's long call for one workflow: nexum-py's PollResponses, tasks and acknowledgements, as they come.
+
+        At most `slots` tasks are unfinished at a time, of all its workflows together. What `outgoing` has is sent
+        meanwhile; when that has ended, no new task comes, and the call ends when everything is acknowledged.
+        """
+        metadata = {
+            wire.WORKER_ID: worker_id,
+            wire.VERSION_HASH: workflow.version_hash,
+            wire.LEASE_MS: str(lease_ms),
+            wire.SLOTS: str(slots),
+            wire.BATCHES: "true",
+        }
+        call = self._stream_tasks(metadata=self._server.metadata(metadata | self._named(workflow)))
+        sending = None
+        try:
+            in_batches = dict(await call.initial_metadata()).get(wire.BATCHES) == "true"
+            sending = asyncio.create_task(outgoing.run(call, in_batches))
+            async for data in call:
+                for answer in (
+                    batches.unpack([pb.PollResponse], data) if in_batches else [pb.PollResponse.FromString(data)]
+                ):
+                    yield answer
+        except grpc.aio.AioRpcError as error:
+            raise self._server.error(error) from None
+        finally:
+            call.cancel()
+            if sending is not None:
+                sending.cancel()
+                await asyncio.wait([sending])
+
+    def _named(self, workflow: Definition) -> dict[str, str]:
+        """For a name that no header can carry, the server goes by what this channel has registered."""
+        return {wire.WORKFLOW_ID: workflow.workflow_id} if wire.fits_header(workflow.workflow_id) else {}
+
+    def check_size(self, output_json: str) -> None:
+        """Raise LimitExceeded for a result that is larger than what the server accepts."""
+        if reason := wire.too_large("The result", output_json, self._max_message_bytes):
+            raise LimitExceeded(reason)
+
+    async def complete(self, task_id: str, output_json: str) -> str:
+        """Record a task's result. Returns "", or in words why it was not recorded. Raises LimitExceeded."""
+        self.check_size(output_json)
+        if asked := await self._ask(pb.StartRequest(input_json=output_json), {wire.COMPLETES: task_id}, RPC_SECONDS):
+            return str(asked[1][wire.MESSAGE])
+        request = pb.CompleteRequest(task_id=task_id, output_json=output_json)
+        return str((await self._server.call(self._stub.CompleteTask, request)).message)
+
+    async def fail(
+        self,
+        task_id: str,
+        error: str,
+        *,
+        retryable: bool = True,
+        interrupted: bool = False,
+        unknown: bool = False,
+        begun: bool = True,
+    ) -> str:
+        """End an attempt that failed, or was `interrupted` by the end of its worker.
+
+        `unknown`: its effect may have happened all the same; `begun=False`: it cannot have. Returns "", or in words why
+        nothing changed.
+        """
+        flags = {
+            wire.RETRYABLE: retryable,
+            wire.INTERRUPTED: interrupted,
+            wire.UNKNOWN: unknown,
+            wire.BEGUN: begun,
+        }
+        metadata = {key: str(value).lower() for key, value in flags.items()}
+        request = pb.FailRequest(task_id=task_id, error_message=_wording(error))
+        return str((await self._server.call(self._stub.FailTask, request, metadata)).message)
+
+    async def heartbeat(self, worker_id: str, task_ids: Collection[str]) -> list[str]:
+        """Renew the leases of the tasks that this worker holds. Returns the ids of those it should stop."""
+        held = wire.canonical_json(list(task_ids))
+        answer = await self._server.call(self._heartbeat, pb.PollRequest(worker_id=worker_id, version_hash=held))
+        return [str(task_id) for task_id in json.loads(answer.message)]
+
+
+def _wording(error: str) -> str:
+    """An error's text as it can be sent: no secrets, not too long, no half characters, which UTF-8 does not know."""
+    return redact(error)[:ERROR_LIMIT].encode(errors="replace").decode()
+
+
+def _tell(span: tracing.Span, outcome: Outcome) -> None:
+    span.tell(outcome=outcome.status, before=outcome.before, attempts=outcome.attempts)
+
+
+def _outcome(execution_id: str, answer: Any, trailing: dict[str, Any], before: str) -> Outcome:
+    error = trailing.get(wire.ERROR)
+    return Outcome(
+        execution_id=execution_id,
+        status=answer.status,
+        before=before,
+        outputs=json.loads(answer.completed_nodes_json or "{}"),
+        error=error.decode() if error is not None else None,
+        error_code=trailing.get(wire.ERROR_CODE),
+        attempts=int(trailing.get(wire.ATTEMPTS, 0)),
+    )

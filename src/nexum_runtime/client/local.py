@@ -1,0 +1,179 @@
+"""Local effects: tasks that the process which starts an execution executes itself.
+
+    start and claim in one call ─→ the effect ─→ its record
+
+The server sees by the stream of its calls that such a process is there, and by Attend should that stream have ended.
+When the process dies so does the stream, and whoever starts the same execution again gets its task at once. A process
+that is alive, but can no longer be heard, loses it by the end of its lease.
+"""
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from nexum_runtime import tracing, wire
+from nexum_runtime.errors import DatabaseUnavailable, NexumError, NotFound, ServerUnavailable
+
+if TYPE_CHECKING:
+    from nexum_runtime.client import Client, Outcome, Waiting
+    from nexum_runtime.client.calls import Claim
+
+T = TypeVar("T")
+
+LEASE_MS = 30_000
+HEARTBEATS_PER_LEASE = 3
+RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.1, 1.0
+SPEAK_UP_SECONDS = 1.5  # of waiting for a server, before `on_wait` is told
+
+
+class LocalEffect:
+    """An execution whose one task is this process's own, or one that has ended already: then `outcome` is there."""
+
+    def __init__(
+        self,
+        client: "Client",
+        found: "Outcome",
+        task_id: str,
+        node_id: str,
+        patience: "Patience",
+        span: tracing.Span,
+        claim_anew: "Callable[[], Awaitable[tuple[Outcome, str, Claim | None]]]",
+    ) -> None:
+        self.outcome: Outcome | None = None if task_id else found
+        self.node_id = node_id
+        self.span = span
+        self.before = found.before  # NEW, or the status its id had before
+        self._client, self._found, self._task_id, self._patience = client, found, task_id, patience
+        self._claim_anew = claim_anew
+        self._is_open = bool(task_id)
+
+    async def record(self, output: Any) -> "Outcome":
+        """Record the effect's result, any JSON value; `outcome` is what is recorded, by this word or an earlier one.
+
+        A server that is away is waited for. Raises ServerUnavailable, and for what cannot be recorded LimitExceeded,
+        InvalidRequest, TypeError or ValueError: the execution has failed then, its outcome unknown if it happens once.
+        """
+        self._is_open = False
+        try:
+            output_json = wire.json_text(output)
+            message = await self._complete(output_json)
+        except ServerUnavailable:
+            raise
+        except Exception as error:
+            await self._fail(f"Its result cannot be recorded: {error}", retryable=False, unknown=True)
+            raise
+        if message:  # another process was first, or it was cancelled
+            self.outcome = await self._patience.with_server(lambda: self._client.status(self._found.execution_id))
+        else:
+            self.outcome = replace(self._found, status="COMPLETED", outputs={self.node_id: output})
+        return self.outcome
+
+    async def _complete(self, output_json: str) -> str:
+        """Returns "", or in words why it was not recorded."""
+        with ExitStack() as at_the_end:
+            while True:
+                try:
+                    return await self._patience.with_server(partial(self._client.complete, self._task_id, output_json))
+                except NotFound:  # it was begun before its start was synced, and then the server, or its disk, failed
+                    found, self._task_id, claim = await self._claim_anew()
+                    if not self._task_id:
+                        return f"Execution {found.execution_id} is {found.status} already."
+                    if claim is not None:
+                        at_the_end.callback(claim.leave)
+
+    async def give_up(self, error: str, **how: bool) -> None:
+        """End the attempt without a result, unless one is recorded or could not be. `how` is that of `Client.fail`."""
+        if self._is_open:
+            self._is_open = False
+            await self._fail(error, **how)
+
+    async def _fail(self, error: str, **how: bool) -> None:
+        with suppress(NexumError):  # then it is given up when its presence ends
+            await self._patience.with_server(lambda: self._client.fail(self._task_id, error, **how))
+
+
+class Patience:
+    """How long, and with what words on the way, a server that is away is waited for."""
+
+    def __init__(self, seconds: float, on_wait: "Callable[[Waiting], None] | None") -> None:
+        self._seconds, self._on_wait = seconds, on_wait
+
+    async def with_server(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """What `ask` returns, asked again while the server is away. Raises ServerUnavailable when the time is up."""
+        clock = asyncio.get_running_loop().time
+        began, pause = clock(), RETRY_SECONDS_MIN
+        while True:
+            try:
+                return await ask()
+            except ServerUnavailable as error:
+                waited = clock() - began
+                if waited >= self._seconds:
+                    raise
+                if self._on_wait is not None and waited >= SPEAK_UP_SECONDS:
+                    self._on_wait("database" if isinstance(error, DatabaseUnavailable) else "server")
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, RETRY_SECONDS_MAX)
+
+
+def new_owner() -> str:
+    """A worker id for one effect of this process: whose end it is that the server sees must be beyond doubt."""
+    return f"{wire.LOCAL_WORKER}{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
+@asynccontextmanager
+async def presence(client: "Client", owner: str, task_id: str, claim: "Claim | None") -> AsyncIterator[None]:
+    """Keep the lease of this owner's task, and let the server see its end: what is open then is given up at once.
+
+    Without a `claim` that it sees, as with a server that went away since, by a call of its own (Attend).
+    """
+    loop = asyncio.get_running_loop()
+    keeping: list[asyncio.Task[None]] = []
+    is_over = False
+
+    def attend(_: object = None) -> None:
+        if not is_over:  # it may be called a moment after it was removed
+            keeping.append(asyncio.create_task(_attend(client, owner)))
+
+    def beat() -> None:
+        keeping.append(asyncio.create_task(_beat(client, owner, task_id)))
+
+    timer = loop.call_later(_heartbeat_seconds(), beat)
+    if claim is None:
+        attend()
+    else:
+        claim.lost.add_done_callback(attend)
+    try:
+        yield
+    finally:
+        is_over = True
+        timer.cancel()
+        if claim is not None:
+            claim.lost.remove_done_callback(attend)
+            claim.leave()
+        for each in keeping:
+            each.cancel()
+        await asyncio.gather(*keeping, return_exceptions=True)
+
+
+async def _attend(client: "Client", owner: str) -> None:
+    while True:
+        with suppress(NexumError):
+            async for _ in client.attend(owner):
+                pass
+        await asyncio.sleep(RETRY_SECONDS_MIN)
+
+
+async def _beat(client: "Client", owner: str, task_id: str) -> None:
+    while True:
+        with suppress(NexumError):  # what should stop goes on: its word is refused, or still of use
+            await client.heartbeat(owner, [task_id])
+        await asyncio.sleep(_heartbeat_seconds())
+
+
+def _heartbeat_seconds() -> float:
+    return LEASE_MS / HEARTBEATS_PER_LEASE / 1000

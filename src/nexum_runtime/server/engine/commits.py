@@ -1,0 +1,113 @@
+"""Transactions of the store: what follows when one is committed, and what when the store fails."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+from nexum_runtime.server.engine.waiters import Waiters
+from nexum_runtime.server.model.contract import Store, StoreUnavailable, Transaction
+from nexum_runtime.server.model.shapes import Claimed, Notices
+from nexum_runtime.server.rules import snapshots
+from nexum_runtime.server.rules.snapshots import Snapshot
+
+T = TypeVar("T")
+
+OUTAGE_QUIET_MS = 2_000  # without a failure, before the store is called available again
+
+log = logging.getLogger("nexum.engine")
+
+
+class Given(NamedTuple):
+    """What was claimed for somebody else: `give` it, or `withdraw` what was kept ready for it."""
+
+    claimed: Claimed
+    give: Callable[[Claimed], None]
+    withdraw: Callable[[], None] = lambda: None
+
+
+class Commits:
+    """`follow` is called with what each commit notes, and how executions ended that somebody has `watched`."""
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Callable[[], int],
+        watched: Waiters,
+        follow: Callable[[Notices, dict[str, Snapshot]], None],
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._watched = watched
+        self._follow = follow
+        self.deaf = False  # leases could not be renewed since
+        self._outage_ms: int | None = None  # when the store last failed; None once that is over
+        self.failure: tuple[int, str] | None = None  # when and why it last failed
+
+    async def make(self, work: Callable[[Transaction, Notices], T], *, renews: bool = False) -> T:
+        return await self.begin(work, renews=renews)
+
+    def begin(
+        self,
+        work: Callable[[Transaction, Notices], T],
+        *,
+        given: "Sequence[Given] | None" = None,
+        patient: bool = False,
+        renews: bool = False,
+    ) -> asyncio.Future[T]:
+        """Run one transaction and have it followed, even if the caller has gone meanwhile.
+
+        `work` adds to `given` what it claims for others. Who is `patient` waits for the end of that, not for this.
+
+        When one that `renews` leases fails, none expires until all could be renewed. Any other is no such reason: a
+        result that the disk has no room for is sent again and again, and would keep the tasks of dead workers.
+        """
+        notices = Notices()
+        ended: dict[str, Snapshot] = {}
+
+        def run(tx: Transaction) -> T:
+            result = work(tx, notices)
+            for execution_id in notices.ended.keys() & self._watched.keys():
+                ended[execution_id] = snapshots.ended(tx, execution_id, notices.ended[execution_id], self._clock())
+            return result
+
+        given_later: list[Given] = []
+        begun = False
+
+        def executed() -> bool:
+            """What may be done again need not wait for the disk: should this be lost, it is begun anew."""
+            nonlocal begun
+            begun = True
+            for each in given or ():
+                if each.claimed.is_once or self._outage_ms is not None:
+                    given_later.append(each)
+                else:
+                    each.give(each.claimed)
+            return len(given_later) < len(given or ())
+
+        def settled(error: BaseException | None) -> None:
+            if isinstance(error, StoreUnavailable):
+                self.note_outage(error)
+                self.deaf = self.deaf or renews
+            if error is not None:
+                for each in given_later if begun else given or ():
+                    each.withdraw()
+                return
+            for each in given_later:
+                each.give(each.claimed)
+            self._follow(notices, ended)
+
+        executing = None if given is None else executed
+        return self._store.begin_write(run, executed=executing, settled=settled, is_patient=patient)
+
+    def note_outage(self, error: StoreUnavailable) -> None:
+        """Say it once, however often it is met."""
+        if self._outage_ms is None:
+            log.warning("%s", error)
+        self._outage_ms = self._clock()
+        self.failure = (self._outage_ms, str(error))
+
+    def note_end_of_outage(self) -> None:
+        if self._outage_ms is not None and abs(self._clock() - self._outage_ms) > OUTAGE_QUIET_MS:
+            self._outage_ms = None
+            log.warning("The database can be used again.")

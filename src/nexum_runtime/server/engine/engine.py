@@ -1,0 +1,632 @@
+"""Start, claim, complete, fail, cancel, sweep: checks what is asked, commits it, and wakes whoever waits for it.
+
+What the rules are is in executions.py, attempts.py and course.py. Every change is one transaction of the store; whoever
+waits (for an execution's end, for a task to become ready) is woken after the commit, never before.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter, OrderedDict
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+from nexum_runtime import wire
+from nexum_runtime.crash import crash_point
+from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
+from nexum_runtime.server.engine.commits import Commits, Given
+from nexum_runtime.server.engine.giving import Giver
+from nexum_runtime.server.engine.jobs import Jobs, for_nobody, pass_on, tell
+from nexum_runtime.server.engine.streams import Stream, Streams
+from nexum_runtime.server.engine.waiters import Waiter, Waiters
+from nexum_runtime.server.engine.workers import Workers
+from nexum_runtime.server.model import graph
+from nexum_runtime.server.model.contract import (
+    Approval,
+    EventRow,
+    Execution,
+    Reader,
+    Store,
+    StoreUnavailable,
+    Transaction,
+    Workflow,
+)
+from nexum_runtime.server.model.shapes import Claimed, Notices, Resolution, Started, StartOrder, Taker, Verdict
+from nexum_runtime.server.model.states import ExecutionStatus, TaskStatus
+from nexum_runtime.server.rules import snapshots
+from nexum_runtime.server.rules.attempts import RETRY_DELAY_MS_MAX, Attempts, is_current, is_wanted, task_key
+from nexum_runtime.server.rules.checks import (
+    ERROR_LIMIT,
+    check_execution_id,
+    check_json,
+    check_name,
+    check_size,
+    checked_order,
+    checked_resolution,
+)
+from nexum_runtime.server.rules.course import Course, not_registered
+from nexum_runtime.server.rules.executions import Executions
+from nexum_runtime.server.rules.snapshots import Snapshot
+from nexum_runtime.text import MIB
+
+T = TypeVar("T")
+
+SWEEP_INTERVAL_MS = 250
+ABSENCE_MS = 3_000  # a clock that moved this far between two sweeps means that this process was the silent one
+STOP_KEPT_MS = 600_000  # how long a worker that has gone quiet is still told what to stop
+FAILURE_KEPT_MS = 300_000  # how long it is told that the store failed
+STOPS_LIMIT = 10_000  # attempts that workers are still to be told to stop, the latest ones
+PRUNE_BATCH = 200  # executions deleted in one transaction, so that pruning holds up nobody
+JOURNAL_PART_CHARS = 1_000_000  # about, of outputs in one message of a journal
+
+log = logging.getLogger("nexum.engine")
+
+
+def wall_clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+class Engine:
+    """The one owner of a store's state machine.
+
+    `clock` tells epoch milliseconds and `jitter` a number in [0, 1): tests pass their own.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        clock: Callable[[], int] = wall_clock_ms,
+        jitter: Callable[[], float] = random.random,
+        max_message_bytes: int = wire.MESSAGE_MIB_DEFAULT * MIB,
+    ) -> None:
+        self.max_message_bytes = max_message_bytes
+        self._store = store
+        self._clock = clock
+        # execution id → who waits for its end, or for a task of it that can be taken
+        self._watched = Waiters()
+        self._ready = Waiters()  # version hash → polls that wait
+        self._streams = Streams()
+        self._present: Counter[str] = Counter()  # worker id → how many calls of Attend it holds open
+        self._unheard: set[str] = set()  # ids of tasks that somebody is here for, and has not had a word on
+        self._stops: OrderedDict[str, tuple[str, int]] = OrderedDict()  # task id → worker id, since when
+        self._jobs = Jobs()
+        self._last_sweep_ms = clock()
+        self.closing = asyncio.Event()  # set when this server stops
+        self._workers = Workers(clock)
+        self._commits = Commits(store, clock, self._watched, self._follow)
+        course = Course(clock)
+        self._attempts = Attempts(clock, jitter, course)
+        self._executions = Executions(clock, course, self._attempts)
+        self._giver = Giver(self._streams, self._attempts, self._commits, self._jobs, self.closing)
+
+    # Workflows
+
+    async def register(self, workflow_id: str, version_hash: str, ir_json: str) -> str:
+        """Record one version of a workflow. Returns its compatibility with the version before it, or NEW."""
+        check_name("workflow id", workflow_id)
+        check_name("version hash", version_hash)
+        check_size("The workflow's IR", ir_json, self.max_message_bytes)
+        try:
+            new = graph.parse(ir_json)
+        except graph.GraphError as error:
+            raise InvalidRequest(f"Workflow {workflow_id!r} is refused: {error}.") from None
+        return await self._commits.make(
+            lambda tx, _: self._executions.register(tx, workflow_id, version_hash, ir_json, new)
+        )
+
+    async def workflow_ids(self, version_hash: str) -> list[str]:
+        return await self._store.read(lambda reader: reader.workflow_ids(version_hash))
+
+    async def versions(self, workflow_id: str) -> list[Workflow]:
+        return await self._store.read(lambda reader: reader.workflows(workflow_id))
+
+    # Executions
+
+    async def start(self, order: StartOrder) -> Started:
+        """Start an execution, or find the one that has this id: same id and same input, same execution."""
+        order = checked_order(order, self.max_message_bytes)
+        started, _ = await self._claiming(self._jobs.spawn(self._start(order)), lambda found: found[0].claimed)
+        return started
+
+    async def execute(self, order: StartOrder, wait_ms: int) -> tuple[Started, Snapshot]:
+        """Start, and wait up to `wait_ms` for the end.
+
+        Who claims gets its task at once, and else waits also for a task of this execution that it could claim.
+        """
+        order = checked_order(order, self.max_message_bytes)
+        with self._watched.waiter(order.execution_id) as woken:
+            if order.claim:
+                starting = self._jobs.spawn(self._start(order))
+                started, found = await self._claiming(starting, lambda found: found[0].claimed)
+            else:
+                started, found = await self._start(order, patient=True)
+                found = found or woken.ended  # by the commit that its start shares
+            if found is None:
+                found = await self._end_of(order.execution_id, woken, wait_ms, or_ready=bool(order.claim))
+        return started, found
+
+    async def execute_here(self, order: StartOrder, wait_ms: int) -> AsyncGenerator[tuple[Started, Snapshot], None]:
+        """`execute`, and `attend` in one for who gets the task: from its claim on there is no moment without.
+
+        What may be done again can begin before its claim is synced. Should that be lost, no one has its task, and its
+        record is refused: whoever has begun it claims it anew.
+        """
+        order = checked_order(order, self.max_message_bytes)
+        told: asyncio.Future[tuple[Started, Snapshot | None]] = asyncio.get_running_loop().create_future()
+        with self._watched.waiter(order.execution_id) as woken:
+            starting = self._jobs.spawn(self._start(order, patient=True, told=told))
+            starting.add_done_callback(partial(pass_on, told))
+            started, found = await self._claiming(starting, lambda found: found[0].claimed, told)
+            if found is None:
+                found = await self._end_of(order.execution_id, woken, wait_ms, or_ready=True)
+        if started.claimed is None:
+            yield started, found
+            return
+        task_id = started.claimed.task.task_id
+        self._unheard.add(task_id)
+        async with aclosing(self.attend(order.claim, task_id, starting)) as attending:
+            async for _ in attending:
+                yield started, found
+
+    async def _start(
+        self,
+        order: StartOrder,
+        *,
+        patient: bool = False,
+        told: "asyncio.Future[tuple[Started, Snapshot | None]] | None" = None,
+    ) -> tuple[Started, Snapshot | None]:
+        """Start or find it, and tell how it is if there is nothing to wait for; to `told` as soon as may be."""
+        stream = None if order.claim else self._streams.reserve((order.workflow_id, order.version_hash))
+        given: list[Given] = []
+
+        def work(tx: Transaction, notices: Notices) -> tuple[Started, Snapshot | None]:
+            started = self._executions.start(tx, notices, order, stream.taker if stream else None)
+            if stream is not None and started.taken is not None:
+                given.append(self._giver.given(stream, started.taken))
+            if started.before == wire.NEW:
+                found = snapshots.begun(started.claimed) if started.claimed else None
+            else:
+                found = snapshots.read(tx, order.execution_id, self._clock())
+            waits = found is None or (found.execution.status == ExecutionStatus.RUNNING and started.claimed is None)
+            result = started, None if waits else found
+            if started.claimed is not None and told is not None:
+                given.append(Given(started.claimed, partial(tell, told, result)))
+            return result
+
+        try:
+            result = await self._commits.begin(work, given=given if stream or told else None, patient=patient)
+        finally:
+            if stream is not None and not given:
+                stream.pool.free += 1
+                self._giver.fill_slots()  # what has become ready meanwhile found no slot
+        crash_point("start-committed")
+        return result
+
+    async def snapshot(self, execution_id: str, wait_ms: int = 0, *, or_ready: bool = False) -> Snapshot:
+        """The execution as it is; with `wait_ms`, as soon as it has ended or when that time is up.
+
+        With `or_ready` also as soon as no task of it runs, and one could.
+        """
+        check_execution_id(execution_id)
+        with self._watched.waiter(execution_id) as woken:
+            found = await self._read_snapshot(execution_id)
+            if snapshots.is_over(found, or_ready) or not wait_ms:
+                return found
+            return await self._end_of(execution_id, woken, wait_ms, or_ready)
+
+    async def _read_snapshot(self, execution_id: str) -> Snapshot:
+        return await self._store.read(lambda reader: snapshots.read(reader, execution_id, self._clock()))
+
+    async def _end_of(self, execution_id: str, woken: Waiter, wait_ms: int, or_ready: bool) -> Snapshot:
+        """The execution as soon as it is over, or as it is when the time is up."""
+
+        async def look() -> Snapshot | None:
+            found = woken.ended or await self._read_snapshot(execution_id)
+            return found if snapshots.is_over(found, or_ready) else None
+
+        return await woken.next(self.closing, look, wait_ms) or await self._read_snapshot(execution_id)
+
+    async def executions(self, workflow_id: str, status: str, prefix: str, limit: int) -> list[Execution]:
+        """The newest first; an empty filter lets all pass."""
+        if prefix:
+            check_execution_id(prefix)
+        return await self._store.read(lambda reader: reader.executions(workflow_id, status, prefix, limit))
+
+    async def history(self, execution_id: str) -> tuple[Snapshot, list[EventRow]]:
+        """An execution and its events, in the order they happened."""
+        check_execution_id(execution_id)
+        return await self._store.read(
+            lambda reader: (snapshots.read(reader, execution_id, self._clock()), reader.events(execution_id))
+        )
+
+    async def journal(self, prefix: str) -> AsyncGenerator[str, None]:
+        """What the COMPLETED executions under a prefix have recorded, `{execution_id: {node: output}}`, in parts."""
+        check_execution_id(prefix)
+        after = ""
+
+        def part(reader: Reader) -> tuple[dict[str, dict[str, str]], str]:
+            return reader.journal(prefix, after, JOURNAL_PART_CHARS)
+
+        while True:
+            outputs, after = await self._store.read(part)
+            if not outputs:
+                return
+            named = (f"{wire.canonical_json(id)}:{snapshots.outputs_json(each)}" for id, each in outputs.items())
+            yield f"{{{','.join(named)}}}"
+
+    async def cancel(self, execution_id: str) -> str:
+        """Cancel a RUNNING execution and all its open tasks. Returns what came of it, in words."""
+        check_execution_id(execution_id)
+        return await self._commits.make(lambda tx, notices: self._executions.cancel(tx, notices, execution_id))
+
+    async def resolve(self, execution_id: str, node_id: str, word: Resolution) -> str:
+        """Take a person's word on an execution that ended without a result. Returns what came of it, in words."""
+        word = checked_resolution(word, execution_id, self.max_message_bytes)
+        return await self._commits.make(
+            lambda tx, notices: self._executions.resolve(tx, notices, execution_id, node_id, word)
+        )
+
+    async def approvals(self, limit: int) -> list[Approval]:
+        """What waits for a person's yes, the longest first."""
+        return await self._store.read(lambda reader: reader.approvals(limit))
+
+    async def answer(self, execution_id: str, node_id: str, verdict: Verdict) -> str:
+        """Take a person's yes or no to an approval; the first word wins. Returns what came of it, in words."""
+        check_execution_id(execution_id)
+        if verdict.by:
+            check_name("approver", verdict.by)
+        verdict = replace(verdict, text=verdict.text[:ERROR_LIMIT])
+        return await self._commits.make(
+            lambda tx, notices: self._executions.answer(tx, notices, execution_id, node_id, verdict)
+        )
+
+    async def prune(self, prefix: str, older_than_ms: int, *, dry_run: bool) -> tuple[int, int]:
+        """Delete executions that ended `older_than_ms` ago or earlier. Returns how many, and the bytes given back.
+
+        What runs is not touched, nor what waits for a person's word: an outcome that is unknown.
+        """
+        if prefix:
+            check_execution_id(prefix)
+        before_ms, after_seq, count = self._clock() - older_than_ms, 0, 0
+
+        def batch(reader: Reader) -> list[tuple[int, str]]:
+            return reader.ended_before(before_ms, prefix, after_seq, PRUNE_BATCH)
+
+        def delete(tx: Transaction, _: Notices) -> list[tuple[int, str]]:
+            ended = batch(tx)
+            for _seq, execution_id in ended:
+                tx.delete_execution(execution_id)
+            return ended
+
+        while ended := await (self._store.read(batch) if dry_run else self._commits.make(delete)):
+            after_seq, count = ended[-1][0], count + len(ended)
+        return count, 0 if dry_run else await self._store.compact()
+
+    # Tasks
+
+    async def poll(
+        self, worker_id: str, version_hash: str, workflow_ids: list[str], lease_ms: int, wait_ms: int = 0
+    ) -> Claimed | None:
+        """Claim the READY task that was scheduled first, waiting up to `wait_ms` for one."""
+        check_name("worker id", worker_id)
+        check_name("version hash", version_hash)
+        if self.closing.is_set():
+            return None
+
+        async def look() -> Claimed | None:
+            claiming = self._commits.make(
+                lambda tx, _: self._attempts.claim(tx, version_hash, workflow_ids, worker_id, lease_ms)
+            )
+            return await self._claiming(self._jobs.spawn(claiming), lambda claimed: claimed)
+
+        asking = self._workers.asking(worker_id, version_hash, workflow_ids)
+        with asking, self._ready.waiter(version_hash) as woken:
+            return await look() or await woken.next(self.closing, look, wait_ms)
+
+    async def _claiming(
+        self,
+        job: "asyncio.Task[T]",
+        claimed: Callable[[T], Claimed | None],
+        told: "asyncio.Future[T] | None" = None,
+    ) -> T:
+        """What `job` returns, or `told` is before. If its caller leaves before it could be told what it has claimed,
+        that is undone."""
+        try:
+            return await (told or asyncio.shield(job))
+        except asyncio.CancelledError:
+            self._jobs.spawn(self._give_back(job, claimed)).add_done_callback(for_nobody)
+            raise
+
+    async def _give_back(self, job: "asyncio.Task[T]", claimed: Callable[[T], Claimed | None]) -> None:
+        with suppress(StoreUnavailable):  # nothing was claimed, or its lease will end
+            found = claimed(await job)
+            if found is not None:
+                await self._commits.make(lambda tx, notices: self._attempts.give_back(tx, notices, found.task))
+
+    async def complete(self, task_id: str, output_json: str) -> str:
+        """Record a task's result. The first word wins; returns "" if it was this one, else why nothing changed.
+
+        A result over the limit fails the task instead.
+        """
+        return await self.record(task_id, output_json)
+
+    def record(self, task_id: str, output_json: str) -> asyncio.Future[str]:
+        """`complete`, begun at once: what is begun at the same moment is committed together."""
+        try:
+            check_size("The result", output_json, self.max_message_bytes)
+            check_json(f"The output of task {task_id[:80]!r}", output_json)
+        except LimitExceeded as error:
+            return self._jobs.spawn(self._fail_too_large(task_id, str(error)))
+        except InvalidRequest as error:
+            refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            refused.set_exception(error)
+            return refused
+
+        def work(tx: Transaction, notices: Notices) -> str:
+            return self._attempts.complete(tx, notices, task_id, output_json)
+
+        recording = self._commits.begin(work)
+        recording.add_done_callback(partial(self._recorded, task_id))
+        return recording
+
+    def _recorded(self, task_id: str, recording: asyncio.Future[str]) -> None:
+        with suppress(Exception, asyncio.CancelledError), self._last_word(task_id):  # told to who waits
+            if message := recording.result():
+                log.info("%s: %s", task_id, message)
+
+    async def _fail_too_large(self, task_id: str, error: str) -> str:
+        message = await self.fail(task_id, error, retryable=False, unknown=True)
+        return f"{error} {message or 'The task has failed.'}"
+
+    async def fail(
+        self,
+        task_id: str,
+        error: str,
+        *,
+        retryable: bool = True,
+        interrupted: bool = False,
+        unknown: bool = False,
+        begun: bool = True,
+    ) -> str:
+        """End an attempt without a result: it failed, or it was `interrupted` by the end of its worker.
+
+        With `unknown` it failed in a way that leaves open whether its effect has happened, without `begun` before any
+        of it could happen.
+        """
+        error = error[:ERROR_LIMIT]
+        flags = {"retryable": retryable, "interrupted": interrupted, "unknown": unknown, "begun": begun}
+        with self._last_word(task_id):
+            return await self._commits.make(
+                lambda tx, notices: self._attempts.fail(tx, notices, task_id, error, **flags)
+            )
+
+    @contextmanager
+    def _last_word(self, task_id: str) -> Iterator[None]:
+        """When a worker's word on a task is taken, or the task is not known, it has a slot again.
+
+        Unknown is what was begun before its start was synced, which then failed.
+        """
+        try:
+            yield
+        except NotFound:
+            self._unheard.discard(task_id)
+            self._giver.release(task_id)
+            raise
+        self._unheard.discard(task_id)
+        self._stops.pop(task_id, None)
+        self._giver.release(task_id)
+
+    async def heartbeat(self, worker_id: str, held: list[str] | None = None) -> list[str]:
+        """Renew the leases of the attempts that this worker holds. Returns the ids of those it should stop.
+
+        `held` are their task ids. A worker that does not say what it holds has every lease of its renewed, also that
+        of a claim whose answer never reached it.
+        """
+        check_name("worker id", worker_id)
+        self._workers.heard(worker_id)
+        if self._streams.hear(worker_id):
+            self._giver.fill_slots()
+        if held is None:
+            await self._commits.make(lambda tx, _: tx.renew_leases(worker_id, self._clock()), renews=True)
+            return [task_id for task_id, (told, _) in self._stops.items() if told == worker_id]
+
+        def work(tx: Transaction, _: Notices) -> list[str]:
+            attempts = [(task_id, tx.task(task_key(task_id)), wire.attempt_number(task_id)) for task_id in held]
+            own = [task_id for task_id, task, attempt in attempts if is_current(task, attempt)]
+            tx.renew_leases(worker_id, self._clock(), [task_key(task_id) for task_id in own])
+            return [task_id for task_id, task, attempt in attempts if not is_wanted(task, attempt)]
+
+        stops = await self._commits.make(work, renews=True)
+        for task_id in stops:  # no more is heard of it
+            self._giver.release(task_id)
+        return stops
+
+    async def attend(
+        self, worker_id: str, task_id: str = "", claiming: "asyncio.Future[Any] | None" = None
+    ) -> AsyncGenerator[None, None]:
+        """Yields once, when whoever is this worker counts as here, and ends with this server.
+
+        When it is closed before that, the worker has gone, and what it held is given up at once, also what it is
+        `claiming` at the moment. Who is here for one task, and has had its word on it, may go.
+        """
+        check_name("worker id", worker_id)
+        self._present[worker_id] += 1
+        try:
+            yield
+            await self.closing.wait()
+        finally:
+            self._present[worker_id] -= 1
+            if not self._present[worker_id]:
+                del self._present[worker_id]
+            is_done = task_id and task_id not in self._unheard
+            self._unheard.discard(task_id)
+            if not is_done and worker_id not in self._present and not self.closing.is_set():
+                self._jobs.spawn(self._give_up(worker_id, claiming)).add_done_callback(for_nobody)
+
+    async def _give_up(self, worker_id: str, claiming: "asyncio.Future[Any] | None") -> None:
+        if claiming is not None:
+            await asyncio.wait([claiming])
+        with suppress(StoreUnavailable):  # its leases will end
+            if await self._store.read(lambda reader: reader.held(worker_id)):
+                await self._commits.make(lambda tx, notices: self._attempts.lose_all(tx, notices, worker_id))
+
+    # Streams of workers
+
+    async def open_stream(
+        self,
+        worker_id: str,
+        version_hash: str,
+        workflow_ids: Sequence[str],
+        lease_ms: int,
+        slots: int,
+        push: Callable[[Claimed], None],
+    ) -> Stream:
+        """Give this worker tasks from now on, each by a call of `push`, until the stream is closed.
+
+        Its streams have `slots` together; what it holds from before takes some of them.
+        """
+        check_name("worker id", worker_id)
+        check_name("version hash", version_hash)
+        # In the order of writes: a task that ends meanwhile is not among these, or gives its slot back afterwards.
+        held = await self._commits.make(lambda tx, _: tx.held(worker_id))
+        works = [(workflow_id, version_hash) for workflow_id in workflow_ids]
+        stream = Stream(Taker(worker_id, lease_ms), works, self._streams.pool(worker_id, slots), push)
+        stream.while_open.enter_context(self._workers.asking(worker_id, version_hash, workflow_ids))
+        self._streams.open(stream, [task.task_id for task in held])
+        self._giver.backlog.update(works)
+        self._giver.fill_slots()
+        return stream
+
+    async def close_stream(self, stream: Stream, unsent: Sequence[Claimed]) -> None:
+        """Give it no more, and give back what was not sent to it."""
+        stream.while_open.close()
+        if not stream.closed:
+            self._streams.close(stream)
+        if unsent:
+            await asyncio.shield(self._jobs.spawn(self._giver.give_back(unsent)))
+
+    # Time
+
+    async def restart_clock(self) -> None:
+        """While this server was away it could hear no worker, so each gets its whole lease from now."""
+        await self._commits.make(lambda tx, _: tx.restart_clock(self._clock(), RETRY_DELAY_MS_MAX), renews=True)
+
+    async def run_sweeper(self) -> None:
+        """Sweep until cancelled. A store that is unavailable is tried again: its disk may have space by then."""
+        while True:
+            pause_ms = SWEEP_INTERVAL_MS
+            try:
+                pause_ms = await self.sweep()
+            except StoreUnavailable as error:
+                self._commits.note_outage(error)
+            except Exception:  # without a sweeper no lease would ever end
+                log.exception("A sweep failed, and the next one is made all the same.")
+            else:
+                self._commits.note_end_of_outage()
+            await asyncio.sleep(pause_ms / 1000)
+
+    async def sweep(self) -> int:
+        """Fire the timers that are due, give up attempts whose lease has expired, and wake the polls that wait for a
+        retry's time to come. Returns in how many milliseconds the next sweep is to be.
+        """
+        now_ms = self._clock()
+        self._commits.deaf = self._commits.deaf or abs(now_ms - self._last_sweep_ms) > ABSENCE_MS
+        self._last_sweep_ms = now_ms
+        if self._commits.deaf:
+            self._commits.deaf = False  # until it fails again, be it here
+            await self.restart_clock()
+        expired, timer_ms = await self._store.read(lambda reader: (reader.expired(now_ms), reader.next_timer()))
+        if expired:
+            await self._commits.make(self._attempts.expire)
+        if timer_ms is not None and timer_ms <= now_ms:
+            await self._commits.make(self._executions.fire)
+        for version_hash in list(self._ready):
+            self._ready.wake(version_hash)
+        self._giver.fill_slots(look=True)
+        for task_id in [task_id for task_id, (_, since_ms) in self._stops.items() if now_ms - since_ms > STOP_KEPT_MS]:
+            del self._stops[task_id]
+        return SWEEP_INTERVAL_MS if timer_ms is None else max(0, min(timer_ms - self._clock(), SWEEP_INTERVAL_MS))
+
+    # What it can tell of itself
+
+    async def inspect(self) -> dict[str, Any]:
+        """What `Store.inspect` tells, and `workers`; `database` says besides whether it can be written to:
+        `problem` is why not, `failure` what went wrong last with it, in the last minutes, and `failure_ms` how long
+        ago."""
+        problem = None
+        try:
+            await self._commits.make(lambda tx, _: tx.touch())
+        except StoreUnavailable as error:
+            problem = str(error)
+        now_ms = self._clock()
+        told = await self._store.inspect(now_ms)
+        failed_ms, failure = self._commits.failure or (0, None)
+        if now_ms - failed_ms > FAILURE_KEPT_MS:
+            failed_ms, failure = 0, None
+        told["database"] |= {
+            "problem": problem,
+            "failure": failure,
+            "failure_ms": now_ms - failed_ms if failure else None,
+        }
+        return told | {"workers": self._workers.seen(told.pop("held", {}))}
+
+    async def measure(self) -> str:
+        """Its metrics, in Prometheus' text format. A database that cannot be read leaves its tasks untold."""
+        tasks: dict[tuple[str, str], int] = {}
+        with suppress(StoreUnavailable):
+            tasks = {(status, kind): 0 for kind in graph.NODE_TYPES for status in _open_statuses(kind)}
+            tasks |= await self._store.read(lambda reader: reader.count_tasks())
+        waiting = {"end": self._watched.count(), "task": self._ready.count()}
+        pools = self._streams.pools()
+        slots = {
+            "free": sum(max(pool.free, 0) for pool in pools),
+            "busy": sum(len(pool.held) for pool in pools),
+        }
+        return self._store.metrics.text(tasks, waiting, slots)
+
+    async def definition(self, workflow_id: str, version_hash: str) -> Workflow:
+        """One version of a workflow, the one registered last when the hash is empty. Raises NotFound."""
+        found = await self._store.read(lambda reader: reader.workflow(workflow_id, version_hash))
+        if found is None:
+            raise not_registered(workflow_id, version_hash)
+        return found
+
+    # Commits and waits
+
+    def _follow(self, notices: Notices, ended: dict[str, Snapshot]) -> None:
+        """Wake whoever waits for what has been committed."""
+        for execution_id in notices.ended:
+            self._watched.wake(execution_id, ended.get(execution_id))
+        for workflow_id, version_hash, execution_id in notices.ready:
+            self._giver.backlog.add((workflow_id, version_hash))
+            self._ready.wake(version_hash)
+            self._watched.wake(execution_id)
+        for task in notices.stop:
+            self._streams.release(task.task_id)
+            if task.worker_id is not None:
+                self._stops[task.task_id] = (task.worker_id, self._clock())
+                if len(self._stops) > STOPS_LIMIT:
+                    self._stops.popitem(last=False)
+        for worker_id in notices.silent:
+            self._streams.silence(worker_id)
+        if notices.ready or notices.stop:
+            self._giver.fill_slots()
+
+    async def close(self) -> None:
+        """Let every waiting call answer with what there is, and finish what has begun."""
+        self.closing.set()
+        for waiters in (self._watched, self._ready):
+            for key in list(waiters):
+                waiters.wake(key)
+        while self._jobs:
+            await asyncio.wait(self._jobs)
+
+
+def _open_statuses(node_type: str) -> tuple[TaskStatus, ...]:
+    of_nobody = node_type in (graph.APPROVAL, graph.TIMER)
+    return (TaskStatus.WAITING,) if of_nobody else (TaskStatus.READY, TaskStatus.RUNNING)

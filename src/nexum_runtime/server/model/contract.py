@@ -1,0 +1,305 @@
+"""The contract every store keeps.
+
+A store runs the engine's decisions as transactions: `write(work)` calls `work(tx)` with a Transaction and commits
+what it did, all of it or nothing; when `write` returns, the commit is synced to disk. Writes run one after another.
+`read(work)` changes nothing and sees what was committed before it began, and also what has begun before its commit (see
+`begin_write`): that is waited for. `work` is plain synchronous code; that of a write is quick, for it may hold up the
+event loop.
+
+Times are integer epoch milliseconds, JSON travels as text and comes back as the very text that was stored.
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from nexum_runtime.server.model.metrics import Metrics
+from nexum_runtime.server.model.states import ErrorCode, Event, ExecutionStatus, TaskStatus
+
+T = TypeVar("T")
+
+
+class StoreUnavailable(Exception):
+    """The database cannot be used now: it cannot be opened, is held by another server, or the disk is full.
+
+    The text names the file. Nothing was committed.
+    """
+
+
+@dataclass(frozen=True)
+class Workflow:
+    workflow_id: str
+    version_hash: str
+    ir_json: str
+    compatibility: str
+    registered_at_ms: int
+    active_executions: int = 0
+
+
+class Execution(NamedTuple):
+    execution_id: str
+    workflow_id: str
+    version_hash: str
+    status: ExecutionStatus
+    input_json: str
+    max_attempts: int
+    effect: str  # one of wire.EFFECTS
+    timeout_ms: int | None  # of one attempt
+    error: str | None
+    error_code: ErrorCode | None
+    created_at_ms: int
+    ended_at_ms: int | None
+
+
+class Task(NamedTuple):
+    task_key: str  # from `new_task_key`; "{task_key}.{attempt}" is the task id on the wire
+    execution_id: str
+    workflow_id: str
+    version_hash: str
+    node_id: str
+    node_type: str
+    status: TaskStatus
+    attempt: int  # attempts begun so far
+    attempt_limit: int
+    available_at_ms: int = 0  # READY: not to be claimed before; WAITING: when a timer fires
+    worker_id: str | None = None
+    lease_ms: int | None = None
+    lease_expires_at_ms: int | None = None
+    error: str | None = None  # FAILED: why
+    error_code: ErrorCode | None = None
+
+    @property
+    def task_id(self) -> str:
+        """The id of the current attempt."""
+        return f"{self.task_key}.{self.attempt}"
+
+
+@dataclass(frozen=True)
+class Approval:
+    """One that a person is asked for."""
+
+    execution_id: str
+    node_id: str
+    workflow_id: str
+    since_ms: int
+
+
+@dataclass(frozen=True)
+class EventRow:
+    at_ms: int
+    type: Event
+    node_id: str | None
+    attempt: int | None
+    data: dict[str, Any]
+
+
+class Reader(Protocol):
+    """What a read may ask. `None` stands for "there is none"."""
+
+    def workflow(self, workflow_id: str, version_hash: str) -> Workflow | None:
+        """One version; the one registered last when `version_hash` is empty."""
+
+    def workflows(self, workflow_id: str) -> list[Workflow]:
+        """All versions, the newest first, each with its number of RUNNING executions; of every workflow for ""."""
+
+    def workflow_ids(self, version_hash: str) -> list[str]:
+        """The workflows that have a version of this hash."""
+
+    def count_workflows(self) -> int:
+        """How many versions there are of all workflows."""
+
+    def execution(self, execution_id: str) -> Execution | None: ...
+
+    def executions(self, workflow_id: str, status: str, prefix: str, limit: int) -> list[Execution]:
+        """The newest first; an empty filter lets all pass."""
+
+    def count_running(self, prefix: str, limit: int) -> int:
+        """How many RUNNING executions' ids begin with `prefix`, counted up to `limit`."""
+
+    def ended_before(self, at_ms: int, prefix: str, after_seq: int, limit: int) -> list[tuple[int, str]]:
+        """(seq, id) of executions that ended by `at_ms` and are done with, the oldest after `after_seq` first.
+
+        One with a task that still runs is not, nor one whose outcome is unknown: it waits for a person's word.
+        """
+
+    def outputs(self, execution_id: str) -> dict[str, str]:
+        """The output's JSON text of every node that is DONE, in the order they were done."""
+
+    def journal(self, prefix: str, after: str, limit_chars: int) -> tuple[dict[str, dict[str, str]], str]:
+        """The outputs of COMPLETED executions whose ids begin with `prefix`, by id, in the order of ids.
+
+        Those that follow the id `after`, and about as many as `limit_chars` allow, but whole executions, and one at
+        the least. Returns also where to go on: the id of the last.
+        """
+
+    def tasks(self, execution_id: str) -> list[Task]:
+        """In the order they were scheduled."""
+
+    def count_tasks(self) -> dict[tuple[str, str], int]:
+        """How many tasks are open: `{(status, node type): count}`, without those that are none."""
+
+    def task(self, task_key: str) -> Task | None: ...
+
+    def events(self, execution_id: str) -> list[EventRow]:
+        """In the order they happened."""
+
+    def count_events(self, execution_id: str) -> int: ...
+
+    def expired(self, now_ms: int) -> list[Task]:
+        """RUNNING tasks whose lease ended at or before `now_ms`."""
+
+    def approvals(self, limit: int) -> list[Approval]:
+        """The approvals that are WAITING, the longest first."""
+
+    def next_timer(self) -> int | None:
+        """When the first of the WAITING timers fires."""
+
+    def due(self, now_ms: int, limit: int) -> list[Task]:
+        """WAITING timers that fire at or before `now_ms`, the first of them first."""
+
+    def held(self, worker_id: str) -> list[Task]:
+        """RUNNING tasks of this worker, in the order they were scheduled."""
+
+
+class Transaction(Reader, Protocol):
+    """What a write may do besides. Moves that `states` does not allow change nothing and return False."""
+
+    def add_workflow(self, workflow: Workflow) -> None: ...
+
+    def make_latest(self, workflow_id: str, version_hash: str) -> None:
+        """Make a version that is known the one registered last."""
+
+    def add_execution(self, execution: Execution) -> None: ...
+
+    def move_execution(
+        self,
+        execution_id: str,
+        to: ExecutionStatus,
+        *,
+        error: str | None = None,
+        error_code: ErrorCode | None = None,
+        ended_at_ms: int | None = None,
+    ) -> Execution | None:
+        """The execution as it is then, or None when that is no move of it."""
+
+    def set_execution_error(self, execution_id: str, error: str, error_code: ErrorCode) -> None:
+        """Say anew why a FAILED execution failed."""
+
+    def declare(self, execution_id: str, max_attempts: int, effect: str, timeout_ms: int | None) -> None:
+        """Change what attempts there may be from now on: each task gets as many more or fewer as the execution.
+
+        One that is READY has one left at the least.
+        """
+
+    def delete_execution(self, execution_id: str) -> None:
+        """Forget an execution, its tasks and its events."""
+
+    def new_task_key(self) -> str:
+        """One that no task has had, nor can be guessed; tasks are scheduled in the order of their keys."""
+
+    def add_task(self, task: Task) -> None: ...
+
+    def move_task(
+        self,
+        task_key: str,
+        to: TaskStatus,
+        *,
+        output_json: str | None = None,
+        available_at_ms: int = 0,
+        attempt_limit: int | None = None,
+        error: str | None = None,
+        error_code: ErrorCode | None = None,
+    ) -> bool:
+        """An `attempt_limit` of None stays as it is; the lease ends with every move."""
+
+    def finish(self, task_key: str, attempt: int, output_json: str) -> Task | None:
+        """The attempt that runs is DONE: the task, or None when this is not the attempt that runs."""
+
+    def settle_failure(self, task_key: str, error: str) -> None:
+        """Say of a FAILED task whose outcome was unknown that it failed, and why."""
+
+    def claim(
+        self,
+        version_hash: str,
+        workflow_ids: Collection[str],
+        worker_id: str,
+        lease_ms: int,
+        now_ms: int,
+        execution_id: str | None = None,
+    ) -> Task | None:
+        """The READY task of these workflows that was scheduled first, now RUNNING with one attempt more.
+
+        With `execution_id`, of this execution alone.
+        """
+
+    def renew_leases(self, worker_id: str, now_ms: int, task_keys: Collection[str] | None = None) -> None:
+        """This worker's RUNNING tasks, or those of them in `task_keys`, may be silent for a whole lease from now."""
+
+    def touch(self) -> None:
+        """Write something that changes nothing: whether it can be committed tells whether anything can."""
+
+    def restart_clock(self, now_ms: int, delay_limit_ms: int) -> None:
+        """From now every lease has its whole time again, and no READY task waits longer than the limit."""
+
+    def add_event(
+        self,
+        execution_id: str,
+        at_ms: int,
+        type: Event,
+        node_id: str | None = None,
+        attempt: int | None = None,
+        data: dict[str, Any] | None = None,
+    ) -> None: ...
+
+
+class Store(ABC):
+    metrics: Metrics  # of what it has committed
+
+    async def write(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` as one transaction. Raises what `work` raised (then nothing is kept), or StoreUnavailable."""
+        return await self.begin_write(work)
+
+    @abstractmethod
+    def begin_write(
+        self,
+        work: Callable[[Transaction], T],
+        *,
+        executed: Callable[[], bool] | None = None,
+        settled: Callable[[BaseException | None], None] | None = None,
+        is_patient: bool = False,
+    ) -> "asyncio.Future[T]":
+        """`write`, begun at once: works are run in the order in which they were begun.
+
+        `executed` is called when `work` has returned and before that is committed: it may yet be lost. It returns
+        whether something has begun by it; if so, nobody waits for the commit of a write that `is_patient`, and that may
+        come a few milliseconds later. `settled` is called once it is synced, or with the error, also when the caller
+        has been cancelled meanwhile; a caller who is cancelled before `work` was begun has it not run at all.
+        """
+
+    @abstractmethod
+    async def read(self, work: Callable[[Reader], T]) -> T: ...
+
+    @abstractmethod
+    async def inspect(self, now_ms: int) -> dict[str, Any]:
+        """What a person asks who wonders what is wrong. Durations are in milliseconds, lists cut after a few entries.
+
+        database    {"path", "size_bytes", "free_bytes" of its disk, "damage": what is wrong in it, or None}
+        executions  {status: how many}
+        held        {worker id: how many RUNNING tasks}
+        waiting     [{"workflow_id", "version_hash", "local": it is for the process that has begun it, "tasks": how
+                    many are READY, "execution_id": of the first, "since_ms": how long that has been so}]
+        running     [{"execution_id", "node_id", "attempt", "worker_id", "silent_ms", "lease_ms"}], the quietest first
+        expired     [{"execution_id", "node_id", "attempt", "ago_ms", "error"}], of executions that still run
+        unknown     [execution id], of those whose outcome is unknown
+
+        Of a damaged database only the first may be there.
+        """
+
+    @abstractmethod
+    async def compact(self) -> int:
+        """Give back to the disk what deleted rows took. Returns how many bytes that was."""
+
+    @abstractmethod
+    async def close(self) -> None: ...

@@ -1,0 +1,80 @@
+"""What service, engine and rules hand to each other."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from nexum_runtime import wire
+from nexum_runtime.server.model.contract import Execution, Task
+
+
+class StartOrder(NamedTuple):
+    """A wish to start an execution."""
+
+    workflow_id: str
+    version_hash: str  # empty: the version registered last
+    input_json: str
+    execution_id: str = ""  # empty: one is made up
+    max_attempts: int = wire.ATTEMPTS_DEFAULT
+    effect: str = wire.EFFECT_DEFAULT
+    timeout_ms: int | None = None  # of one attempt
+    restart: str = ""  # "failed" or "unknown", see wire.RESTART
+    claim: str = ""  # a worker id: whoever gives this order takes the first task itself …
+    lease_ms: int = wire.LEASE_MS_DEFAULT  # … and may be silent for so long
+    traceparent: str = ""  # for whoever executes it
+
+
+@dataclass(frozen=True)
+class Taker:
+    """A worker that can take a task at once."""
+
+    worker_id: str
+    lease_ms: int
+
+
+class Started(NamedTuple):
+    execution_id: str
+    before: str  # wire.NEW, or the status found
+    claimed: "Claimed | None" = None  # what `claim` got
+    taken: "Claimed | None" = None  # what the taker got
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """A person's word on an execution that ended without a result."""
+
+    kind: str  # "result", "failed" or "retry", see wire.RESOLUTION
+    text: str = ""  # result: the output's JSON text; failed: why
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A person's word on an approval."""
+
+    is_yes: bool
+    by: str  # who says so; may be empty
+    text: str  # a comment, or why not; may be empty
+
+
+class Claimed(NamedTuple):
+    task: Task
+    execution: Execution
+    input_json: str  # {"input": …, "deps": {node: output}}, and "timeout_ms" and "traceparent" where there is one
+    is_once: bool  # its effect must not begin before the claim is synced
+
+
+class Ending(NamedTuple):
+    """How an execution was COMPLETED that has one task."""
+
+    execution: Execution
+    task: Task
+    output_json: str
+
+
+@dataclass
+class Notices:
+    """Whom to wake once the transaction is committed."""
+
+    ended: dict[str, Ending | None] = field(default_factory=dict)  # by execution id
+    ready: set[tuple[str, str, str]] = field(default_factory=set)  # (workflow id, version hash, execution id)
+    stop: list[Task] = field(default_factory=list)  # attempts whose worker should stop
+    silent: set[str] = field(default_factory=set)  # workers whose leases have ended

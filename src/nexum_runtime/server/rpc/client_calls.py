@@ -1,0 +1,162 @@
+"""What a client calls to have an execution run to its end: `Execute`, once, or many times on one stream."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, aclosing
+from functools import partial
+from typing import Any
+
+import grpc
+from nexum.proto import nexum_pb2 as pb
+
+from nexum_runtime import wire
+from nexum_runtime.errors import InvalidRequest, NexumError
+from nexum_runtime.server.engine.engine import Engine
+from nexum_runtime.server.model.contract import StoreUnavailable
+from nexum_runtime.server.model.shapes import Started
+from nexum_runtime.server.rpc.messages import (
+    CODES,
+    DETAILS_LIMIT,
+    Context,
+    Trailing,
+    answering,
+    details,
+    metadata_of,
+    outcome_metadata,
+    start_order,
+    started_metadata,
+    status_response,
+    traced,
+    whole_number,
+)
+from nexum_runtime.server.rpc.outbox import Answers
+from nexum_runtime.server.rpc.peers import Waiting
+from nexum_runtime.server.rules.snapshots import Snapshot
+from nexum_runtime.wire import batches
+
+log = logging.getLogger("nexum.service")
+
+
+class _Calls:
+    """The calls of one client's stream that are under way, by their numbers."""
+
+    def __init__(self, peer: str) -> None:
+        self.peer = peer
+        self.jobs: dict[str, asyncio.Task[None]] = {}
+        self.answered: set[str] = set()  # whose answers are on their way
+
+    def end(self, number: str, answers: Answers, job: "asyncio.Task[None]") -> None:
+        del self.jobs[number]
+        self.answered.discard(number)
+        if not job.cancelled() and (error := job.exception()) is not None:
+            log.error("%s: %s", type(error).__name__, error, exc_info=error)
+            answers.refuse(number, grpc.StatusCode.INTERNAL.name, f"{type(error).__name__}: {error}"[:DETAILS_LIMIT])
+        answers.wake()
+
+
+class ClientCalls:
+    """The methods of `nexum.NexumExtensions` that start executions."""
+
+    def __init__(self, engine: Engine, waiting: Waiting) -> None:
+        self._engine = engine
+        self._waiting = waiting
+
+    @answering
+    async def Execute(self, request: Any, context: Context) -> Any:
+        """Start idempotently and wait for the end, or for the task that it claims, in one round trip."""
+        with self._waiting.place(context, request):
+            response, metadata = await self._execute(request, metadata_of(context))
+        context.set_trailing_metadata(metadata)
+        return response
+
+    async def _execute(self, request: Any, metadata: dict[str, Any]) -> tuple[Any, Trailing]:
+        wait_ms = whole_number(metadata, wire.WAIT_MS, wire.WAIT_MS_LIMIT, 0, wire.WAIT_MS_LIMIT)
+        with traced("Execute", start_order(request, metadata)) as (span, order):
+            started, snapshot = await self._engine.execute(order, wait_ms)
+            span.tell(before=started.before, outcome=snapshot.execution.status)
+        return status_response(snapshot), _trailing(started, snapshot)
+
+    async def StreamCalls(self, requests: AsyncIterator[bytes], context: Context) -> None:
+        """A client's one long call: each of its calls is an `Execute`, see `calls`."""
+        answers, calls = Answers(context), _Calls(context.peer())
+        receiving = asyncio.create_task(self._receive_calls(requests, calls, answers))
+        closing = asyncio.create_task(self._engine.closing.wait())
+        for end in (receiving, closing):
+            end.add_done_callback(lambda _: answers.wake())
+        try:
+            await answers.send(lambda: (receiving.done() or closing.done()) and not calls.jobs)
+        finally:
+            for job in (receiving, closing, *calls.jobs.values()):
+                job.cancel()
+
+    async def _receive_calls(self, requests: AsyncIterator[bytes], calls: "_Calls", answers: Answers) -> None:
+        async for data in requests:
+            try:
+                messages = batches.unpack((pb.CompleteRequest, pb.StartRequest), data)
+            except ValueError as error:
+                answers.refuse("", grpc.StatusCode.INVALID_ARGUMENT.name, f"That is no batch of calls: {error}.")
+                continue
+            for header, request in zip(messages[::2], messages[1::2], strict=True):
+                number = header.task_id
+                if not header.output_json:
+                    if number in calls.jobs and number not in calls.answered:
+                        calls.jobs[number].cancel()
+                elif number in calls.jobs:
+                    answers.refuse(number, grpc.StatusCode.INVALID_ARGUMENT.name, f"Call {number[:20]} is under way.")
+                else:
+                    job = asyncio.create_task(self._answer_call(header, request, calls, answers))
+                    job.add_done_callback(partial(calls.end, number, answers))
+                    calls.jobs[number] = job
+
+    async def _answer_call(self, header: Any, request: Any, calls: "_Calls", answers: Answers) -> None:
+        number, size_bytes = header.task_id, request.ByteSize()
+        try:
+            self._waiting.enter(calls.peer, size_bytes)
+            try:
+                metadata = _metadata_of_call(header.output_json)
+                if wire.CLAIM in metadata:
+                    await self._answer_claim(number, request, metadata, answers)
+                    return
+                if wire.COMPLETES in metadata:
+                    message = await self._engine.complete(metadata[wire.COMPLETES], request.input_json)
+                    response, told = pb.StatusResponse(), {wire.MESSAGE: message}
+                else:
+                    response, trailing = await self._execute(request, metadata)
+                    told = _as_texts(trailing)
+            finally:
+                self._waiting.leave(calls.peer, size_bytes)
+        except (NexumError, StoreUnavailable) as error:
+            answers.refuse(number, CODES[type(error)].name, details(error))
+        else:
+            calls.answered.add(number)
+            await answers.answer(number, told, response)
+
+    async def _answer_claim(self, number: str, request: Any, metadata: dict[str, str], answers: Answers) -> None:
+        """Goes on, when it gets the task, until it is cancelled."""
+        wait_ms = whole_number(metadata, wire.WAIT_MS, wire.WAIT_MS_LIMIT, 0, wire.WAIT_MS_LIMIT)
+        with ExitStack() as asking:
+            span, order = asking.enter_context(traced("Execute", start_order(request, metadata)))
+            async with aclosing(self._engine.execute_here(order, wait_ms)) as executing:
+                async for started, snapshot in executing:
+                    span.tell(before=started.before, outcome=snapshot.execution.status)
+                    asking.close()  # from here on it is only present
+                    answers.put(number, _as_texts(_trailing(started, snapshot)), status_response(snapshot))
+
+
+def _metadata_of_call(text: str) -> dict[str, str]:
+    try:
+        metadata = wire.parse_json(text)
+    except ValueError:
+        metadata = None
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise InvalidRequest(f"The header {text[:80]!r} of the call is no JSON object of texts.")
+    return metadata
+
+
+def _as_texts(metadata: Trailing) -> dict[str, str]:
+    return {key: value if isinstance(value, str) else value.decode() for key, value in metadata}
+
+
+def _trailing(started: Started, snapshot: Snapshot) -> Trailing:
+    return (*started_metadata(started), *outcome_metadata(snapshot))

@@ -1,0 +1,148 @@
+"""The gRPC service beside the stock one: its table, and the methods that neither start executions nor take tasks."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+from nexum.proto import nexum_pb2 as pb
+
+from nexum_runtime import wire
+from nexum_runtime.errors import InvalidRequest, NexumError
+from nexum_runtime.server.engine.engine import Engine
+from nexum_runtime.server.model.contract import EventRow, StoreUnavailable
+from nexum_runtime.server.model.shapes import Resolution
+from nexum_runtime.server.model.states import ExecutionStatus
+from nexum_runtime.server.rpc.client_calls import ClientCalls
+from nexum_runtime.server.rpc.messages import (
+    LIST_LIMIT,
+    Context,
+    abort,
+    answering,
+    metadata_of,
+    readable,
+    reader,
+    unary,
+    whole_number,
+)
+from nexum_runtime.server.rpc.peers import Registrations, Waiting
+from nexum_runtime.server.rpc.worker_calls import WorkerCalls
+from nexum_runtime.server.rules.snapshots import Snapshot
+
+AGE_MS_LIMIT = 10**14  # of what is pruned: 3,000 years
+
+
+class NexumExtensions:
+    """`nexum.NexumExtensions`: what the stock service lacks, made of the same messages."""
+
+    def __init__(self, engine: Engine, waiting: Waiting, registrations: Registrations) -> None:
+        self._engine = engine
+        self._client_calls = ClientCalls(engine, waiting)
+        self._worker_calls = WorkerCalls(engine, waiting, registrations)
+
+    @answering
+    async def Resolve(self, request: Any, context: Context) -> Any:
+        """A person's word on an unknown outcome: `reason` is the output's JSON text, or why it failed."""
+        word = Resolution(metadata_of(context).get(wire.RESOLUTION, ""), request.reason)
+        return pb.AckResponse(ok=True, message=await self._engine.resolve(request.execution_id, request.node_id, word))
+
+    @answering
+    async def Prune(self, request: Any, context: Context) -> Any:
+        """Delete what ended long ago, under the prefix `execution_id`; `message` is `{"executions": …, "bytes": …}`."""
+        metadata = metadata_of(context)
+        if wire.OLDER_THAN_MS not in metadata:
+            raise InvalidRequest(f"Prune needs {wire.OLDER_THAN_MS}.")
+        executions, size_bytes = await self._engine.prune(
+            request.execution_id,
+            whole_number(metadata, wire.OLDER_THAN_MS, 0, 0, AGE_MS_LIMIT),
+            dry_run=metadata.get(wire.DRY_RUN) == "true",
+        )
+        return pb.AckResponse(ok=True, message=wire.canonical_json({"executions": executions, "bytes": size_bytes}))
+
+    async def Journal(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        """What every COMPLETED execution under a prefix has recorded, `{execution_id: {node: output}}`, in parts."""
+        try:
+            async with aclosing(self._engine.journal(readable(request).execution_id)) as parts:
+                async for part in parts:
+                    yield pb.StatusResponse(status=ExecutionStatus.COMPLETED, completed_nodes_json=part)
+        except (NexumError, StoreUnavailable) as error:
+            await abort(context, error)
+
+    @answering
+    async def Inspect(self, request: Any, context: Context) -> Any:
+        """What is wrong with this server, if anything: `completed_nodes_json` is what `Engine.inspect` tells."""
+        return pb.StatusResponse(completed_nodes_json=wire.canonical_json(await self._engine.inspect()))
+
+    @answering
+    async def Definition(self, request: Any, context: Context) -> Any:
+        """One version of a workflow with its IR, the one registered last when `version_hash` is empty."""
+        found = await self._engine.definition(request.workflow_id, request.version_hash)
+        return pb.WorkflowIR(workflow_id=found.workflow_id, version_hash=found.version_hash, ir_json=found.ir_json)
+
+    async def History(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        """All that is known of one execution, or of every execution under a prefix that ends in "/"."""
+        try:
+            prefix = readable(request).execution_id
+            if prefix.endswith("/"):
+                found = await self._engine.executions("", "", prefix, LIST_LIMIT)
+                execution_ids = [execution.execution_id for execution in reversed(found)]
+            else:
+                execution_ids = [prefix]
+            for execution_id in execution_ids:
+                snapshot, events = await self._engine.history(execution_id)
+                yield pb.StatusResponse(
+                    status=snapshot.execution.status, completed_nodes_json=_history_json(snapshot, events)
+                )
+        except (NexumError, StoreUnavailable) as error:
+            await abort(context, error)
+
+    def handler(self) -> Any:
+        return grpc.method_handlers_generic_handler(
+            wire.EXTENSIONS,
+            {
+                "Execute": unary(self._client_calls.Execute, pb.StartRequest, pb.StatusResponse),
+                "Heartbeat": unary(self._worker_calls.Heartbeat, pb.PollRequest, pb.AckResponse),
+                "Resolve": unary(self.Resolve, pb.RejectRequest, pb.AckResponse),
+                "Prune": unary(self.Prune, pb.StatusRequest, pb.AckResponse),
+                "StreamTasks": grpc.stream_stream_rpc_method_handler(
+                    self._worker_calls.StreamTasks  # bytes: see `batches`
+                ),
+                "StreamCalls": grpc.stream_stream_rpc_method_handler(
+                    self._client_calls.StreamCalls  # bytes: see `calls`
+                ),
+                "Journal": grpc.unary_stream_rpc_method_handler(
+                    self.Journal, reader(pb.StatusRequest), pb.StatusResponse.SerializeToString
+                ),
+                "Inspect": unary(self.Inspect, pb.StatusRequest, pb.StatusResponse),
+                "Definition": unary(self.Definition, pb.WorkflowIR, pb.WorkflowIR),
+                "Attend": grpc.unary_stream_rpc_method_handler(
+                    self._worker_calls.Attend, reader(pb.PollRequest), pb.AckResponse.SerializeToString
+                ),
+                "History": grpc.unary_stream_rpc_method_handler(
+                    self.History, reader(pb.StatusRequest), pb.StatusResponse.SerializeToString
+                ),
+            },
+        )
+
+
+def _history_json(snapshot: Snapshot, events: list[EventRow]) -> str:
+    execution = snapshot.execution
+    return wire.canonical_json(
+        {
+            "execution_id": execution.execution_id,
+            "workflow_id": execution.workflow_id,
+            "version_hash": execution.version_hash,
+            "status": execution.status,
+            "error": execution.error,
+            "error_code": execution.error_code,
+            "effect": execution.effect,
+            "attempts": snapshot.attempts,
+            "created_at_ms": execution.created_at_ms,
+            "ended_at_ms": execution.ended_at_ms,
+            "input": wire.parse_json(execution.input_json),
+            "output_bytes": {node_id: len(text.encode()) for node_id, text in snapshot.outputs.items()},
+            "events": [
+                {"at_ms": e.at_ms, "type": e.type, "node_id": e.node_id, "attempt": e.attempt, **e.data} for e in events
+            ],
+        }
+    )

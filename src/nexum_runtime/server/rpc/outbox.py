@@ -1,0 +1,146 @@
+"""What goes out on streams: tasks and acknowledgements on that of a worker, answers on that of a client."""
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from nexum.proto import nexum_pb2 as pb
+
+from nexum_runtime.idempotency import key_of
+from nexum_runtime.server.model.shapes import Claimed
+from nexum_runtime.wire import batches
+
+ACKNOWLEDGE_SECONDS = 0.05  # for so long acknowledgements are collected: a worker has no use for one at once
+
+
+class Outbox:
+    """What goes out on the stream of one worker, in the order in which it came; several at a time `in_batches`."""
+
+    def __init__(self, in_batches: bool) -> None:
+        self._in_batches = in_batches
+        self._queue: deque[Claimed | Any] = deque()  # tasks, and PollResponses that acknowledge
+        self._recorded: list[str] = []  # task ids that are acknowledged together, a moment later
+        self._filled = asyncio.Event()
+
+    def put_task(self, claimed: Claimed) -> None:
+        self._put(claimed)
+
+    def acknowledge(self, task_id: str, message: str) -> None:
+        """The completion is committed, or `message` says why it changed nothing."""
+        if message:
+            self._put(pb.PollResponse(task_id=task_id, input_json=message))
+            return
+        self._recorded.append(task_id)
+        if len(self._recorded) == 1:
+            asyncio.get_running_loop().call_later(ACKNOWLEDGE_SECONDS, self._acknowledge_together)
+
+    def refuse(self, task_id: str, code: str, message: str) -> None:
+        """The completion is not recorded: a gRPC status code says how, and `message` why."""
+        self._put(pb.PollResponse(task_id=task_id, node_type=code, input_json=message))
+
+    def take_back(self) -> list[Claimed]:
+        """The tasks that were not sent, and are not any more."""
+        tasks = [each for each in self._queue if isinstance(each, Claimed)]
+        self._queue = deque(each for each in self._queue if not isinstance(each, Claimed))
+        return tasks
+
+    async def send(self, context: Any, receiving: "asyncio.Task[None]", closing: asyncio.Event) -> None:
+        """Send what there is, until the worker sends no more or the server stops."""
+        ends = (receiving, asyncio.create_task(closing.wait()))
+        for end in ends:
+            end.add_done_callback(lambda _: self._filled.set())
+        try:
+            while not any(end.done() for end in ends):
+                await self._filled.wait()
+                self._filled.clear()
+                while self._queue:
+                    await context.write(self._next(self._queue))
+            self._acknowledge_together()
+            answers = deque(each for each in self._queue if not isinstance(each, Claimed))
+            while answers:
+                await context.write(self._next(answers))
+        finally:
+            ends[1].cancel()
+
+    def _next(self, queue: deque[Claimed | Any]) -> bytes:
+        if self._in_batches:
+            return batches.pack(batches.take(queue, lambda what: [_message(what)]))
+        return bytes(_message(queue.popleft()).SerializeToString())
+
+    def _put(self, what: Any) -> None:
+        self._queue.append(what)
+        self._filled.set()
+
+    def _acknowledge_together(self) -> None:
+        if self._recorded:
+            self._put(pb.PollResponse(task_id=" ".join(self._recorded)))
+            self._recorded.clear()
+
+
+class Answers:
+    """What goes out on the stream of one client: answers to its calls. What comes while one is written goes together in
+    the next."""
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._queue: deque[list[Any]] = deque()
+        self._writing = asyncio.Lock()
+        self._woken = asyncio.Event()
+
+    async def answer(self, number: str, metadata: dict[str, str], response: Any) -> None:
+        """Return when it is on its way, or another one takes it along. Must not be cancelled."""
+        self._add(number, metadata, response)
+        if not self._writing.locked():
+            await self._write()
+
+    def put(self, number: str, metadata: dict[str, str], response: Any) -> None:
+        """To be sent in a moment."""
+        self._add(number, metadata, response)
+        self._woken.set()
+
+    def refuse(self, number: str, code: str, details: str) -> None:
+        self._queue.append([pb.PollResponse(task_id=number, node_type=code, input_json=details), pb.StatusResponse()])
+        self._woken.set()
+
+    def _add(self, number: str, metadata: dict[str, str], response: Any) -> None:
+        self._queue.append([pb.PollResponse(task_id=number, input_json=json.dumps(metadata)), response])
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    async def send(self, is_over: Callable[[], bool]) -> None:
+        """Send what there is, until it is over; that is asked again whenever it was woken."""
+        while not is_over():
+            await self._woken.wait()
+            self._woken.clear()
+            await self._write()
+        await self._write()
+
+    async def _write(self) -> None:
+        async with self._writing:
+            while self._queue:
+                data = batches.pack(batches.take(self._queue))
+                try:
+                    await self._context.write(data)
+                except Exception:
+                    if not self._context.done():  # else the client has gone
+                        raise
+
+
+def _message(what: Any) -> Any:
+    return task_response(what) if isinstance(what, Claimed) else what
+
+
+def task_response(claimed: Claimed) -> Any:
+    task = claimed.task
+    return pb.PollResponse(
+        has_task=True,
+        task_id=task.task_id,
+        execution_id=task.execution_id,
+        node_id=task.node_id,
+        node_type=task.node_type,
+        input_json=claimed.input_json,
+        idempotency_key=key_of(task.execution_id, task.node_id, task.version_hash),
+    )

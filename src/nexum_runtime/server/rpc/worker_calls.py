@@ -1,0 +1,152 @@
+"""What those call that execute tasks: a worker's stream of tasks and completions, its heartbeats, and mere presence."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+import grpc
+from nexum.proto import nexum_pb2 as pb
+
+from nexum_runtime import wire
+from nexum_runtime.crash import crash_point
+from nexum_runtime.errors import InvalidRequest, NexumError
+from nexum_runtime.server.engine.engine import Engine
+from nexum_runtime.server.engine.streams import Stream
+from nexum_runtime.server.model.contract import StoreUnavailable
+from nexum_runtime.server.rpc.messages import (
+    CODES,
+    Context,
+    Unreadable,
+    abort,
+    answering,
+    lease_ms,
+    metadata_of,
+    readable,
+    reader,
+    whole_number,
+)
+from nexum_runtime.server.rpc.outbox import Outbox
+from nexum_runtime.server.rpc.peers import Registrations, Waiting
+from nexum_runtime.wire import batches
+
+HELD_LIMIT = 10_000  # tasks of one worker in one heartbeat
+COMPLETIONS_LIMIT = 1_000  # of one stream that are being recorded; more are not read yet
+
+log = logging.getLogger("nexum.service")
+
+
+class WorkerCalls:
+    """The methods of `nexum.NexumExtensions` that take tasks, and keep them."""
+
+    def __init__(self, engine: Engine, waiting: Waiting, registrations: Registrations) -> None:
+        self._engine = engine
+        self._waiting = waiting
+        self._registrations = registrations
+
+    @answering
+    async def Heartbeat(self, request: Any, context: Context) -> Any:
+        """Renew a worker's leases; `message` is a JSON list of the task ids it should stop.
+
+        `version_hash` has no meaning of its own here: a worker may say in it, as a JSON list, which task ids it holds.
+        """
+        held = _task_ids(request.version_hash) if request.version_hash else None
+        stops = await self._engine.heartbeat(request.worker_id, held)
+        return pb.AckResponse(ok=True, message=wire.canonical_json(stops))
+
+    async def StreamTasks(self, requests: AsyncIterator[Any], context: Context) -> None:
+        """A worker's one long call: tasks go out as they become ready, completions come in and are acknowledged.
+
+        A worker that sends no more is given nothing new; the call ends when what it has sent is committed.
+        """
+        try:
+            metadata = metadata_of(context)
+            slots = whole_number(metadata, wire.SLOTS, 1, 1, wire.SLOTS_LIMIT)
+            version_hash, named = metadata.get(wire.VERSION_HASH, ""), metadata.get(wire.WORKFLOW_ID)
+            workflow_ids = [named] if named else await self._registrations.served(context.peer(), version_hash)
+            in_batches = metadata.get(wire.BATCHES) == "true"
+            with self._waiting.place(context, pb.EmptyRequest()):
+                await context.send_initial_metadata(((wire.BATCHES, str(in_batches).lower()),))
+                outbox = Outbox(in_batches)
+                stream = await self._engine.open_stream(
+                    metadata.get(wire.WORKER_ID, ""),
+                    version_hash,
+                    workflow_ids,
+                    lease_ms(metadata),
+                    slots,
+                    outbox.put_task,
+                )
+                completions = _completions(requests, in_batches)
+                receiving = asyncio.create_task(self._receive(completions, stream, outbox))
+                try:
+                    await outbox.send(context, receiving, self._engine.closing)
+                finally:
+                    receiving.cancel()
+                    await self._engine.close_stream(stream, outbox.take_back())
+        except (NexumError, StoreUnavailable) as error:
+            await abort(context, error)
+
+    async def _receive(self, completions: AsyncIterator[Any], stream: Stream, outbox: Outbox) -> None:
+        """Record the completions that a worker sends, many at a time, and end its stream when it sends no more."""
+        under_way: set[asyncio.Future[str]] = set()
+        async for completion in completions:
+            if isinstance(completion, Unreadable):  # whose it is cannot be told
+                outbox.refuse("", grpc.StatusCode.INVALID_ARGUMENT.name, completion.reason)
+                continue
+            recording = self._engine.record(completion.task_id, completion.output_json)
+            under_way.add(recording)
+            recording.add_done_callback(under_way.discard)
+            recording.add_done_callback(partial(_answer_completion, outbox, completion.task_id))
+            if len(under_way) >= COMPLETIONS_LIMIT:
+                await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+        await self._engine.close_stream(stream, outbox.take_back())
+        if under_way:
+            await asyncio.wait(under_way)
+
+    async def Attend(self, request: Any, context: Context) -> AsyncIterator[Any]:
+        """Held open by who executes tasks in its own process: the end of this call is its own end."""
+        try:
+            with self._waiting.place(context, readable(request)):
+                async with aclosing(self._engine.attend(request.worker_id)) as attending:
+                    async for _ in attending:
+                        yield pb.AckResponse(ok=True)
+        except NexumError as error:
+            await abort(context, error)
+
+
+async def _completions(requests: AsyncIterator[bytes], in_batches: bool) -> AsyncIterator[Any]:
+    read = reader(pb.CompleteRequest)
+    async for data in requests:
+        try:
+            completions = batches.unpack([pb.CompleteRequest], data) if in_batches else [read(data)]
+        except ValueError as error:
+            completions = [Unreadable(f"The request is no batch of CompleteRequests: {error}.")]
+        for completion in completions:
+            yield completion
+
+
+def _answer_completion(outbox: Outbox, task_id: str, recording: "asyncio.Future[str]") -> None:
+    if recording.cancelled():  # the server stops
+        return
+    error = recording.exception()
+    if error is None:
+        crash_point("completion-committed")
+        outbox.acknowledge(task_id, recording.result())
+    elif isinstance(error, (NexumError, StoreUnavailable)):
+        outbox.refuse(task_id, CODES[type(error)].name, str(error))
+    else:
+        log.error("%s: %s", task_id, error, exc_info=error)
+
+
+def _task_ids(text: str) -> list[str]:
+    try:
+        task_ids = wire.parse_json(text)
+    except ValueError:
+        task_ids = None
+    if not isinstance(task_ids, list) or not all(isinstance(each, str) and wire.is_text(each) for each in task_ids):
+        raise InvalidRequest(f"The task ids {text[:80]!r} are not a JSON list of texts.")
+    if len(task_ids) > HELD_LIMIT:
+        raise InvalidRequest(f"A worker holds at most {HELD_LIMIT} tasks; this one names {len(task_ids)}.")
+    return task_ids

@@ -1,0 +1,70 @@
+"""What is asked is checked before anything is done about it, and refused by name."""
+
+import re
+import uuid
+from dataclasses import replace
+
+from nexum_runtime import wire
+from nexum_runtime.errors import InvalidRequest, LimitExceeded
+from nexum_runtime.server.model.shapes import Resolution, StartOrder
+
+ERROR_LIMIT = 64 * 1024  # characters kept of an error's text
+NAME_LIMIT = 200  # characters of a workflow id, a version hash or a worker id
+EXECUTION_ID_LIMIT = 200  # characters
+EXECUTION_ID = re.compile(rf"[A-Za-z0-9._:/@=-]{{1,{EXECUTION_ID_LIMIT}}}")
+
+
+def checked_order(order: StartOrder, max_bytes: int) -> StartOrder:
+    if not order.execution_id:
+        order = order._replace(execution_id=f"exec-{uuid.uuid4()}")
+    check_execution_id(order.execution_id)
+    check_size("The input", order.input_json, max_bytes)
+    if order.restart not in ("", "failed", "unknown"):
+        raise InvalidRequest(f"{wire.RESTART} is {order.restart[:40]!r}; it can be 'failed' or 'unknown'.")
+    if order.effect not in wire.EFFECTS:
+        raise InvalidRequest(f"{wire.EFFECT} is {order.effect[:40]!r}; it can be {', '.join(wire.EFFECTS)}.")
+    if order.effect == wire.ONCE and order.max_attempts != 1:
+        raise InvalidRequest(f"An effect that happens once has one attempt, not {order.max_attempts}.")
+    if order.claim:
+        check_name("worker id", order.claim)
+    check_json(f"The input of {order.execution_id}", order.input_json)
+    return order
+
+
+def checked_resolution(word: Resolution, execution_id: str, max_bytes: int) -> Resolution:
+    check_execution_id(execution_id)
+    if word.kind not in ("result", "failed", "retry"):
+        raise InvalidRequest(f"{wire.RESOLUTION} is {word.kind[:40]!r}; it can be result, failed or retry.")
+    if word.kind == "result":
+        check_size("The result", word.text, max_bytes)
+        check_json(f"The result of {execution_id}", word.text)
+    if word.kind == "failed" and not word.text.strip():
+        raise InvalidRequest(f"Say why {execution_id} failed: the reason is empty.")
+    return replace(word, text=word.text if word.kind == "result" else word.text[:ERROR_LIMIT])
+
+
+def check_size(what: str, text: str, max_bytes: int) -> None:
+    if reason := wire.too_large(what, text, max_bytes):
+        raise LimitExceeded(reason)
+
+
+def check_json(what: str, text: str) -> None:
+    try:
+        value = wire.parse_json(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{what} is not JSON: {error}.") from None
+    # Counting marks is quick, and only what has many of them needs a closer look.
+    if text.count("[") + text.count("{") > wire.NESTING_LIMIT and wire.is_nested_too_deeply(value):
+        raise InvalidRequest(f"{what} is nested more than {wire.NESTING_LIMIT} levels deep.")
+
+
+def check_execution_id(execution_id: str) -> None:
+    if not EXECUTION_ID.fullmatch(execution_id):
+        raise InvalidRequest(
+            f"The execution id {execution_id[:80]!r} is not 1 to {EXECUTION_ID_LIMIT} of A-Z a-z 0-9 . _ : / @ = -"
+        )
+
+
+def check_name(what: str, name: str) -> None:
+    if not 1 <= len(name) <= NAME_LIMIT:
+        raise InvalidRequest(f"The {what} {name[:40]!r} must be 1 to {NAME_LIMIT} characters long.")

@@ -1,0 +1,259 @@
+"""What is asked of executions: to start, to be cancelled, to go on by a person's word or when it is time."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from nexum_runtime import wire
+from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
+from nexum_runtime.server.model import graph
+from nexum_runtime.server.model.contract import Execution, Task, Transaction, Workflow
+from nexum_runtime.server.model.shapes import Claimed, Notices, Resolution, Started, StartOrder, Taker, Verdict
+from nexum_runtime.server.model.states import ErrorCode, Event, ExecutionStatus, TaskStatus
+from nexum_runtime.server.rules.attempts import Attempts, or_not
+from nexum_runtime.server.rules.course import Course, check_story, execution_of, is_once
+from nexum_runtime.text import shorten, timestamp
+
+WORKFLOWS_LIMIT = 10_000  # versions of all workflows in one database
+TIMERS_AT_ONCE = 100  # that fire in one transaction, so that many which are due hold up nobody
+SHOWN_CHARS = 120  # of an input in an error
+
+
+class Executions:
+    """The rules of executions, and of the workflows they run. `clock` tells epoch milliseconds."""
+
+    def __init__(self, clock: Callable[[], int], course: Course, attempts: Attempts) -> None:
+        self._clock = clock
+        self._course = course
+        self._attempts = attempts
+
+    def register(self, tx: Transaction, workflow_id: str, version_hash: str, ir_json: str, new: graph.Graph) -> str:
+        """Record one version of a workflow, whose IR is parsed as `new`. Returns its compatibility with the latest."""
+        known = tx.workflow(workflow_id, version_hash)
+        if known and graph.parse(known.ir_json) != new:
+            raise InvalidRequest(f"Workflow {workflow_id!r}: {version_hash} is registered with other nodes.")
+        latest = tx.workflow(workflow_id, "")
+        compatibility = graph.compatibility(graph.parse(latest.ir_json), new) if latest else wire.NEW
+        if not known:
+            if tx.count_workflows() >= WORKFLOWS_LIMIT:
+                raise LimitExceeded(
+                    f"This database knows {WORKFLOWS_LIMIT} versions of workflows already; use another one with --db."
+                )
+            tx.add_workflow(Workflow(workflow_id, version_hash, ir_json, compatibility, self._clock()))
+        elif latest != known:  # a version rolled back to is the one that is started from now on
+            tx.make_latest(workflow_id, version_hash)
+        return compatibility
+
+    def start(self, tx: Transaction, notices: Notices, order: StartOrder, taker: Taker | None = None) -> Started:
+        """Start an execution, or find the one of this id: same id and same input, same execution.
+
+        The first task of one that is new is given to the taker.
+        """
+        existing = tx.execution(order.execution_id)
+        is_over = existing is not None and existing.status == ExecutionStatus.COMPLETED
+        if order.traceparent and not order.claim and not is_over:
+            self._course.trace(order.execution_id, order.traceparent)
+        if existing is None:
+            if order.claim:
+                own = self._course.start_new(tx, notices, order, Taker(order.claim, order.lease_ms))
+                return Started(order.execution_id, wire.NEW, claimed=own)
+            return Started(order.execution_id, wire.NEW, taken=self._course.start_new(tx, notices, order, taker))
+        self._start_existing(tx, notices, order, existing)
+        claimed = self._claim_own(tx, notices, order) if order.claim else None
+        return Started(order.execution_id, existing.status, claimed)
+
+    def _start_existing(self, tx: Transaction, notices: Notices, order: StartOrder, existing: Execution) -> None:
+        """See to it that it runs, if it is to."""
+        _check_same_call(existing, order)
+        if _may_restart(existing, order) and not (_for_once(existing, order) and _has_begun(tx, existing)):
+            check_story(tx, existing)
+            self._course.run_again(tx, notices, _declared_anew(tx, existing, order))
+        elif _becomes_once(existing, order) and not _has_begun(tx, existing):
+            _declared_anew(tx, existing, order)
+
+    def _claim_own(self, tx: Transaction, notices: Notices, order: StartOrder) -> Claimed | None:
+        """Begin an attempt at a task of this execution for the one who started it."""
+        execution = tx.execution(order.execution_id)
+        assert execution is not None, "it has just been found or started"
+        for task in tx.tasks(order.execution_id):
+            if task.status == TaskStatus.RUNNING and task.worker_id == order.claim:
+                self._attempts.give_back(tx, notices, task)  # it has asked before, and the answer was lost
+        return self._attempts.claim(
+            tx, execution.version_hash, [execution.workflow_id], order.claim, order.lease_ms, order.execution_id
+        )
+
+    def cancel(self, tx: Transaction, notices: Notices, execution_id: str) -> str:
+        """Cancel a RUNNING execution and all its open tasks. Returns what came of it, in words."""
+        execution = tx.execution(execution_id)
+        if execution is None:
+            raise NotFound(f"No execution {execution_id!r} is known.")
+        if execution.status != ExecutionStatus.RUNNING:
+            return f"Execution {execution_id} is {execution.status} already; nothing was changed."
+        begun = []  # effects that happen once: to cut one short is not to know what it has done
+        for task in tx.tasks(execution_id):
+            if task.status == TaskStatus.RUNNING and is_once(task, execution):
+                begun.append(task)
+                continue
+            if task.status == TaskStatus.RUNNING:
+                notices.stop.append(task)
+            tx.move_task(task.task_key, TaskStatus.CANCELLED)
+        if begun:  # their workers are let finish: their word settles it
+            tx.add_event(execution_id, self._clock(), Event.CANCEL_REQUESTED)
+            error = or_not("It was cancelled while it ran.")
+            for task in begun:
+                self._course.fail_task(tx, notices, task, error, ErrorCode.OUTCOME_UNKNOWN)
+            return error
+        self._course.end_cancelled(tx, notices, execution)
+        return "Execution cancelled"
+
+    def answer(self, tx: Transaction, notices: Notices, execution_id: str, node_id: str, verdict: Verdict) -> str:
+        """A person's yes or no to an approval. The first word wins; returns what came of this one, in words.
+
+        Yes records `{"approved": true, "approver": …, "comment": …}` as the node's output.
+        """
+        task = next((each for each in tx.tasks(execution_id) if each.node_id == node_id), None)
+        if task is None or task.node_type != graph.APPROVAL:
+            raise NotFound(f"Node {node_id[:80]!r} of {execution_id!r} waits for no approval.")
+        if task.status != TaskStatus.WAITING:
+            return _answered_before(tx, task, verdict)
+        now_ms = self._clock()
+        if not verdict.is_yes:
+            data = {"approver": verdict.by, "reason": verdict.text}
+            tx.add_event(execution_id, now_ms, Event.TASK_REJECTED, node_id, data=data)
+            error = f"Rejected{_by(verdict.by)}: {verdict.text}" if verdict.text else f"Rejected{_by(verdict.by)}."
+            self._course.fail_task(tx, notices, task, error, ErrorCode.REJECTED)
+            return "Rejected."
+        data = {"approver": verdict.by, "comment": verdict.text}
+        tx.add_event(execution_id, now_ms, Event.TASK_APPROVED, node_id, data=data)
+        tx.move_task(task.task_key, TaskStatus.DONE, output_json=wire.json_text({"approved": True} | data))
+        self._course.schedule(tx, notices, execution_of(tx, task))
+        return "Approved."
+
+    def fire(self, tx: Transaction, notices: Notices) -> None:
+        """Go on with what waited for a timer whose time has come: `{"waited_until": …, "delay_seconds": …}`."""
+        now_ms = self._clock()
+        for task in tx.due(now_ms, TIMERS_AT_ONCE):
+            execution = execution_of(tx, task)
+            node = self._course.graph_of(tx, execution).nodes[task.node_id]
+            output = {"waited_until": timestamp(now_ms), "delay_seconds": node.delay_seconds}
+            tx.add_event(task.execution_id, now_ms, Event.TIMER_FIRED, task.node_id)
+            tx.move_task(task.task_key, TaskStatus.DONE, output_json=wire.json_text(output))
+            self._course.schedule(tx, notices, execution)
+
+    def resolve(self, tx: Transaction, notices: Notices, execution_id: str, node_id: str, word: Resolution) -> str:
+        """A person's word on an unknown outcome, or that what ended without a result is to be tried again."""
+        execution = tx.execution(execution_id)
+        if execution is None:
+            raise NotFound(f"No execution {execution_id!r} is known.")
+        now_ms = self._clock()
+        if word.kind == "retry":
+            if node_id:
+                raise InvalidRequest("To try again is said of a whole execution, not of one node: leave --node away.")
+            if execution.status not in (ExecutionStatus.FAILED, ExecutionStatus.CANCELLED):
+                raise InvalidRequest(f"Execution {execution_id} is {execution.status}; there is nothing to try again.")
+            check_story(tx, execution)
+            tx.add_event(execution_id, now_ms, Event.OUTCOME_RESOLVED, data={"as": word.kind})
+            self._course.run_again(tx, notices, execution)
+            return f"Execution {execution_id} is tried again."
+        task = _the_unknown_one(execution, tx.tasks(execution_id), node_id)
+        data: dict[str, Any] = {"as": word.kind}
+        if word.kind == "result":
+            data["output_bytes"] = len(word.text.encode())
+            tx.move_task(task.task_key, TaskStatus.DONE, output_json=word.text)
+        else:
+            data["error"] = word.text
+            tx.settle_failure(task.task_key, word.text)
+        tx.add_event(execution_id, now_ms, Event.OUTCOME_RESOLVED, task.node_id, task.attempt, data)
+        self._course.settled(tx, notices, execution)
+        after = tx.execution(execution_id)
+        assert after is not None, "it was there a moment ago"
+        return f"Execution {execution_id} is {after.status}."
+
+
+def _check_same_call(existing: Execution, order: StartOrder) -> None:
+    if existing.workflow_id != order.workflow_id:
+        raise InvalidRequest(
+            f"Execution {existing.execution_id} belongs to workflow {existing.workflow_id[:80]!r}, "
+            f"not to {order.workflow_id[:80]!r}."
+        )
+    if existing.input_json == order.input_json:
+        return
+    before, now = (wire.canonical_json(wire.parse_json(text)) for text in (existing.input_json, order.input_json))
+    if before != now:
+        raise InvalidRequest(
+            f"Execution {existing.execution_id} was started with the input {shorten(before, SHOWN_CHARS)}, "
+            f"not with {shorten(now, SHOWN_CHARS)}. Choose another id."
+        )
+
+
+def _may_restart(execution: Execution, order: StartOrder) -> bool:
+    if execution.status not in (ExecutionStatus.FAILED, ExecutionStatus.CANCELLED):
+        return False
+    if execution.error_code == ErrorCode.REJECTED:  # only a person takes that back, see `resolve`
+        return False
+    unknown = execution.error_code == ErrorCode.OUTCOME_UNKNOWN
+    return order.restart == "unknown" or (order.restart == "failed" and not unknown)
+
+
+def _declared_anew(tx: Transaction, execution: Execution, order: StartOrder) -> Execution:
+    """The execution as this order declares it: the code may have changed since it was first started."""
+    execution = execution._replace(max_attempts=order.max_attempts, effect=order.effect, timeout_ms=order.timeout_ms)
+    tx.declare(execution.execution_id, execution.max_attempts, execution.effect, execution.timeout_ms)
+    return execution
+
+
+def _becomes_once(execution: Execution, order: StartOrder) -> bool:
+    return execution.status == ExecutionStatus.RUNNING and order.effect == wire.ONCE and execution.effect != wire.ONCE
+
+
+def _for_once(execution: Execution, order: StartOrder) -> bool:
+    """Whether what has begun must not begin again: so it was declared, or is by now."""
+    return order.effect == wire.ONCE or (execution.effect == wire.ONCE and order.restart != "unknown")
+
+
+def _has_begun(tx: Transaction, execution: Execution) -> bool:
+    """Whether an effect that would be run again has ever been begun.
+
+    A claim that was given back does not count, nor an attempt that failed before it could begin.
+    """
+    balance = Counter({Event.ATTEMPT_STARTED: 1, Event.ATTEMPT_RETURNED: -1})
+    begun: Counter[str | None] = Counter()
+    for event in tx.events(execution.execution_id):
+        begun[event.node_id] += balance[event.type] - (event.data.get("begun") is False)
+    return any(begun[task.node_id] for task in tx.tasks(execution.execution_id) if _would_run_again(task))
+
+
+def _would_run_again(task: Task) -> bool:
+    return task.node_type != "COMPUTE" and task.status != TaskStatus.DONE
+
+
+def _the_unknown_one(execution: Execution, tasks: list[Task], node_id: str) -> Task:
+    """The task whose outcome a person settles; `node_id` says which when several are unknown."""
+    unknown = [task for task in tasks if task.error_code == ErrorCode.OUTCOME_UNKNOWN]
+    if not unknown:
+        status = f"{execution.status} ({execution.error_code})" if execution.error_code else execution.status
+        raise InvalidRequest(f"Execution {execution.execution_id} is {status}; no outcome of it is unknown.")
+    found = [task for task in unknown if task.node_id == node_id] if node_id else unknown
+    if len(found) != 1:
+        nodes = shorten(", ".join(task.node_id for task in unknown), SHOWN_CHARS)
+        raise InvalidRequest(f"Say which node of {execution.execution_id} (--node); its outcome is unknown at {nodes}.")
+    return found[0]
+
+
+def _answered_before(tx: Transaction, task: Task, verdict: Verdict) -> str:
+    """Say that this word comes too late. Raises InvalidRequest when it is another one than the first."""
+    words = {TaskStatus.DONE: Event.TASK_APPROVED, TaskStatus.FAILED: Event.TASK_REJECTED}
+    if task.status not in words:
+        raise InvalidRequest(f"Execution {task.execution_id} has ended; its node {task.node_id} needs no answer.")
+    found = [event for event in tx.events(task.execution_id) if event.node_id == task.node_id]
+    who = next(event.data["approver"] for event in reversed(found) if event.type == words[task.status])
+    was_yes = task.status == TaskStatus.DONE
+    said = "approved" if was_yes else "rejected"
+    told = f"Node {task.node_id} of {task.execution_id} was {said}{_by(who)} already; nothing was changed."
+    if was_yes != verdict.is_yes:
+        raise InvalidRequest(told)
+    return told
+
+
+def _by(who: str) -> str:
+    return f" by {who}" if who else ""

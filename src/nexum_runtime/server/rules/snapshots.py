@@ -1,0 +1,58 @@
+"""What an execution is like at a moment, with all that it has recorded."""
+
+from typing import NamedTuple
+
+from nexum_runtime import wire
+from nexum_runtime.errors import NotFound
+from nexum_runtime.server.model import graph
+from nexum_runtime.server.model.contract import Execution, Reader
+from nexum_runtime.server.model.shapes import Claimed, Ending
+from nexum_runtime.server.model.states import ExecutionStatus, TaskStatus
+from nexum_runtime.server.rules.attempts import tries
+
+
+class Snapshot(NamedTuple):
+    """An execution with the JSON text of every recorded output."""
+
+    execution: Execution
+    outputs: dict[str, str]
+    attempts: int  # the most that any of its tasks has had
+    waits_for: str  # "worker" when none of its tasks runs and one could, "approval" when a person is asked, or ""
+
+    @property
+    def outputs_json(self) -> str:
+        return outputs_json(self.outputs)
+
+
+def read(reader: Reader, execution_id: str, now_ms: int) -> Snapshot:
+    execution = reader.execution(execution_id)
+    if execution is None:
+        raise NotFound(f"No execution {execution_id!r} is known.")
+    tasks = reader.tasks(execution_id)
+    attempts = max((tries(task, execution) for task in tasks), default=0)
+    ready = any(task.status == TaskStatus.READY and task.available_at_ms <= now_ms for task in tasks)
+    running = any(task.status == TaskStatus.RUNNING for task in tasks)
+    asked = any(task.status == TaskStatus.WAITING and task.node_type == graph.APPROVAL for task in tasks)
+    waits_for = "worker" if ready and not running else "approval" if asked else ""
+    return Snapshot(execution, reader.outputs(execution_id), attempts, waits_for)
+
+
+def ended(reader: Reader, execution_id: str, ending: Ending | None, now_ms: int) -> Snapshot:
+    if ending is None:
+        return read(reader, execution_id, now_ms)
+    execution, task, output_json = ending
+    return Snapshot(execution, {task.node_id: output_json}, tries(task, execution), waits_for="")
+
+
+def begun(claimed: Claimed) -> Snapshot:
+    """Of an execution that is new, and whose first task was claimed."""
+    return Snapshot(claimed.execution, {}, tries(claimed.task, claimed.execution), waits_for="")
+
+
+def is_over(found: Snapshot, or_ready: bool) -> bool:
+    return found.execution.status != ExecutionStatus.RUNNING or (or_ready and found.waits_for == "worker")
+
+
+def outputs_json(outputs: dict[str, str]) -> str:
+    """`{node: output}` as one JSON text, made without parsing what is in it."""
+    return "{" + ",".join(f"{wire.canonical_json(node)}:{text}" for node, text in outputs.items()) + "}"

@@ -1,0 +1,111 @@
+"""The file as a database: is it ours and sound, how it is opened, made, brought up to date, and made smaller."""
+
+import sqlite3
+from contextlib import closing, suppress
+from pathlib import Path
+
+from nexum_runtime.server.model.contract import StoreUnavailable
+from nexum_runtime.server.store.sqlite import failures, files, inspection
+from nexum_runtime.server.store.sqlite.schema import APPLICATION_ID, MIGRATIONS, SCHEMA, SCHEMA_VERSION
+from nexum_runtime.text import MIB
+
+BUSY_TIMEOUT_MS = 5_000  # a person's sqlite3 shell may hold the write lock for a moment
+CHECK_MS = 100  # at most, of looking for damage when the database is opened
+CHECK_MIB = 100  # of a database that is looked at then
+VACUUM_PAGES = 1_000  # given back in one transaction, so that other writes need not wait for long
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    # isolation_level=None: transactions begin and end where the store says so, not where the module guesses.
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")  # heeded while the file is empty, and by VACUUM
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")  # a commit returns when it is on the disk
+        connection.execute("PRAGMA fullfsync = ON")  # macOS: or it may only be in the disk's cache
+        connection.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def check(path: Path) -> None:
+    """Refuse a file that is neither ours nor empty, or is damaged, without changing any of its files."""
+    log = files.wal_of(path)
+    if not (log.exists() and log.stat().st_size):
+        _is_ours(path, "immutable=1")
+        return
+    try:
+        _is_ours(path, "mode=ro")
+    except (StoreUnavailable, sqlite3.DatabaseError) as error:
+        if isinstance(error, sqlite3.OperationalError):  # not what the files hold: they could not be read
+            raise
+        with suppress(StoreUnavailable, sqlite3.DatabaseError):
+            if _is_ours(path, "immutable=1"):
+                error = failures.unusable(path, f"{log} does not fit it", failures.LOST_LOG)
+        raise error from None
+
+
+def _is_ours(path: Path, how: str) -> bool:
+    """False for an empty one. Raises StoreUnavailable, or what SQLite raises."""
+    with closing(sqlite3.connect(f"{path.as_uri()}?{how}", uri=True, isolation_level=None)) as connection:
+        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+        application_id, version = _pragma(connection, "application_id"), _pragma(connection, "user_version")
+        if application_id != APPLICATION_ID:
+            if _is_empty(connection):
+                return False
+            raise StoreUnavailable(f"{path} is a database of another program. Give Nexum a file of its own with --db.")
+        if version != SCHEMA_VERSION and version not in MIGRATIONS:
+            raise StoreUnavailable(
+                f"{path} has schema version {version}, and this Nexum knows versions up to {SCHEMA_VERSION}. "
+                "Use the Nexum that wrote it, or another file with --db."
+            )
+        _look_for_damage(path, connection)
+        return True
+
+
+def _look_for_damage(path: Path, connection: sqlite3.Connection) -> None:
+    """As far as time allows. What is found later is told by the call that comes upon it."""
+    if path.stat().st_size > CHECK_MIB * MIB:  # each table is looked at in one step, however large it is
+        return
+    if found := inspection.damage_of(connection, CHECK_MS):
+        raise failures.damaged(path, found)
+
+
+def create_schema(connection: sqlite3.Connection) -> None:
+    if _is_empty(connection):
+        connection.executescript(
+            f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION_ID};"
+            f"PRAGMA user_version = {SCHEMA_VERSION};\n{SCHEMA}\nCOMMIT;"
+        )
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Bring an older file forward, one version a transaction."""
+    while (version := _pragma(connection, "user_version")) < SCHEMA_VERSION:
+        migration = MIGRATIONS[version]
+        connection.executescript(f"BEGIN IMMEDIATE; {migration} PRAGMA user_version = {version + 1}; COMMIT;")
+
+
+def vacuum(connection: sqlite3.Connection) -> int:
+    """Give back some of the pages that are free. Returns how many bytes they are."""
+    before = _size_bytes(connection)
+    if _pragma(connection, "auto_vacuum") == 0:  # a file of schema version 1
+        connection.execute("VACUUM")
+    # A script runs to its end; `execute` would stop after the first page.
+    connection.executescript(f"PRAGMA incremental_vacuum({VACUUM_PAGES})")
+    return max(before - _size_bytes(connection), 0)
+
+
+def _size_bytes(connection: sqlite3.Connection) -> int:
+    return _pragma(connection, "page_count") * _pragma(connection, "page_size")
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT 1 FROM sqlite_master LIMIT 1").fetchone() is None

@@ -1,0 +1,170 @@
+"""The files of a database, before SQLite may touch them: whose they are, who may read them, and which server has them.
+
+SQLite would take an empty file beside a log for a new database, and a damaged log for none, and delete what it takes
+for useless. What was acknowledged may be in there, or it is another program's; so each is refused by name.
+"""
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from nexum_runtime.server.model.contract import StoreUnavailable
+from nexum_runtime.server.store.sqlite.failures import LOST_LOG, OTHER_FILE, unusable, unusable_because
+
+FILE_MODE, FOLDER_MODE = 0o600, 0o700
+PID_BYTES = 20  # of the process in a lock file
+WAL_MAGICS = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")  # how logs of SQLite begin, by their byte order
+
+
+def wal_of(path: Path) -> Path:
+    """The log beside a database: what is committed and not yet in the file itself."""
+    return Path(f"{path}-wal")
+
+
+class Lock:
+    """Holds `{path}.lock` for as long as this process lives, however it ends. Raises StoreUnavailable."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock_path = Path(f"{path}.lock")
+        try:
+            self._file = self._held(path)
+        except OSError as error:
+            raise unusable_because(path, error) from error
+        try:
+            self._file.truncate(0)
+            self._file.write(str(os.getpid()).encode())
+            self._file.flush()
+        except OSError as error:
+            self.release()
+            raise unusable_because(path, error) from error
+
+    def release(self) -> None:
+        if self._is_in_place(self._file):  # whoever removed it may have let another server in
+            self._lock_path.unlink(missing_ok=True)
+        with suppress(OSError):  # what a full disk did not take when it was written
+            self._file.close()
+
+    def _held(self, path: Path) -> IO[bytes]:
+        while True:
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            file = os.fdopen(os.open(self._lock_path, flags, FILE_MODE), "r+b")
+            try:
+                holder = file.read(PID_BYTES).strip()
+                if holder and not holder.isdigit():
+                    raise unusable(path, f"{self._lock_path} is no lock of a Nexum server", OTHER_FILE)
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    file.seek(0)
+                    raise StoreUnavailable(
+                        f"The database {path} is in use by another Nexum server "
+                        f"(process {file.read(PID_BYTES).strip().decode() or 'unknown'}). "
+                        "Stop that one, or give this one another file with --db."
+                    ) from error
+                file.seek(0)
+                if self._is_in_place(file):
+                    os.fchmod(file.fileno(), FILE_MODE)
+                    return file
+            except BaseException:
+                file.close()
+                raise
+            file.close()  # a server that just ended has removed it: what we hold is no longer its name's
+
+    def _is_in_place(self, file: IO[bytes]) -> bool:
+        with suppress(OSError):
+            return os.path.samestat(os.fstat(file.fileno()), os.lstat(self._lock_path))
+        return False
+
+
+def real_path(path: Path) -> Path:
+    """Where a link to a database leads, for that is the same database. Raises StoreUnavailable if nowhere."""
+    try:
+        real = path.resolve()
+        for each in (path, *path.parents):
+            if each.is_symlink() and not each.exists():  # a disk that is not there must not become a new database
+                raise unusable(
+                    real, f"{each} is a link to {each.readlink()}, which is not there", "Bring that back, or make it."
+                )
+        if real.exists() and not real.is_dir() and not real.is_file():
+            raise unusable(real, "it is no regular file", OTHER_FILE)
+    except RuntimeError:  # what pathlib makes of ELOOP
+        raise unusable(path, os.strerror(errno.ELOOP), "Name another file with --db.") from None
+    except OSError as error:
+        raise unusable_because(path, error) from error
+    return real
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder of the database and those above it, each for its owner alone. Raises StoreUnavailable."""
+    missing = []
+    try:
+        for folder in path.parents:
+            if folder.is_dir():
+                break
+            if folder.exists():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+            missing.append(folder)
+        for folder in reversed(missing):
+            folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
+    except OSError as error:
+        raise unusable_because(path, error) from error
+
+
+def check(path: Path) -> None:
+    """Make the database's file if there is none. Raises StoreUnavailable when what is there must not be opened.
+
+    Only while nothing in this process has it open: closing a file drops every lock that the process has on it.
+    """
+    wal = wal_of(path)
+    try:
+        log_bytes = wal.stat().st_size if wal.exists() else 0
+        if log_bytes and not (path.exists() and path.stat().st_size):
+            raise unusable(
+                path,
+                f"it is {'empty' if path.exists() else 'gone'}, and its log {wal} is not",
+                f"Put the database back, or move {wal} away to begin anew.",
+            )
+        if log_bytes and not _is_log(wal):
+            raise unusable(
+                path,
+                f"{wal} is damaged, or no log of SQLite",
+                LOST_LOG,
+            )
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE))
+    except OSError as error:
+        raise unusable_because(path, error) from error
+
+
+def make_private(path: Path) -> None:
+    """Take from everyone else what they may do with the database. Its other files get their mode from it."""
+    for each in (path, wal_of(path), Path(f"{path}-shm")):
+        with suppress(FileNotFoundError, PermissionError):  # another user's, who lets us write to it
+            mode = stat.S_IMODE(each.stat().st_mode)
+            if mode & ~FILE_MODE:
+                each.chmod(mode & FILE_MODE)
+
+
+def identities(path: Path) -> Iterator[tuple[Path, os.stat_result | None]]:
+    """The files that hold what is committed, and which ones they are now."""
+    for each in (path, wal_of(path)):
+        yield each, identity(each)
+
+
+def identity(path: Path | str) -> os.stat_result | None:
+    """Which file has this name now, if any."""
+    try:
+        return os.stat(path)
+    except OSError:
+        return None
+
+
+def _is_log(wal: Path) -> bool:
+    """Whether it begins as SQLite's logs do, or with nothing: a plug pulled before the first commit leaves zeros."""
+    with wal.open("rb") as file:
+        magic = file.read(len(WAL_MAGICS[0]))
+    return magic in WAL_MAGICS or not magic.strip(b"\0")

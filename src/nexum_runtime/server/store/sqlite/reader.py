@@ -1,0 +1,168 @@
+"""What is read, in SQL."""
+
+import json
+import sqlite3
+
+from nexum_runtime.server.model.contract import Approval, EventRow, Execution, Task, Workflow
+from nexum_runtime.server.model.states import OPEN_STATUSES, Event, ExecutionStatus
+from nexum_runtime.server.store.sqlite.rows import EXECUTION, OPEN, TASK, WORKFLOW, by_key, execution_of, task_of
+
+
+class SqliteReader:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._sql = connection.execute
+
+    def workflow(self, workflow_id: str, version_hash: str) -> Workflow | None:
+        row = self._sql(
+            f"SELECT {WORKFLOW} FROM workflows WHERE workflow_id = ? AND (version_hash = ? OR ? = '') "
+            "ORDER BY seq DESC LIMIT 1",
+            (workflow_id, version_hash, version_hash),
+        ).fetchone()
+        return Workflow(*row) if row else None
+
+    def workflows(self, workflow_id: str) -> list[Workflow]:
+        rows = self._sql(
+            f"SELECT {WORKFLOW}, (SELECT count(DISTINCT execution_id) FROM tasks t WHERE {OPEN} "
+            "AND t.workflow_id = w.workflow_id AND t.version_hash = w.version_hash) "
+            "FROM workflows w WHERE workflow_id = ?1 OR ?1 = '' ORDER BY seq DESC",
+            (workflow_id,),
+        )
+        return [Workflow(*row) for row in rows]
+
+    def workflow_ids(self, version_hash: str) -> list[str]:
+        rows = self._sql("SELECT workflow_id FROM workflows WHERE version_hash = ? ORDER BY seq", (version_hash,))
+        return [workflow_id for (workflow_id,) in rows]
+
+    def count_workflows(self) -> int:
+        return int(self._sql("SELECT count(*) FROM workflows").fetchone()[0])
+
+    def execution(self, execution_id: str) -> Execution | None:
+        row = self._sql(f"SELECT {EXECUTION} FROM executions WHERE execution_id = ?", (execution_id,)).fetchone()
+        return execution_of(row) if row else None
+
+    def executions(self, workflow_id: str, status: str, prefix: str, limit: int) -> list[Execution]:
+        conditions, parameters = [], []
+        if workflow_id:
+            conditions.append("workflow_id = ?")
+            parameters.append(workflow_id)
+        if status:
+            conditions.append(f"status = '{ExecutionStatus(status)}'")  # spelled out: an index is of some of them
+        if status == ExecutionStatus.RUNNING:
+            conditions.append(f"execution_id IN (SELECT execution_id FROM tasks WHERE {OPEN})")
+        if prefix:
+            conditions.append("execution_id >= ? AND execution_id < ?")
+            parameters += [prefix, _after_prefix(prefix)]
+        where = "WHERE " + " AND ".join(conditions) if conditions else ""
+        rows = self._sql(f"SELECT {EXECUTION} FROM executions {where} ORDER BY seq DESC LIMIT ?", (*parameters, limit))
+        return [execution_of(row) for row in rows]
+
+    def count_running(self, prefix: str, limit: int) -> int:
+        row = self._sql(
+            f"SELECT count(*) FROM (SELECT DISTINCT execution_id FROM tasks WHERE {OPEN} "
+            "AND execution_id >= ? AND execution_id < ? LIMIT ?)",
+            (prefix, _after_prefix(prefix), limit),
+        ).fetchone()
+        return int(row[0])
+
+    def ended_before(self, at_ms: int, prefix: str, after_seq: int, limit: int) -> list[tuple[int, str]]:
+        rows = self._sql(
+            "SELECT seq, execution_id FROM executions e WHERE seq > ? AND ended_at_ms <= ? AND status <> 'RUNNING' "
+            "AND substr(execution_id, 1, ?) = ? AND error_code IS NOT 'OUTCOME_UNKNOWN' AND NOT EXISTS "
+            "(SELECT 1 FROM tasks t WHERE t.execution_id = e.execution_id AND t.status = 'RUNNING') "
+            "ORDER BY seq LIMIT ?",
+            (after_seq, at_ms, len(prefix), prefix, limit),
+        )
+        return rows.fetchall()
+
+    def outputs(self, execution_id: str) -> dict[str, str]:
+        rows = self._sql(
+            "SELECT node_id, output_json FROM tasks WHERE execution_id = ? AND status = 'DONE' ORDER BY seq",
+            (execution_id,),
+        )
+        return dict(rows.fetchall())
+
+    def journal(self, prefix: str, after: str, limit_chars: int) -> tuple[dict[str, dict[str, str]], str]:
+        rows = self._sql(
+            "SELECT execution_id, node_id, output_json FROM executions CROSS JOIN tasks USING (execution_id) "
+            f"WHERE execution_id {'>' if after else '>='} ? AND execution_id < ? AND executions.status = 'COMPLETED' "
+            "AND tasks.status = 'DONE' ORDER BY execution_id, tasks.seq",
+            (after or prefix, _after_prefix(prefix)),
+        )
+        found: dict[str, dict[str, str]] = {}
+        chars = 0
+        for execution_id, node_id, output_json in rows:
+            if execution_id not in found and chars >= limit_chars:
+                break
+            found.setdefault(execution_id, {})[node_id] = output_json
+            chars += len(output_json) + len(execution_id)
+        return found, next(reversed(found), after)
+
+    def tasks(self, execution_id: str) -> list[Task]:
+        rows = self._sql(f"SELECT {TASK} FROM tasks WHERE execution_id = ? ORDER BY seq", (execution_id,))
+        return [task_of(row) for row in rows]
+
+    def count_tasks(self) -> dict[tuple[str, str], int]:
+        counts = " UNION ALL ".join(
+            f"SELECT status, node_type, count(*) FROM tasks WHERE status = '{status}' GROUP BY node_type"
+            for status in OPEN_STATUSES
+        )
+        return {(status, node_type): count for status, node_type, count in self._sql(counts)}
+
+    def task(self, task_key: str) -> Task | None:
+        condition, parameters = by_key(task_key)
+        row = self._sql(f"SELECT {TASK} FROM tasks WHERE {condition}", parameters).fetchone()
+        return task_of(row) if row else None
+
+    def events(self, execution_id: str) -> list[EventRow]:
+        rows = self._sql(
+            "SELECT at_ms, type, node_id, attempt, data_json FROM story WHERE execution_id = ? ORDER BY seq",
+            (execution_id,),
+        )
+        return [
+            EventRow(at_ms, Event(type), node_id, attempt, json.loads(data))
+            for at_ms, type, node_id, attempt, data in rows
+        ]
+
+    def count_events(self, execution_id: str) -> int:
+        row = self._sql("SELECT count(*) FROM story WHERE execution_id = ?", (execution_id,)).fetchone()
+        return int(row[0])
+
+    def expired(self, now_ms: int) -> list[Task]:
+        rows = self._sql(
+            f"SELECT {TASK} FROM tasks WHERE status = 'RUNNING' AND lease_expires_at_ms <= ? ORDER BY seq",
+            (now_ms,),
+        )
+        return [task_of(row) for row in rows]
+
+    def approvals(self, limit: int) -> list[Approval]:
+        rows = self._sql(
+            "SELECT execution_id, node_id, workflow_id, (SELECT max(at_ms) FROM story v WHERE v.execution_id = "
+            "t.execution_id AND v.node_id = t.node_id AND v.type = 'ApprovalRequested') AS since_ms "
+            "FROM tasks t WHERE status = 'WAITING' AND node_type = 'HUMAN_APPROVAL' ORDER BY since_ms, seq LIMIT ?",
+            (limit,),
+        )
+        return [Approval(*row) for row in rows]
+
+    def next_timer(self) -> int | None:
+        row = self._sql("SELECT min(available_at_ms) FROM tasks WHERE status = 'WAITING' AND node_type = 'TIMER'")
+        due_ms: int | None = row.fetchone()[0]
+        return due_ms
+
+    def due(self, now_ms: int, limit: int) -> list[Task]:
+        rows = self._sql(
+            f"SELECT {TASK} FROM tasks WHERE status = 'WAITING' AND node_type = 'TIMER' AND available_at_ms <= ? "
+            "ORDER BY available_at_ms, seq LIMIT ?",
+            (now_ms, limit),
+        )
+        return [task_of(row) for row in rows]
+
+    def held(self, worker_id: str) -> list[Task]:
+        rows = self._sql(
+            f"SELECT {TASK} FROM tasks WHERE status = 'RUNNING' AND worker_id = ? ORDER BY seq", (worker_id,)
+        )
+        return [task_of(row) for row in rows]
+
+
+def _after_prefix(prefix: str) -> str:
+    """The first text that no longer begins with `prefix`."""
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1)

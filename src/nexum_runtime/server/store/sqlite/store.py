@@ -1,0 +1,322 @@
+"""The store in one SQLite file: one connection that writes, one that reads, nothing acknowledged before it is synced.
+
+The statements of writes run on the event loop, each a matter of microseconds: in a thread of their own they would spend
+most of their time on changing threads. So does the commit of few, unless the disk turns out to be slow; else it has a
+thread. Writes that come meanwhile share the next one (a group commit).
+"""
+
+import asyncio
+import os
+import sqlite3
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nexum_runtime.crash import crash_point
+from nexum_runtime.server.model.contract import Reader, Store, StoreUnavailable, Transaction
+from nexum_runtime.server.model.metrics import Metrics
+from nexum_runtime.server.store.sqlite import database, failures, files, inspection
+from nexum_runtime.server.store.sqlite.reader import SqliteReader
+from nexum_runtime.server.store.sqlite.transaction import SqliteTransaction
+
+T = TypeVar("T")
+
+OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
+BUSY_LOOK_MS = 20
+QUICK_COMMIT_MS = 2.0
+ALONE = 2  # writes of one group, up to which nobody else is thought to be busy
+PATIENCE_MS = 4.0  # how long a commit that nobody waits for may wait for one that somebody does
+GROUP_LIMIT = 100  # writes that share one commit
+
+
+@dataclass(slots=True)
+class _Write:
+    work: Callable[[Transaction], Any]
+    executed: Callable[[], bool] | None
+    settled: Callable[[BaseException | None], None] | None
+    outcome: asyncio.Future[Any]
+    is_patient: bool
+    has_begun: bool = False  # as `executed` has told
+    events: Sequence[tuple[Any, ...]] = ()  # that it has added
+
+    def settle(self, result: Any, error: BaseException | None = None) -> None:
+        if self.settled is not None:
+            self.settled(error)
+        if self.outcome.cancelled():  # whoever waited has left
+            return
+        if error is not None:
+            self.outcome.set_exception(error)
+        else:
+            self.outcome.set_result(result)
+
+
+class SqliteStore(Store):
+    """Opens, or makes, the database at `path`, readable by its owner alone; a folder it makes has mode 0700.
+
+    Raises StoreUnavailable when the file cannot be used or another server holds it. What is not ours, or damaged, is
+    left as it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = files.real_path(path)
+        self.metrics = Metrics()
+        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            oldest = ".".join(map(str, OLDEST_SQLITE))
+            raise StoreUnavailable(f"Python's SQLite is {sqlite3.sqlite_version}; Nexum needs {oldest} or newer.")
+        files.make_folder(self.path)
+        self._lock = files.Lock(self.path)
+        self._waiting: deque[_Write] = deque()
+        self._writing: asyncio.Task[None] | None = None
+        self._arrived = asyncio.Event()  # a write that waits, or who reads
+        self._closing = False
+        self._has_begun = False  # something may have, by a write that is not committed yet
+        self._disk_is_quick = False  # as of the last commit
+        self._turn = asyncio.Lock()  # of the connection that writes
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-disk")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-read")
+        try:
+            with ExitStack() as on_failure:
+                on_failure.callback(self._lock.release)
+                files.check(self.path)
+                database.check(self.path)
+                files.make_private(self.path)
+                self._write_connection = database.connect(self.path)
+                on_failure.callback(self._write_connection.close)
+                database.create_schema(self._write_connection)
+                database.migrate(self._write_connection)
+                self._write_connection.execute("PRAGMA busy_timeout = 0")  # see _begin
+                (last,) = self._write_connection.execute("SELECT ifnull(max(seq), 0) FROM tasks").fetchone()
+                self._task_numbers = count(last + 1)
+                self._read_connection = database.connect(self.path)
+                self._read_connection.execute("PRAGMA query_only = ON")
+                self._opened = {str(path): found for path, found in files.identities(self.path)}
+                on_failure.pop_all()
+        except sqlite3.Error as error:
+            raise failures.unavailable(self.path, error) from error
+
+    def begin_write(
+        self,
+        work: Callable[[Transaction], T],
+        *,
+        executed: Callable[[], bool] | None = None,
+        settled: Callable[[BaseException | None], None] | None = None,
+        is_patient: bool = False,
+    ) -> asyncio.Future[T]:
+        outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Write(work, executed, settled, outcome, is_patient))
+        self._arrived.set()
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write_groups())
+        return outcome
+
+    async def read(self, work: Callable[[Reader], T]) -> T:
+        if self._has_begun:  # who was told of it looks for it
+            self._arrived.set()
+            async with self._turn:
+                pass
+        return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, work)
+
+    async def inspect(self, now_ms: int) -> dict[str, Any]:
+        return await asyncio.to_thread(inspection.inspect, self.path, now_ms)
+
+    async def compact(self) -> int:
+        given_back = 0
+        while size_bytes := await self._on_disk(self._vacuum):
+            given_back += size_bytes  # and other writes have their turn
+        await self._on_disk(self._empty_log)
+        return given_back
+
+    async def close(self) -> None:
+        self._closing = True
+        self._arrived.set()
+        if self._writing is not None:
+            await self._writing
+        await self._on_disk(self._write_connection.close)
+        await asyncio.get_running_loop().run_in_executor(self._reader, self._read_connection.close)
+        self._disk.shutdown()
+        self._reader.shutdown()
+        self._lock.release()
+
+    async def _on_disk(self, job: Callable[[], T]) -> T:
+        """It keeps its turn of the connection to its end, also when who has asked for it leaves before."""
+
+        async def in_turn() -> T:
+            async with self._turn:
+                return await asyncio.get_running_loop().run_in_executor(self._disk, job)
+
+        return await asyncio.shield(asyncio.create_task(in_turn()))
+
+    async def _write_groups(self) -> None:
+        while self._waiting:
+            async with self._turn:
+                await self._write_group()
+
+    async def _write_group(self) -> None:
+        """Run the writes that wait, each whole or not at all, and commit them together."""
+        group, begun = self._next_of_group(0), 0
+        results: list[tuple[_Write, Any]] = []
+        patient_until = time.monotonic() + PATIENCE_MS / 1000
+        try:
+            self._check_in_place()  # before a worker is given what can only be lost
+            _roll_back(self._write_connection)  # what an earlier failure may have left open
+            await self._begin()
+            transaction = SqliteTransaction(self._write_connection, self._task_numbers)
+            while begun < len(group):
+                writes = [write for write in group[begun:] if not write.outcome.cancelled()]
+                begun = len(group)
+                self._arrived.clear()
+                self._run_each(writes, transaction, results)
+                if any(write.has_begun for write in writes):
+                    self._has_begun = True
+                    await asyncio.sleep(0)  # what they have begun is on its way to a worker while the rest is done
+                transaction.flush()
+                if results and all(write.is_patient and write.has_begun for write, _ in results):
+                    await self._next_write(patient_until)
+                    group += self._next_of_group(len(group))
+            if not results:
+                _roll_back(self._write_connection)
+                return
+            if any(write.is_patient and write.has_begun for write, _ in results):
+                crash_point("begun-uncommitted")
+            commit_seconds = await self._commit(in_thread=len(group) > ALONE)
+            self._check_in_place()  # what went into a file that is gone is not acknowledged
+        except BaseException as error:
+            self.metrics.failed_commits += 1
+            with suppress(sqlite3.Error):  # the next group tries it again
+                _roll_back(self._write_connection)
+            for write in group:
+                if not write.outcome.done() or write.outcome.cancelled():
+                    write.settle(None, failures.told(self.path, error))
+            return
+        finally:
+            self._has_begun = False
+        for write, result in results:
+            write.settle(result)
+        committed = [write.events for write, _ in results]  # counted when those who wait have been woken
+        asyncio.get_running_loop().call_soon(self.metrics.committed, commit_seconds, committed)
+
+    def _next_of_group(self, size: int) -> "list[_Write]":
+        return [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP_LIMIT - size))]
+
+    async def _next_write(self, until: float) -> None:
+        """Wait for another write, or somebody who reads, but not for long."""
+        if not self._arrived.is_set() and not self._waiting and not self._closing:
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(until - time.monotonic(), self._arrived.set)
+            await self._arrived.wait()
+            timer.cancel()
+
+    async def _commit(self, *, in_thread: bool) -> float:
+        """Where few are busy and the disk is quick, waiting for it takes less than changing threads would.
+
+        Returns how many seconds it took.
+        """
+        began = time.perf_counter()
+        if in_thread or not self._disk_is_quick:
+            await asyncio.get_running_loop().run_in_executor(self._disk, self._write_connection.execute, "COMMIT")
+        else:
+            self._write_connection.execute("COMMIT")
+        seconds = time.perf_counter() - began
+        self._disk_is_quick = seconds < QUICK_COMMIT_MS / 1000
+        return seconds
+
+    async def _begin(self) -> None:
+        """Take the write lock now, not in the middle of the work, and hold up nobody while another program has it."""
+        deadline = time.monotonic() + database.BUSY_TIMEOUT_MS / 1000
+        while True:
+            try:
+                self._write_connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if failures.code_of(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(BUSY_LOOK_MS / 1000)
+
+    def _run_each(
+        self, writes: "list[_Write]", transaction: SqliteTransaction, results: "list[tuple[_Write, Any]]"
+    ) -> None:
+        """Add what the works return to the results. One that raises is told so, and leaves nothing."""
+        connection = self._write_connection
+        is_alone = not results and len(writes) == 1  # whatever becomes of it is all of the transaction
+        done = []
+        for write in writes:
+            if not is_alone:
+                connection.execute("SAVEPOINT work")
+            transaction.added_events = []
+            try:
+                result = write.work(transaction)
+                if not is_alone:
+                    transaction.flush()
+            except BaseException as error:
+                if not is_alone and not connection.in_transaction:  # SQLite itself rolled all of it back
+                    raise
+                transaction.forget()
+                if not is_alone:
+                    connection.execute("ROLLBACK TO work")
+                write.settle(None, failures.told(self.path, error))
+            else:
+                write.events = transaction.added_events
+                done.append((write, result))
+            if not is_alone:
+                connection.execute("RELEASE work")
+            crash_point("in-commit")
+            if len(results) + len(done) > 1:
+                crash_point("in-group-commit")
+        for write, _ in done:
+            write.has_begun = write.executed is not None and write.executed()
+        results += done
+
+    def _vacuum(self) -> int:
+        connection = self._write_connection
+        try:
+            self._check_in_place()
+            _roll_back(connection)
+            connection.execute(f"PRAGMA busy_timeout = {database.BUSY_TIMEOUT_MS}")
+            return database.vacuum(connection)
+        except sqlite3.Error as error:
+            raise failures.unavailable(self.path, error) from error
+        finally:
+            connection.execute("PRAGMA busy_timeout = 0")
+
+    def _empty_log(self) -> None:
+        try:
+            self._write_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            raise failures.unavailable(self.path, error) from error
+
+    def _check_in_place(self) -> None:
+        """Raise StoreUnavailable when another file, or none, has the name of one that is open: a restart would not
+        find what is written now."""
+        for path, opened in self._opened.items():
+            now = files.identity(path)
+            if now is None or opened is None or not os.path.samestat(now, opened):
+                raise failures.unusable(
+                    self.path,
+                    f"{path} was {'deleted' if now is None else 'replaced'} while this server had it open",
+                    "Put it back, or stop this server and start it again with what is there.",
+                )
+
+    def _read(self, work: Callable[[Reader], T]) -> T:
+        connection = self._read_connection
+        try:
+            self._check_in_place()
+            _roll_back(connection)  # what an earlier failure may have left open
+            connection.execute("BEGIN")  # one snapshot for all that `work` asks
+            try:
+                return work(SqliteReader(connection))
+            finally:
+                with suppress(sqlite3.Error):
+                    _roll_back(connection)
+        except sqlite3.Error as error:
+            raise failures.unavailable(self.path, error) from error
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")

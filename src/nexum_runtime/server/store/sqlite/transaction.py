@@ -1,0 +1,234 @@
+"""What is written, in SQL."""
+
+import json
+import os
+import sqlite3
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+from nexum_runtime.server.model.contract import Execution, Task, Workflow
+from nexum_runtime.server.model.states import (
+    EXECUTION_SOURCES,
+    TASK_SOURCES,
+    ErrorCode,
+    Event,
+    ExecutionStatus,
+    TaskStatus,
+)
+from nexum_runtime.server.store.sqlite.reader import SqliteReader
+from nexum_runtime.server.store.sqlite.rows import (
+    EXECUTION,
+    NAMED,
+    NUMBERED,
+    TASK,
+    WORKFLOW,
+    by_key,
+    execution_of,
+    listed,
+    marks,
+    number_of,
+    task_of,
+)
+from nexum_runtime.server.store.sqlite.schema import EVENT_BITS, SCHEMA_VERSION
+
+KEY_BYTES = 8  # of a task's key: no stale one is that of another task, nor can one be guessed
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
+# The statements of every call: the same text each time, so that SQLite's module finds them prepared.
+_ADD_EXECUTION = f"INSERT INTO executions ({EXECUTION}) VALUES ({marks(Execution._fields)})"
+_ADD_TASK = f"INSERT INTO tasks (seq, {TASK}) VALUES (?, {marks(Task._fields)})"
+_ADD_EVENT = f"""
+    INSERT INTO events (seq, at_ms, type, node_id, attempt, data_json)
+    SELECT coalesce(
+        (SELECT max(seq) FROM events
+         WHERE seq BETWEEN x.seq << {EVENT_BITS} AND (x.seq << {EVENT_BITS}) + {(1 << EVENT_BITS) - 1}),
+        x.seq << {EVENT_BITS}) + 1, ?2, ?3, ?4, ?5, ?6 FROM executions x WHERE execution_id = ?1
+"""
+_FINISH = {
+    key: "UPDATE tasks SET status = 'DONE', output_json = ?, lease_expires_at_ms = NULL, available_at_ms = 0, "
+    f"error = NULL, error_code = NULL WHERE {key} AND attempt = ? AND status = 'RUNNING' RETURNING {TASK}"
+    for key in (NUMBERED, NAMED)
+}
+_MOVE_EXECUTION = {
+    to: f"UPDATE executions SET status = '{to}', error = ?, error_code = ?, ended_at_ms = ? "
+    f"WHERE execution_id = ? AND status IN ({listed(sources)}) RETURNING {EXECUTION}"
+    for to, sources in EXECUTION_SOURCES.items()
+}
+_MOVE_TASK = {
+    to: f"UPDATE tasks SET status = '{to}', output_json = ?, lease_expires_at_ms = NULL, available_at_ms = ?, "
+    f"attempt_limit = coalesce(?, attempt_limit), error = ?, error_code = ? "
+    f"WHERE status IN ({listed(sources)}) AND "
+    for to, sources in TASK_SOURCES.items()
+}
+
+
+class SqliteTransaction(SqliteReader):
+    """What is added is inserted together, when something else is asked or done, or by `flush`."""
+
+    def __init__(self, connection: sqlite3.Connection, numbers: Iterator[int]) -> None:
+        super().__init__(connection)
+        self._execute, self._execute_many = connection.execute, connection.executemany
+        self._sql = self._flush_and_execute  # type: ignore[assignment]  # how a reader asks
+        self._numbers = numbers  # of tasks
+        self._executions: list[Execution] = []
+        self._tasks: list[tuple[Any, ...]] = []
+        self._events: list[tuple[Any, ...]] = []
+        self.added_events: list[tuple[Any, ...]] = []  # by the work that runs
+
+    def flush(self) -> None:
+        for sql, rows in ((_ADD_EXECUTION, self._executions), (_ADD_TASK, self._tasks), (_ADD_EVENT, self._events)):
+            if rows:
+                self._execute_many(sql, rows)
+                rows.clear()
+
+    def forget(self) -> None:
+        """What the work that runs has added and is not inserted yet."""
+        for rows in (self._executions, self._tasks, self._events):
+            rows.clear()
+
+    def _flush_and_execute(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+        self.flush()
+        return self._execute(sql, parameters)
+
+    def new_task_key(self) -> str:
+        return f"{next(self._numbers)}-{os.urandom(KEY_BYTES).hex()}"
+
+    def add_workflow(self, workflow: Workflow) -> None:
+        self._sql(
+            f"INSERT INTO workflows ({WORKFLOW}) VALUES (?, ?, ?, ?, ?)",
+            (
+                workflow.workflow_id,
+                workflow.version_hash,
+                workflow.ir_json,
+                workflow.compatibility,
+                workflow.registered_at_ms,
+            ),
+        )
+
+    def make_latest(self, workflow_id: str, version_hash: str) -> None:
+        self._sql(
+            "UPDATE workflows SET seq = (SELECT max(seq) + 1 FROM workflows) "
+            "WHERE workflow_id = ? AND version_hash = ?",
+            (workflow_id, version_hash),
+        )
+
+    def add_execution(self, execution: Execution) -> None:
+        self._executions.append(execution)
+
+    def move_execution(
+        self,
+        execution_id: str,
+        to: ExecutionStatus,
+        *,
+        error: str | None = None,
+        error_code: ErrorCode | None = None,
+        ended_at_ms: int | None = None,
+    ) -> Execution | None:
+        rows = self._sql(_MOVE_EXECUTION[to], (error, error_code, ended_at_ms, execution_id)).fetchall()
+        return execution_of(rows[0]) if rows else None
+
+    def set_execution_error(self, execution_id: str, error: str, error_code: ErrorCode) -> None:
+        self._sql(
+            "UPDATE executions SET error = ?, error_code = ? WHERE execution_id = ? AND status = 'FAILED'",
+            (error, error_code, execution_id),
+        )
+
+    def declare(self, execution_id: str, max_attempts: int, effect: str, timeout_ms: int | None) -> None:
+        self._sql(
+            "UPDATE tasks SET attempt_limit = max(attempt + (status = 'READY'), attempt_limit + ?1 - "
+            "(SELECT max_attempts FROM executions WHERE execution_id = ?2)) WHERE execution_id = ?2",
+            (max_attempts, execution_id),
+        )
+        self._sql(
+            "UPDATE executions SET max_attempts = ?, effect = ?, timeout_ms = ? WHERE execution_id = ?",
+            (max_attempts, effect, timeout_ms, execution_id),
+        )
+
+    def delete_execution(self, execution_id: str) -> None:
+        self._sql("DELETE FROM events WHERE seq IN (SELECT seq FROM story WHERE execution_id = ?)", (execution_id,))
+        for table in ("tasks", "executions"):
+            self._sql(f"DELETE FROM {table} WHERE execution_id = ?", (execution_id,))
+
+    def add_task(self, task: Task) -> None:
+        self._tasks.append((number_of(task.task_key), *task))
+
+    def move_task(
+        self,
+        task_key: str,
+        to: TaskStatus,
+        *,
+        output_json: str | None = None,
+        available_at_ms: int = 0,
+        attempt_limit: int | None = None,
+        error: str | None = None,
+        error_code: ErrorCode | None = None,
+    ) -> bool:
+        condition, parameters = by_key(task_key)
+        moved = (output_json, available_at_ms, attempt_limit, error, error_code)
+        cursor = self._sql(_MOVE_TASK[to] + condition, (*moved, *parameters))
+        return cursor.rowcount == 1
+
+    def finish(self, task_key: str, attempt: int, output_json: str) -> Task | None:
+        condition, parameters = by_key(task_key)
+        rows = self._sql(_FINISH[condition], (output_json, *parameters, attempt)).fetchall()
+        return task_of(rows[0]) if rows else None
+
+    def settle_failure(self, task_key: str, error: str) -> None:
+        condition, parameters = by_key(task_key)
+        self._sql(
+            "UPDATE tasks SET error = ?, error_code = 'TOOL_ERROR' "
+            f"WHERE error_code = 'OUTCOME_UNKNOWN' AND {condition}",
+            (error, *parameters),
+        )
+
+    def claim(
+        self,
+        version_hash: str,
+        workflow_ids: Collection[str],
+        worker_id: str,
+        lease_ms: int,
+        now_ms: int,
+        execution_id: str | None = None,
+    ) -> Task | None:
+        one = "" if execution_id is None else " AND execution_id = ?"
+        rows = self._sql(
+            "UPDATE tasks SET status = 'RUNNING', attempt = attempt + 1, worker_id = ?, lease_ms = ?, "
+            "lease_expires_at_ms = ? WHERE status = 'READY' AND seq = ("
+            "SELECT min(seq) FROM tasks WHERE status = 'READY' AND version_hash = ? "
+            f"AND workflow_id IN ({marks(workflow_ids)}) AND available_at_ms <= ?{one}) RETURNING {TASK}",
+            (worker_id, lease_ms, now_ms + lease_ms, version_hash, *workflow_ids, now_ms)
+            + (() if execution_id is None else (execution_id,)),
+        ).fetchall()
+        return task_of(rows[0]) if rows else None
+
+    def renew_leases(self, worker_id: str, now_ms: int, task_keys: Collection[str] | None = None) -> None:
+        these = "" if task_keys is None else f" AND task_key IN ({marks(task_keys)})"
+        self._sql(
+            f"UPDATE tasks SET lease_expires_at_ms = ? + lease_ms WHERE status = 'RUNNING' AND worker_id = ?{these}",
+            (now_ms, worker_id, *(task_keys or ())),
+        )
+
+    def touch(self) -> None:
+        self._sql(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def restart_clock(self, now_ms: int, delay_limit_ms: int) -> None:
+        self._sql("UPDATE tasks SET lease_expires_at_ms = ? + lease_ms WHERE status = 'RUNNING'", (now_ms,))
+        self._sql(
+            "UPDATE tasks SET available_at_ms = ?1 WHERE status = 'READY' AND available_at_ms > ?1",
+            (now_ms + delay_limit_ms,),
+        )
+
+    def add_event(
+        self,
+        execution_id: str,
+        at_ms: int,
+        type: Event,
+        node_id: str | None = None,
+        attempt: int | None = None,
+        data: dict[str, Any] | None = None,
+    ) -> None:
+        data_json = _encode(data) if data else "{}"
+        event = (execution_id, at_ms, type.value, node_id, attempt, data_json)
+        self._events.append(event)
+        self.added_events.append(event)
