@@ -1,3 +1,4 @@
-from nexum_runtime.client.client import Client, Outcome, Waiting
+from nexum_runtime.client.client import Client
+from nexum_runtime.client.outcome import Outcome, Waiting
 
 __all__ = ["Client", "Outcome", "Waiting"]

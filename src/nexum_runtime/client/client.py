@@ -6,7 +6,7 @@ import sys
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,6 +20,7 @@ from nexum_runtime.client import local
 from nexum_runtime.client.calls import Broken, Calls, Claim, Refused
 from nexum_runtime.client.connection import RECONNECT_SECONDS_MAX, RECONNECT_SECONDS_MIN, RPC_SECONDS, Connection
 from nexum_runtime.client.local import LocalEffect, Patience
+from nexum_runtime.client.outcome import Outcome, Waiting
 from nexum_runtime.client.outgoing import Outgoing
 from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import (
@@ -40,10 +41,6 @@ JOURNAL_SECONDS = HISTORY_SECONDS = 60.0
 INSPECT_SECONDS = 30.0  # a database that another program writes to is waited for
 ERROR_LIMIT = 16 * 1024  # characters sent of an error's text
 
-Waiting = Literal["server", "database", "worker", "approval", "result"]
-"""What a call waits for: a server that answers, or can write again, a worker that takes its task, a person's yes, or
-the end of it."""
-
 
 class Definition(Protocol):
     """A built workflow, as nexum-py's `workflow(...).build()` returns it."""
@@ -52,19 +49,6 @@ class Definition(Protocol):
     version_hash: str
     ir_json: str
     nodes: Sequence[Any]  # each with its `id`
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """An execution as the server told it."""
-
-    execution_id: str
-    status: str  # RUNNING, COMPLETED, FAILED or CANCELLED
-    before: str  # NEW, or the status the id had before this call; "" when that is not known
-    outputs: dict[str, Any]  # node id → its recorded output
-    error: str | None
-    error_code: str | None
-    attempts: int
 
 
 class Client:

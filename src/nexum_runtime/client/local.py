@@ -14,14 +14,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from nexum_runtime import tracing, wire
+from nexum_runtime.client.calls import Claim
+from nexum_runtime.client.outcome import Outcome, Waiting
 from nexum_runtime.errors import DatabaseUnavailable, NexumError, NotFound, ServerUnavailable
-
-if TYPE_CHECKING:
-    from nexum_runtime.client import Client, Outcome, Waiting
-    from nexum_runtime.client.calls import Claim
 
 T = TypeVar("T")
 
@@ -31,28 +29,40 @@ RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.1, 1.0
 SPEAK_UP_SECONDS = 1.5  # of waiting for a server, before `on_wait` is told
 
 
+class Server(Protocol):
+    """What a local effect asks of its server: some of the calls of `Client`."""
+
+    async def status(self, execution_id: str) -> Outcome: ...
+    async def complete(self, task_id: str, output_json: str) -> str: ...
+    async def fail(
+        self, task_id: str, error: str, *, retryable: bool = True, unknown: bool = False, begun: bool = True
+    ) -> str: ...
+    async def heartbeat(self, worker_id: str, task_ids: list[str]) -> list[str]: ...
+    def attend(self, worker_id: str) -> AsyncIterator[None]: ...
+
+
 class LocalEffect:
     """An execution whose one task is this process's own, or one that has ended already: then `outcome` is there."""
 
     def __init__(
         self,
-        client: "Client",
-        found: "Outcome",
+        server: Server,
+        found: Outcome,
         task_id: str,
         node_id: str,
         patience: "Patience",
         span: tracing.Span,
-        claim_anew: "Callable[[], Awaitable[tuple[Outcome, str, Claim | None]]]",
+        claim_anew: Callable[[], Awaitable[tuple[Outcome, str, Claim | None]]],
     ) -> None:
         self.outcome: Outcome | None = None if task_id else found
         self.node_id = node_id
         self.span = span
         self.before = found.before  # NEW, or the status its id had before
-        self._client, self._found, self._task_id, self._patience = client, found, task_id, patience
+        self._server, self._found, self._task_id, self._patience = server, found, task_id, patience
         self._claim_anew = claim_anew
         self._is_open = bool(task_id)
 
-    async def record(self, output: Any) -> "Outcome":
+    async def record(self, output: Any) -> Outcome:
         """Record the effect's result, any JSON value; `outcome` is what is recorded, by this word or an earlier one.
 
         A server that is away is waited for. Raises ServerUnavailable, and for what cannot be recorded LimitExceeded,
@@ -68,7 +78,7 @@ class LocalEffect:
             await self._fail(f"Its result cannot be recorded: {error}", retryable=False, unknown=True)
             raise
         if message:  # another process was first, or it was cancelled
-            self.outcome = await self._patience.with_server(lambda: self._client.status(self._found.execution_id))
+            self.outcome = await self._patience.with_server(lambda: self._server.status(self._found.execution_id))
         else:
             self.outcome = replace(self._found, status="COMPLETED", outputs={self.node_id: output})
         return self.outcome
@@ -78,7 +88,7 @@ class LocalEffect:
         with ExitStack() as at_the_end:
             while True:
                 try:
-                    return await self._patience.with_server(partial(self._client.complete, self._task_id, output_json))
+                    return await self._patience.with_server(partial(self._server.complete, self._task_id, output_json))
                 except NotFound:  # it was begun before its start was synced, and then the server, or its disk, failed
                     found, self._task_id, claim = await self._claim_anew()
                     if not self._task_id:
@@ -94,13 +104,13 @@ class LocalEffect:
 
     async def _fail(self, error: str, **how: bool) -> None:
         with suppress(NexumError):  # then it is given up when its presence ends
-            await self._patience.with_server(lambda: self._client.fail(self._task_id, error, **how))
+            await self._patience.with_server(lambda: self._server.fail(self._task_id, error, **how))
 
 
 class Patience:
     """How long, and with what words on the way, a server that is away is waited for."""
 
-    def __init__(self, seconds: float, on_wait: "Callable[[Waiting], None] | None") -> None:
+    def __init__(self, seconds: float, on_wait: Callable[[Waiting], None] | None) -> None:
         self._seconds, self._on_wait = seconds, on_wait
 
     async def with_server(self, ask: Callable[[], Awaitable[T]]) -> T:
@@ -126,7 +136,7 @@ def new_owner() -> str:
 
 
 @asynccontextmanager
-async def presence(client: "Client", owner: str, task_id: str, claim: "Claim | None") -> AsyncIterator[None]:
+async def presence(server: Server, owner: str, task_id: str, claim: Claim | None) -> AsyncIterator[None]:
     """Keep the lease of this owner's task, and let the server see its end: what is open then is given up at once.
 
     Without a `claim` that it sees, as with a server that went away since, by a call of its own (Attend).
@@ -137,10 +147,10 @@ async def presence(client: "Client", owner: str, task_id: str, claim: "Claim | N
 
     def attend(_: object = None) -> None:
         if not is_over:  # it may be called a moment after it was removed
-            keeping.append(asyncio.create_task(_attend(client, owner)))
+            keeping.append(asyncio.create_task(_attend(server, owner)))
 
     def beat() -> None:
-        keeping.append(asyncio.create_task(_beat(client, owner, task_id)))
+        keeping.append(asyncio.create_task(_beat(server, owner, task_id)))
 
     timer = loop.call_later(_heartbeat_seconds(), beat)
     if claim is None:
@@ -160,18 +170,18 @@ async def presence(client: "Client", owner: str, task_id: str, claim: "Claim | N
         await asyncio.gather(*keeping, return_exceptions=True)
 
 
-async def _attend(client: "Client", owner: str) -> None:
+async def _attend(server: Server, owner: str) -> None:
     while True:
         with suppress(NexumError):
-            async for _ in client.attend(owner):
+            async for _ in server.attend(owner):
                 pass
         await asyncio.sleep(RETRY_SECONDS_MIN)
 
 
-async def _beat(client: "Client", owner: str, task_id: str) -> None:
+async def _beat(server: Server, owner: str, task_id: str) -> None:
     while True:
         with suppress(NexumError):  # what should stop goes on: its word is refused, or still of use
-            await client.heartbeat(owner, [task_id])
+            await server.heartbeat(owner, [task_id])
         await asyncio.sleep(_heartbeat_seconds())
 
 
