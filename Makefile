@@ -19,7 +19,7 @@ TRIES = 100000
 SEED = 1
 
 fuzz: .venv/for-development
-	$(BIN)/python tests/fuzz.py --tries $(TRIES) --seed $(SEED)
+	$(BIN)/python tests/chaos/fuzz.py --tries $(TRIES) --seed $(SEED)
 
 check: .venv/for-development
 	$(BIN)/ruff check .
@@ -32,7 +32,7 @@ benchmark: .venv/for-use
 ROUNDS = 20
 
 chaos: .venv/for-development
-	@$(BIN)/python tests/chaos.py --rounds $(ROUNDS)
+	@$(BIN)/python tests/chaos/chaos.py --rounds $(ROUNDS)
 
 .venv/for-use: requirements.txt constraints.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python"; exit 1; }

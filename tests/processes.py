@@ -20,6 +20,7 @@ from typing import Any
 
 PATIENCE_SECONDS = 20.0  # a condition that has not come true by then never will
 LOOK_SECONDS = 0.01
+TESTS = str(Path(__file__).parent)  # on the PYTHONPATH of a test that is a program too
 NEXUM = str(Path(sys.executable).with_name("nexum"))
 
 STARTED: list["Process | Terminal"] = []

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from agents import Agent, ModelProvider, RunConfig, Runner, set_default_openai_api
 from agents.exceptions import ModelBehaviorError

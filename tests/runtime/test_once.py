@@ -535,7 +535,7 @@ COMMAND = r"^ +((?:NEXUM_ADDRESS=\S+ )?nexum resolve \S+)$"
 
 async def once_demo(stage: Stage, **changes: str) -> Finished:
     env = stage.environment(SESSION_ID="s1", **changes)
-    return await run(sys.executable, ROOT / "tests" / "once_demo.py", env=env, cwd=stage.folder)
+    return await run(sys.executable, ROOT / "tests" / "example" / "once_demo.py", env=env, cwd=stage.folder)
 
 
 async def say(stage: Stage, command: str, *words: str) -> Finished:
@@ -647,7 +647,7 @@ async def test_a_terminal_shows_what_is_unsettled_last_and_its_command_whole(sta
     here, there = pty.openpty()
     env = stage.environment(SESSION_ID="s1", COLUMNS="80", TERM="xterm")
     demo = await asyncio.create_subprocess_exec(
-        *(sys.executable, ROOT / "tests" / "once_demo.py"),
+        *(sys.executable, ROOT / "tests" / "example" / "once_demo.py"),
         stdin=subprocess.DEVNULL,
         stdout=there,
         stderr=there,

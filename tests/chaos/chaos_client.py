@@ -1,4 +1,4 @@
-"""A client of tests/chaos.py: makes the calls of its session all at once and notes what it is told, as it is told.
+"""A client of chaos.py: makes the calls of its session all at once and notes what it is told, as it is told.
 
 The calls of some tools it executes itself: local effects.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from chaos_tools import HERE, LEASE_MS
 

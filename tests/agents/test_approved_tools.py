@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from processes import Finished, Process, eventually
-from test_demo import ROOT, Stage, answer, ended_calls, ended_turns, no_traceback, stage
+from test_demo import Stage, answer, ended_calls, ended_turns, no_traceback, stage
 from test_once import say
 from test_readme import transcript
 
@@ -24,7 +24,7 @@ BOTH = pytest.mark.parametrize("way", [{}, {"SDK": "1"}], ids=["durable_tool", "
 
 def saver(stage: Stage, way: dict[str, str]) -> Process:
     env = stage.environment(SESSION_ID="s1", OPENAI_AGENTS_DISABLE_TRACING="1", **way)
-    command: list[str | Path] = [sys.executable, ROOT / "tests" / "approval_demo.py", "go"]
+    command: list[str | Path] = [sys.executable, Path(__file__).with_name("approval_demo.py"), "go"]
     demo = Process(command, stage.folder / "saver.log", env=env, cwd=stage.folder)
     demo.start()
     return demo

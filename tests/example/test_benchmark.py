@@ -20,7 +20,7 @@ from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.model.shapes import StartOrder
 from nexum_runtime.server.store.sqlite import SqliteStore
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 300.0  # it takes ten, and much more where other tests run beside it
 
 

@@ -8,14 +8,13 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
 import pytest
 from nexum import NexumClient, Worker, workflow
 from nexum.context import ContextView
 from nexum.proto import nexum_pb2 as pb
-from processes import LOOK_SECONDS, eventually, run
+from processes import LOOK_SECONDS, TESTS, environment, eventually, run
 from pydantic import BaseModel
 
 from nexum_runtime import Client
@@ -162,7 +161,7 @@ async def test_a_cancelled_execution_ends_a_stock_worker_s_wait(server: Server, 
 async def test_two_workers_whose_workflows_share_a_hash_never_take_each_other_s_tasks(server: Server) -> None:
     """nexum-py leaves the workflow's id out of the hash, and its polls name nothing but the hash."""
     programs = [
-        run(sys.executable, __file__, str(server.port), name, "20", "40", cwd=Path(__file__).parent)
+        run(sys.executable, __file__, str(server.port), name, "20", "40", env=environment(PYTHONPATH=TESTS))
         for name in ("ham", "spam")
     ]
     for name, finished in zip(("ham", "spam"), await asyncio.gather(*programs), strict=True):

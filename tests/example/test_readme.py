@@ -19,7 +19,7 @@ from nexum_runtime import Client
 
 __all__ = ["stage"]
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LONELY = workflow("lonely").effect("run", Text, unused).build()
 
@@ -132,7 +132,7 @@ async def test_the_json_of_every_command_has_the_shape_that_the_readme_shows(cli
 
 
 def test_whatever_can_go_wrong_has_a_test_of_the_name_it_is_shown_with() -> None:
-    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
     table = README.partition("## What can go wrong")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| .+ \| .+ \| `(test_\w+)` \|$", table, re.MULTILINE)
     assert len(rows) == table.count("\n| ") - 1 >= 30  # all but the head

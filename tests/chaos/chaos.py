@@ -1,6 +1,6 @@
 """Pull plugs at random and at named points, then compare what really happened with what Nexum has recorded.
 
-    python tests/chaos.py --rounds 20 [--seed 7]        or: make chaos ROUNDS=20
+    python tests/chaos/chaos.py --rounds 20 [--seed 7]        or: make chaos ROUNDS=20
 
 A real server, two real workers and real clients, all processes. In every round two clients make a handful of calls
 while one fault strikes: SIGKILL at a named point, SIGKILL at any time, SIGSTOP for longer than a lease. Some calls a
@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import chaos_client
 from chaos_client import Call, Order
@@ -777,7 +778,7 @@ def main() -> None:
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.randrange(10**6)
     folder = Path(tempfile.mkdtemp(prefix="nexum-chaos-"))
-    print(f"The same faults again: python tests/chaos.py --rounds {arguments.rounds} --seed {seed}", flush=True)
+    print(f"The same faults again: python tests/chaos/chaos.py --rounds {arguments.rounds} --seed {seed}", flush=True)
     ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)
     forkserver.ensure_running()  # for good without Ctrl-C, which is for us
     signal.signal(signal.SIGINT, ctrl_c)

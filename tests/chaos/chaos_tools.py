@@ -1,4 +1,4 @@
-"""Tools for tests/chaos.py: each real effect is a line in the file LEDGER.
+"""Tools for chaos.py: each real effect is a line in the file LEDGER.
 
 A line holds what no other execution of a tool has: a nonce, which is also what the tool returns. Those whose names end
 in "here" are local effects, which the clients execute themselves; the others are for the workers.

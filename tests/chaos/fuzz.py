@@ -1,6 +1,6 @@
 """Send a real `nexum dev` what nobody would send, to every method of both its services, and see that it stands.
 
-    python tests/fuzz.py --tries 100000 --seed 1
+    python tests/chaos/fuzz.py --tries 100000 --seed 1
 
 Valid calls are mixed in, so that there are executions and tasks to be broken. It prints what was answered, and ends
 with exit code 1 if an answer was none of the protocol's, the log has a traceback, or the server is not what it was.
@@ -21,6 +21,8 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, cast
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import grpc
 from nexum.proto import nexum_pb2 as pb

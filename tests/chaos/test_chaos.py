@@ -1,4 +1,4 @@
-"""Each fault of tests/chaos.py by itself, some at random, and whether its checks would see what is wrong.
+"""Each fault of chaos.py by itself, some at random, and whether its checks would see what is wrong.
 
 A test's own assertion is that the fault did strike; that all went well nevertheless is what `check` finds nothing in.
 """

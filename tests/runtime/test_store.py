@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from processes import PATIENCE_SECONDS, Process, environment, eventually, run
+from processes import PATIENCE_SECONDS, TESTS, Process, environment, eventually, run
 from slow_disk import hold_commits
 
 from nexum_runtime.errors import NotFound
@@ -728,7 +728,11 @@ async def test_what_was_stored_is_there_when_it_is_opened_again(
 
 
 async def test_what_was_committed_is_there_after_sigkill(tmp_path: Path) -> None:
-    writer = Process([sys.executable, __file__, str(tmp_path / "store.db"), "1", "100000"], tmp_path / "writer.log")
+    writer = Process(
+        [sys.executable, __file__, str(tmp_path / "store.db"), "1", "100000"],
+        tmp_path / "writer.log",
+        env=environment(PYTHONPATH=TESTS),
+    )
     writer.start()
     await writer.says(r"(?m)^committed 200$")
     writer.kill()
@@ -1074,7 +1078,7 @@ async def test_a_group_has_its_limit_and_whoever_is_beyond_it_has_the_next(sqlit
 
 
 async def test_a_group_that_is_killed_before_its_commit_leaves_nothing_and_was_told_to_nobody(tmp_path: Path) -> None:
-    environ = environment(NEXUM_CRASH_AT="in-commit:30")
+    environ = environment(NEXUM_CRASH_AT="in-commit:30", PYTHONPATH=TESTS)
     writer = Process(
         [sys.executable, __file__, str(tmp_path / "store.db"), "20", "5"], tmp_path / "writer.log", env=environ
     )
@@ -1094,7 +1098,9 @@ async def test_fifty_writes_at_once_share_few_syncs_and_a_write_alone_has_its_ow
     for name, at_once, rounds in (("none", 0, 0), ("together", 50, 1), ("one by one", 1, 50)):
         trace = tmp_path / f"{name}.trace"
         program = [sys.executable, __file__, str(tmp_path / f"{name}.db"), str(at_once), str(rounds)]
-        finished = await run("strace", "-f", "-e", "trace=fsync,fdatasync", "-o", trace, *program)
+        finished = await run(
+            "strace", "-f", "-e", "trace=fsync,fdatasync", "-o", trace, *program, env=environment(PYTHONPATH=TESTS)
+        )
         if finished.code:
             pytest.skip("no process can be traced here")
         assert finished.stdout.count("committed") == at_once * rounds
@@ -1339,7 +1345,11 @@ async def test_an_old_database_gives_space_back_too(tmp_path: Path) -> None:
 async def test_a_migration_that_is_killed_in_the_middle_has_not_begun(tmp_path: Path, version: int) -> None:
     path = old_database(tmp_path / "store.db", version)
     before = schema(path)
-    migration = Process([sys.executable, __file__, "kill-in-migration", str(path)], tmp_path / "migration.log")
+    migration = Process(
+        [sys.executable, __file__, "kill-in-migration", str(path)],
+        tmp_path / "migration.log",
+        env=environment(PYTHONPATH=TESTS),
+    )
     migration.start()
     assert await migration.ended() == -signal.SIGKILL, migration.output
     assert schema(path) == before

@@ -15,7 +15,7 @@ from test_wire import has_ipv6
 from dev import local_nexum
 from nexum_runtime import Client
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SHORT_LEASE_MS = "2000"  # of a worker that is to be killed; a shorter one may expire while it lives, under load
 KEYS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "GEMINI_API_KEY", "GOOGLE_API_KEY", "MODEL", "SESSION_ID")
 
@@ -35,7 +35,7 @@ class Stage:
 
     def worker(self, **changes: str) -> Process:
         name = f"worker-{len(list(self.folder.glob('worker-*')))}.log"
-        command: list[str | Path] = [sys.executable, ROOT / "tests" / "ledger_worker.py", "--offline"]
+        command: list[str | Path] = [sys.executable, Path(__file__).with_name("ledger_worker.py"), "--offline"]
         worker = Process(command, self.folder / name, env=self.environment(**changes), cwd=self.folder)
         worker.start()
         return worker

@@ -5,7 +5,7 @@ import functools
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from chaos_tools import IN_THE_WORKER, LEASE_MS
 

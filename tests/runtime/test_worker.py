@@ -23,7 +23,7 @@ from nexum import workflow
 from nexum.context import ContextView
 from nexum.proto import nexum_pb2 as pb
 from nexum.proto import nexum_pb2_grpc as pb_grpc
-from processes import PATIENCE_SECONDS, NexumDev, Process, environment, eventually, run
+from processes import PATIENCE_SECONDS, TESTS, NexumDev, Process, environment, eventually, run
 from pydantic import BaseModel, RootModel
 
 from nexum_runtime import Client, InvalidRequest, NexumError, Outcome, TaskError, Worker, idempotency_key, wire
@@ -925,7 +925,7 @@ async def test_the_tools_worker_logs_and_tells_neither_secrets_nor_control_chara
     """worker.py itself, whose tools are given what a model may make up."""
     from workflow import tool_call_workflow  # not at the top: this file is a program too, that knows of no tools
 
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     env = environment(NEXUM_ADDRESS=address, WEB_PASSWORD="hush-hush")
     worker = Process([sys.executable, root / "worker.py", "--offline"], tmp_path / "worker.log", env=env)
     worker.start()
@@ -1121,11 +1121,11 @@ async def test_another_worker_takes_over_from_one_that_was_killed_in_mid_task(
 ) -> None:
     ledger = tmp_path / "ledger"
     command = [sys.executable, __file__, str(server.port), str(ledger), "1000"]
-    first = Process(command, tmp_path / "first.log", env=environment(HOLD="1"))
+    first = Process(command, tmp_path / "first.log", env=environment(HOLD="1", PYTHONPATH=TESTS))
     first.start()
     executing = asyncio.create_task(client.execute(effect_on(ledger), {}, execution_id="e", timeout=PATIENCE_SECONDS))
     await first.says("began")
-    second = Process(command, tmp_path / "second.log")
+    second = Process(command, tmp_path / "second.log", env=environment(PYTHONPATH=TESTS))
     second.start()
     await second.says("ready")
     assert (await client.status("e")).status == "RUNNING"
@@ -1152,7 +1152,7 @@ async def test_a_once_only_effect_of_a_killed_worker_has_an_unknown_outcome(
 ) -> None:
     ledger = tmp_path / "ledger"
     command = [sys.executable, __file__, str(server.port), str(ledger), "1000"]
-    first = Process(command, tmp_path / "first.log", env=environment(HOLD="1"))
+    first = Process(command, tmp_path / "first.log", env=environment(HOLD="1", PYTHONPATH=TESTS))
     first.start()
     built = effect_on(ledger)
     executing = asyncio.create_task(
@@ -1186,7 +1186,8 @@ async def test_a_worker_s_process_ends_although_a_sync_handler_never_does(
         "    await running\n"
         "asyncio.run(main())\n"
     )
-    finished = await run(sys.executable, "-c", program, cwd=Path(__file__).parent, seconds=PATIENCE_SECONDS)
+    env, here = environment(PYTHONPATH=TESTS), Path(__file__).parent
+    finished = await run(sys.executable, "-c", program, env=env, cwd=here, seconds=PATIENCE_SECONDS)
     assert (finished.code, finished.stderr) == (0, "")
     assert (await story(client, execution_id))[-1] == "LeaseExpired 1"
 
