@@ -1,0 +1,41 @@
+"""Durable sessions for the OpenAI Agents SDK: a run that crashes goes on where it broke.
+
+from nexum_agents import durable_session
+
+with durable_session("my-session"):
+    result = await Runner.run(agent, "What is durable execution?")
+"""
+
+from nexum_agents import instrumentation
+from nexum_agents.approvals import run_with_approvals
+from nexum_agents.errors import DurableCallError, OutcomeUnknown, ToolError, ToolFailed, ToolRejected
+from nexum_agents.events import CallEvent, DurableEvent, TurnEvent
+from nexum_agents.printing import print_events
+from nexum_agents.sessions import DurableSession, durable_session
+from nexum_agents.steps import durable_step
+from nexum_agents.tools import durable_tool, submit_tool_call
+from nexum_agents.worker import Worker, serve
+from nexum_runtime import idempotency_key
+
+__all__ = [
+    "CallEvent",
+    "DurableCallError",
+    "DurableEvent",
+    "DurableSession",
+    "OutcomeUnknown",
+    "ToolError",
+    "ToolFailed",
+    "ToolRejected",
+    "TurnEvent",
+    "Worker",
+    "durable_session",
+    "durable_step",
+    "durable_tool",
+    "idempotency_key",
+    "print_events",
+    "run_with_approvals",
+    "serve",
+    "submit_tool_call",
+]
+
+instrumentation.install()

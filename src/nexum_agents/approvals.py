@@ -1,0 +1,130 @@
+"""The SDK's own approvals made durable: a run that was interrupted for one waits, and goes on, in any process.
+
+A call of a tool with the SDK's `needs_approval` interrupts the run. Then its state is recorded, and each call waits for
+`nexum approve` or `nexum reject`. Kill it and run it again: it goes on at that interruption, and does nothing of what
+came before it.
+"""
+
+import asyncio
+from typing import Any
+
+from agents import Agent, Runner, RunResult, RunState, ToolApprovalItem, UserError
+from pydantic_core import to_jsonable_python
+
+from nexum_agents.calls import parsed_arguments, shown_arguments
+from nexum_agents.clients import nexum_client
+from nexum_agents.errors import DurableCallError
+from nexum_agents.events import CallEvent
+from nexum_agents.sessions import WAIT_SECONDS, Scope, current_scope, digest
+from nexum_agents.tools import rejection
+from nexum_agents.workflows import APPROVAL, LOCAL_CALL, LOCAL_NODE, Recorded, ToolCall
+from nexum_runtime import LimitExceeded, NexumError
+
+STATE = "run-state"  # what a state is called in an execution id
+
+
+async def run_with_approvals(agent: Agent[Any], input: Any, **run_options: Any) -> RunResult:
+    """What `Runner.run(agent, input, **run_options)` comes to once every approval that it asks for is answered.
+
+    Inside `with durable_session(...)`. Each approval waits, for as long as it takes, for `nexum approve ID` or `nexum
+    reject ID --reason "…"`. The state of the interrupted run is recorded, so that a run again goes on from there, also
+    after an edit of the agent. A context that JSON does not carry is to be given again.
+    Raises DurableCallError, also outside of a session, and what the run raises.
+    """
+    scope = current_scope()
+    if scope is None:
+        raise DurableCallError(
+            f"Agent {agent.name!r} was run outside of a session: put it inside `with durable_session(session_id):`."
+        )
+    state = await _kept_state(scope, agent, input)
+    while True:
+        if state is not None:
+            await _ask_people(scope, state)
+        result = await Runner.run(agent, state or input, **run_options)
+        if not result.interruptions:
+            return result
+        state = result.to_state()
+        await _keep_state(scope, agent, input, state)
+
+
+async def _keep_state(scope: Scope, agent: Agent[Any], input: Any, state: RunState[Any, Any]) -> None:
+    """Record the state of an interrupted run. One that is too large for Nexum is let go: then a run again replays."""
+    calls = [[each.qualified_name, each.arguments] for each in state.get_interruptions()]
+    asked = to_jsonable_python(input)
+    about = ToolCall(tool_name=STATE, tool_args={"input": asked, "calls": calls}).model_dump()
+    execution_id = scope.place("state", STATE, about).execution_id
+    result = {"of": _of(scope, agent, input), "state": state.to_json()}
+
+    async def keep() -> dict[str, Any]:
+        return {"result": result, "duration_ms": 0}
+
+    try:
+        await nexum_client().run_local(
+            LOCAL_CALL, about, keep, execution_id=execution_id, restart="unknown", timeout=WAIT_SECONDS
+        )
+    except LimitExceeded:
+        return
+    except NexumError as error:
+        raise scope.stop(str(error)) from None
+
+
+async def _kept_state(scope: Scope, agent: Agent[Any], input: Any) -> RunState[Any, Any] | None:
+    """The latest state that is recorded, or None if that is not of this agent with this input."""
+    await scope.session.open()
+    try:
+        prefix = f"{scope.session.session_id}/{STATE}/"
+        newest = await nexum_client().executions(prefix, limit=1, status="COMPLETED")
+        if not newest:
+            return None
+        outcome = await nexum_client().status(newest[0].execution_id)
+    except NexumError as error:
+        raise scope.stop(str(error)) from None
+    kept = Recorded.model_validate(outcome.outputs[LOCAL_NODE]).result
+    if kept["of"] != _of(scope, agent, input):
+        return None
+    try:
+        return await RunState.from_json(agent, kept["state"])
+    except UserError:  # the agent is another one by now: the run is replayed, and goes on from where it differs
+        return None
+
+
+def _of(scope: Scope, agent: Agent[Any], input: Any) -> str:
+    return digest([scope.key, agent.name, input])
+
+
+async def _ask_people(scope: Scope, state: RunState[Any, Any]) -> None:
+    """Wait until each interruption of a state is answered, and tell the state."""
+    interruptions = state.get_interruptions()
+    refusals = await asyncio.gather(*(_ask(scope, each) for each in interruptions))
+    for interruption, refusal in zip(interruptions, refusals, strict=True):
+        if refusal:
+            state.reject(interruption, rejection_message=refusal)
+        else:
+            state.approve(interruption)
+
+
+async def _ask(scope: Scope, interruption: ToolApprovalItem) -> str:
+    """ "" for a yes, else what the model is told."""
+    tool_name, session = interruption.qualified_name or "tool", scope.session
+    tool_args = parsed_arguments(interruption.arguments or "")
+    place = scope.place("approval", f"approval:{tool_name}", [tool_args, interruption.call_id])
+
+    def tell(kind: Any, detail: str = "") -> None:
+        session.tell(CallEvent(kind, place.execution_id, tool_name, shown_arguments(tool_args), detail=detail))
+
+    try:
+        outcome = await nexum_client().execute(
+            APPROVAL,
+            ToolCall(tool_name=tool_name, tool_args=tool_args).model_dump(),
+            execution_id=place.execution_id,
+            timeout=WAIT_SECONDS,
+            on_wait=lambda waiting: tell("waiting", waiting),
+        )
+    except NexumError as error:
+        tell("failed", str(error))
+        raise scope.stop(str(error)) from None
+    if outcome.status == "COMPLETED":
+        tell("approved")
+        return ""
+    tell("rejected", outcome.error or "")
+    return rejection(tool_name, outcome)

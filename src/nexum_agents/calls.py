@@ -1,0 +1,165 @@
+"""Calls that the agent's own process executes, as it always did, and Nexum records: local effects.
+
+Function and MCP tools, the SDK's other tools, guardrails, what the SDK's sessions are asked for, and durable steps.
+"""
+
+import json
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from nexum_agents.clients import nexum_client
+from nexum_agents.errors import OutcomeUnknown, ToolFailed
+from nexum_agents.events import CallEvent
+from nexum_agents.recording import Unrecordable
+from nexum_agents.sessions import WAIT_SECONDS, Effect, Place
+from nexum_agents.values import ERROR, TEXT, Value, from_value, to_value
+from nexum_agents.workflows import LOCAL_CALL, LOCAL_NODE, Recorded, ToolCall
+from nexum_runtime import LimitExceeded, NexumError, Outcome
+from nexum_runtime.wire import canonical_json, is_nested_too_deeply
+
+Call = Callable[[], Awaitable[Any]]
+
+
+def parsed_arguments(arguments: str) -> dict[str, Any] | str:
+    """The arguments of a call as the model wrote them: a JSON object, or the text where it is none.
+
+    Providers format the same arguments in different ways. NaN, numbers too large and nesting too deep are no JSON that
+    everybody reads alike; such a text is kept as it is, and the tool says to the model what is wrong with it.
+    """
+    try:
+        parsed = json.loads(arguments or "{}")
+        canonical_json(parsed)  # ValueError for NaN
+    except (ValueError, RecursionError):
+        return arguments
+    return arguments if not isinstance(parsed, dict) or is_nested_too_deeply(parsed) else parsed
+
+
+def shown_arguments(arguments: dict[str, Any] | str) -> dict[str, Any]:
+    """The arguments as an event tells them."""
+    return arguments if isinstance(arguments, dict) else {"input": arguments}
+
+
+async def recorded(
+    place: Place,
+    name: str,
+    arguments: dict[str, Any] | str,
+    call: Call,
+    effect: Effect = "idempotent",
+    *,
+    returns: Any = None,
+    keep_error: Callable[[BaseException], bool] = lambda error: False,
+    again: Call | None = None,
+    note: dict[str, Any] | None = None,
+    exactly: bool = False,
+    quietly: bool = False,
+) -> Any:
+    """What `call()` returns, or has returned when it is recorded.
+
+    `returns` is the annotation of what it returns. An error that `keep_error` is true of is recorded as well, and a
+    replay raises a ToolFailed with its text. `again()` takes the place of `call()` when an earlier attempt may have had
+    its effect. What `call()` puts into `note` is recorded as well, and is there after a replay. With `exactly`, a value
+    that would not come back as it is stays unrecorded instead of becoming a text. `quietly` tells only of what went
+    wrong.
+    Raises what `call()` raises, OutcomeUnknown, ToolFailed for a call that is not made again, and DurableCallError.
+    """
+    scope, session = place.scope, place.scope.session
+    started = time.monotonic()
+    returned: list[Any] = []
+    raised: list[BaseException] = []
+    written: list[dict[str, Any]] = []
+
+    def tell(kind: Any, **more: Any) -> None:
+        if quietly and kind in ("started", "stored", "cached", "waiting"):
+            return
+        elapsed_ms = round((time.monotonic() - started) * 1000)
+        session.tell(CallEvent(kind, place.execution_id, name, shown_arguments(arguments), elapsed_ms, **more))
+
+    def replayed(outputs: dict[str, Any]) -> Any:
+        found = Recorded.model_validate(outputs[LOCAL_NODE])
+        try:
+            value = from_value(found.result, found.form, returns)
+        except Unrecordable as error:
+            raise scope.stop(f"What is recorded of {name} cannot be read here: {error}") from None
+        tell("cached", saved_ms=found.duration_ms)
+        if note is not None:
+            note.update(found.note)
+        if found.form == ERROR:
+            raise ToolFailed(value)
+        return value
+
+    async def run(call: Call) -> dict[str, Any]:
+        tell("started")
+        began = time.monotonic()
+        try:
+            with scope.inside(place):
+                value = to_value(result := await call(), returns)
+        except BaseException as error:
+            raised.append(error)
+            if not keep_error(error):
+                raise
+            value = Value(None, str(error), ERROR)
+        else:
+            returned.append(result if exactly else value.value)
+            if exactly and value.form == TEXT:
+                raise Unrecordable(f"{name} returned what would not come back as it is")
+        record = {"result": value.recorded, "duration_ms": round((time.monotonic() - began) * 1000)}
+        written.append(record | {name: more for name, more in (("form", value.form), ("note", note)) if more})
+        return written[0]
+
+    try:
+        if (outputs := await session.recorded(place.execution_id)) is not None:
+            return replayed(outputs)
+        outcome = await nexum_client().run_local(
+            LOCAL_CALL,
+            ToolCall(tool_name=name, tool_args=arguments).model_dump(),
+            lambda: run(call),
+            again=lambda: run(again or call),
+            execution_id=place.execution_id,
+            restart="failed" if effect == "once" else "unknown",
+            effect=effect,
+            timeout=WAIT_SECONDS,
+            on_wait=lambda waiting: tell("waiting", detail=waiting),
+        )
+    except BaseException as error:
+        if raised and error is raised[0]:  # by the call itself
+            scope.give_back(place)
+            if isinstance(error, Exception):
+                tell("failed", detail=f"{type(error).__name__}: {error}")
+            raise
+        if isinstance(error, LimitExceeded | Unrecordable) and (
+            raised or returned
+        ):  # it was executed, and cannot be recorded
+            tell("unrecorded", detail=str(error))
+            if raised:
+                raise raised[0] from None
+            return returned[0]
+        if isinstance(error, NexumError):
+            tell("failed", detail=str(error))
+            raise scope.stop(str(error)) from None
+        raise
+    if outcome.error_code == "OUTCOME_UNKNOWN":
+        tell("unknown", detail=outcome.error or "")
+        raise unknown_outcome(name, outcome)
+    if outcome.status != "COMPLETED":
+        tell("failed", detail=outcome.error or "")
+        raise ToolFailed(outcome.error or f"The call was {outcome.status.lower()}.")
+    if written and outcome.outputs[LOCAL_NODE] is written[0]:  # and not what another process was first to record
+        tell("stored")
+        if raised:
+            raise raised[0]
+        return returned[0]
+    return replayed(outcome.outputs)
+
+
+def unknown_outcome(tool_name: str, outcome: Outcome) -> OutcomeUnknown:
+    """What the model is told of a call whose outcome is not known."""
+    return OutcomeUnknown(
+        f"This call of {tool_name} may or may not have run. Assume neither, and do not make it again: a person has "
+        f"to find out first. What is known: {why(outcome)}"
+    )
+
+
+def why(outcome: Outcome) -> str:
+    """Why a call did not complete, in words."""
+    return outcome.error or f"The call was {outcome.status.lower()}."

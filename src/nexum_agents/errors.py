@@ -1,0 +1,29 @@
+"""The errors of this package."""
+
+from agents.exceptions import AgentsException
+
+from nexum_runtime import TaskError
+
+
+class DurableCallError(AgentsException):
+    """Nexum could not carry a turn or a call: no server, no result in time, a refused id. It ends the run."""
+
+
+class ToolError(TaskError):
+    """Raised by a tool to tell the model in its own words what went wrong.
+
+    `retryable=False` says that another attempt would fail as well. `unknown=True` says that the tool may have had its
+    effect all the same. `begun=False` says that it has had none.
+    """
+
+
+class ToolFailed(Exception):
+    """The tool ran and failed. The model is told its words, and the run goes on."""
+
+
+class ToolRejected(ToolFailed):
+    """A person said no, so the tool did not run. The model is told, with the reason."""
+
+
+class OutcomeUnknown(ToolFailed):
+    """A tool that is attempted only once may or may not have run. The model is told so until someone settles it."""

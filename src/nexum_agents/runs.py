@@ -1,0 +1,124 @@
+"""A run in a session: where it begins and ends, and what cannot be run in one."""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from agents import Agent, OpenAIConversationsSession, RunState
+from agents.sandbox import SandboxAgent
+
+from nexum_agents import seams
+from nexum_agents.calls import parsed_arguments
+from nexum_agents.errors import DurableCallError
+from nexum_agents.sessions import current_scope, digest, enter
+
+
+def run(plain: Any) -> Any:
+    """The seam at which `Runner.run` begins."""
+
+    async def run(self: Any, starting_agent: Any, input: Any, **options: Any) -> Any:
+        scope = current_scope()
+        if scope is None:
+            return await plain(self, starting_agent, input, **options)
+        scope.check()
+        name, content, pending = _identity(starting_agent, input, options)
+        async with scope.running(name, content) as run:
+            run.expect(pending)
+            return await plain(self, starting_agent, input, **options)
+
+    return run
+
+
+def start_streaming(plain: Any) -> Any:
+    """The seam at which `Runner.run_streamed` begins, in a task of its own."""
+
+    async def start_streaming(*args: Any, **options: Any) -> Any:
+        scope = current_scope()
+        if scope is None:
+            return await plain(*args, **options)
+        scope.check()
+        state = options["run_state"] if options["is_resumed_state"] else None
+        asked = state if state is not None else options["starting_input"]
+        name, content, pending = _identity(options["starting_agent"], asked, options)
+        async with scope.running(name, content) as run:
+            enter(run)
+            run.expect(pending)
+            return await plain(*args, **options)
+
+    return start_streaming
+
+
+def _identity(agent: Any, input: Any, options: dict[str, Any]) -> tuple[str, Any, list[tuple[str, str, Any]]]:
+    """The run's name, what it is asked, and which calls an interrupted one still has to make.
+
+    Raises DurableCallError for what cannot be run in a session.
+    """
+    check_that_it_can_be_recorded(agent, options.get("session"))
+    if not isinstance(input, RunState):
+        return agent.name, ["run", digest(input)], []
+    asked, responses, current = seams.resumed(input)
+    items = [item for response in responses[-1:] for item in response.output]
+    pending = [
+        (str(item.call_id), item.name, parsed_arguments(item.arguments))
+        for item in items
+        if getattr(item, "type", "") == "function_call"
+    ]
+    name = getattr(current, "name", "") or agent.name
+    return name, ["resumed", digest(asked), len(responses), digest(pending)], pending
+
+
+def check_that_it_can_be_recorded(agent: Any, memory: Any = None) -> None:
+    """Raise DurableCallError, naming it, for what cannot be recorded; nothing has run then."""
+    if not isinstance(agent, Agent):
+        raise DurableCallError(
+            f"A {type(agent).__name__} cannot run in a durable session: only an Agent can. Run it outside of the block."
+        )
+    for each in _reachable(agent, set()):
+        if isinstance(each, SandboxAgent):
+            raise DurableCallError(
+                f"Agent {each.name!r} cannot run in a durable session: it is a SandboxAgent, and what it does in its "
+                "sandbox cannot be recorded. Run it outside of the block."
+            )
+    if isinstance(memory, OpenAIConversationsSession):
+        raise DurableCallError(
+            "An OpenAIConversationsSession cannot be used in a durable session: OpenAI keeps what is added to it, and "
+            "after a crash it would be added again. Use another of the SDK's sessions, such as SQLiteSession."
+        )
+
+
+def _reachable(agent: Any, seen: set[int]) -> Iterator[Any]:
+    """The agent, and those that it can hand off to or has as tools, as far as that is known before it runs."""
+    if agent is None or id(agent) in seen:
+        return
+    seen.add(id(agent))
+    yield agent
+    for target in getattr(agent, "handoffs", ()):
+        reference = getattr(target, "_agent_ref", None)
+        yield from _reachable(target if isinstance(target, Agent) else reference and reference(), seen)
+    for tool in getattr(agent, "tools", ()):
+        yield from _reachable(getattr(tool, "_agent_instance", None), seen)
+
+
+def refuse_other_kinds() -> None:
+    """Have those runs of the SDK refused in a session that cannot be recorded: realtime and voice, once imported."""
+    for module, cls, method, what in (
+        ("agents.realtime.runner", "RealtimeRunner", "run", "A RealtimeRunner"),
+        ("agents.voice.pipeline", "VoicePipeline", "run", "A VoicePipeline"),
+    ):
+        found = getattr(sys.modules.get(module), cls, None)
+        if found is None or hasattr(getattr(found, method), "_nexum_plain"):
+            continue
+        setattr(found, method, _refused(getattr(found, method), what))
+
+
+def _refused(plain: Any, what: str) -> Any:
+    async def refuse(*args: Any, **options: Any) -> Any:
+        if current_scope() is not None:
+            raise DurableCallError(
+                f"{what} cannot run in a durable session: what is said in it goes both ways at once, and cannot be "
+                "replayed. Run it outside of the block."
+            )
+        return await plain(*args, **options)
+
+    setattr(refuse, "_nexum_plain", plain)  # noqa: B010
+    return refuse

@@ -1,0 +1,425 @@
+"""The durable session around what runs now, and where in it that is.
+
+    with durable_session("s1") as session:               # a block: one try at the work of the session
+        result = await Runner.run(agent, "question")     # a run in it
+
+A *scope* is a place where turns and calls are numbered: the block itself, a run in it, a call in a run (which may run
+other agents), and so on, to any depth. What happens is known by its place and its content, never by its time:
+
+    {session}/{name}/{digest of the scope, the kind and the content}/{which of those alike in this scope, from 0}
+
+So what runs side by side is told apart by its scope, an edit of the prompt strands no call, and two processes on one
+session agree. A run that ended without a result is gone on with by the next one alike in its block.
+"""
+
+import difflib
+import hashlib
+import inspect
+import json
+import logging
+import re
+from collections import Counter, defaultdict, deque
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import Any, Literal
+
+from pydantic_core import to_jsonable_python
+
+from nexum_agents import seams
+from nexum_agents.clients import nexum_client
+from nexum_agents.errors import DurableCallError
+from nexum_agents.events import DurableEvent, OnEvent, Saved
+from nexum_agents.workflows import ASKED_ANEW, TURN_NODE
+from nexum_runtime import NexumError
+from nexum_runtime.text import shorten
+from nexum_runtime.wire import EFFECTS
+
+SESSION_ID_CHARS = 64
+SESSION_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{SESSION_ID_CHARS}}}")
+NOT_OF_AN_ID = re.compile(r"[^A-Za-z0-9._:@=-]")
+NAME_CHARS = 80  # of a name in an execution id
+DIGEST_CHARS = 16
+WHY_CHARS = 300  # of an error that ended a run
+TURN = "model-turn"  # what a turn is called in an execution id
+ANEW = "asked-anew"
+WAIT_SECONDS = 600.0  # for another process that does the very same, or for a server that is away
+ALIKE = 0.8  # of two names of tools, from which on one may be a slip for the other
+
+Effect = Literal["read", "idempotent", "once"]
+SessionEffect = Literal["read", "idempotent", "once", "replay"]
+
+log = logging.getLogger("nexum_agents")
+
+
+class DurableSession:
+    """What `durable_session` makes: a block in which all that runs is recorded, or comes from the store.
+
+    `session_id`, and `saved`: what came from the store so far in this block.
+    """
+
+    def __init__(
+        self, session_id: str, effects: Mapping[str, SessionEffect], *, turns: bool, on_event: OnEvent | None
+    ) -> None:
+        check_session_id(session_id)
+        for name, effect in effects.items():
+            if effect not in (*EFFECTS, "replay"):
+                raise ValueError(f"The effect of {name} is {effect!r}; it can be {', '.join((*EFFECTS, 'replay'))}.")
+        if on_event is not None and inspect.iscoroutinefunction(on_event):
+            raise TypeError("on_event is called and not awaited: give durable_session a plain function.")
+        self.session_id, self.effects, self.turns, self.on_event = session_id, dict(effects), turns, on_event
+        self._token: Token[Scope | None] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self.saved = Saved()
+        self.turn_numbers: dict[str, int] = {}  # of this block, by execution id, from 1
+        self.asked_anew: dict[str, tuple[int, str]] = {}  # by id: how often, and why
+        self.recorded_turns: Counter[str] = Counter()  # by scope: the number of the last turn before this block
+        self._journal: dict[str, dict[str, Any]] | None = None  # what had completed before this block: id → outputs
+        self._tools_met: set[str] = set()
+        self._names_told: set[str] = set()
+        self._watcher_failed = False
+        self.root = Scope(self, None, "")
+        self._outer: Scope | None = None
+        self._left_elsewhere = False
+
+    def __enter__(self) -> "DurableSession":
+        if self._token is not None:
+            raise DurableCallError(
+                f"This block of session {self.session_id!r} is entered already: make another durable_session for it."
+            )
+        self._begin()
+        self._outer = current_scope()
+        self._token = _scope.set(self.root)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        token, self._token = self._token, None
+        self._tell_of_unknown_names()
+        if token is None:
+            return
+        try:
+            _scope.reset(token)
+        except ValueError:  # left in another context than entered, as generators are; there it means nothing more
+            self._left_elsewhere = True
+
+    async def __aenter__(self) -> "DurableSession":
+        self.__enter__()
+        try:
+            await self.open()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.__exit__()
+
+    async def open(self) -> None:
+        """Read what is recorded, once a block. Raises DurableCallError when no server answers."""
+        if self._journal is not None:
+            return
+        client = nexum_client()
+        try:
+            await client.check()
+            journal = await client.journal(f"{self.session_id}/")
+        except NexumError as error:
+            raise DurableCallError(str(error)) from None
+        if self._journal is not None:  # it was read meanwhile
+            return
+        self._journal = journal
+        for outputs in journal.values():
+            if (note := outputs.get(ASKED_ANEW.nodes[0].id)) is not None:
+                self._note_anew(**note["result"])
+            elif isinstance(turn := outputs.get(TURN_NODE), dict):
+                scope, nth = turn.get("scope", ""), turn.get("nth", 0)
+                self.recorded_turns[scope] = max(self.recorded_turns[scope], nth)
+
+    async def recorded(self, execution_id: str) -> dict[str, Any] | None:
+        """The outputs of what had completed before this block, by node; each is given once. Raises DurableCallError."""
+        await self.open()
+        assert self._journal is not None
+        return self._journal.pop(execution_id, None)
+
+    async def ask_anew(self, id: str, times: int, why: str) -> None:
+        """Record that what is recorded under an id ended a run: the next run asks anew, and can say why."""
+        note: dict[str, Any] = {"id": id, "times": times, "why": why}
+        if times <= self.times_anew(id):
+            return
+        self._note_anew(**note)
+
+        async def record() -> dict[str, Any]:
+            return {"result": note, "duration_ms": 0}
+
+        execution_id = f"{self.session_id}/{ANEW}/{digest(id)}/{times - 1}"
+        try:
+            await nexum_client().run_local(ASKED_ANEW, note, record, execution_id=execution_id, restart="unknown")
+        except NexumError as error:  # then the next run meets the same error, and records this
+            log.warning("It could not be recorded that %s is to be asked anew: %s", id, error)
+
+    def times_anew(self, id: str) -> int:
+        return self.asked_anew.get(id, (0, ""))[0]
+
+    def _note_anew(self, id: str, times: int, why: str) -> None:
+        if times > self.times_anew(id):
+            self.asked_anew[id] = times, why
+
+    def effect_of(self, tool_name: str) -> SessionEffect:
+        return self.effects.get(tool_name, "idempotent")
+
+    def meet_tools(self, names: Iterable[str]) -> None:
+        """Take note of the tools that there are, and say which names in `effects` look like slips for them."""
+        self._tools_met.update(names)
+        for name in self._unknown_names():
+            if near := difflib.get_close_matches(name, self._tools_met - self.effects.keys(), 1, ALIKE):
+                self._names_told.add(name)
+                log.warning("effects names %r, which no tool is called; there is a tool %r. Is it meant?", name, *near)
+
+    def _tell_of_unknown_names(self) -> None:
+        for name in self._unknown_names() if self._tools_met else ():
+            known = ", ".join(sorted(self._tools_met))
+            log.warning("effects names %r, which no tool was called; the tools were %s. Is it spelled so?", name, known)
+
+    def _unknown_names(self) -> list[str]:
+        return [name for name in self.effects if name not in self._tools_met | self._names_told]
+
+    def tell(self, event: DurableEvent) -> None:
+        """Tell who watches. What watchers do wrong is logged once, and is nobody's result."""
+        if event.kind == "cached":
+            self.saved.add(event)
+        if self.on_event is None:
+            _log_approval(event)
+            return
+        try:
+            self.on_event(event)
+        except Exception as error:
+            if not self._watcher_failed:
+                self._watcher_failed = True
+                log.warning("on_event raised, which changes nothing for the run: %s", error, exc_info=error)
+
+
+class Scope:
+    """A place where turns and calls are numbered: a block, a run, or a call inside which something runs."""
+
+    def __init__(self, session: DurableSession, parent: "Scope | None", key: str, *, is_run: bool = False) -> None:
+        self.session, self.parent, self.key, self.is_run = session, parent, key, is_run
+        self.number: int | None = None  # of a call's scope: the call's, for the tool that submits it
+        self.turns = 0  # so far
+        self.is_replaying = True  # no model was asked in it so far
+        self.stopped = ""  # of a run: why it cannot go on
+        self.last_turn: tuple[str, int] | None = None  # its id, and how often it was asked anew before
+        self.tripped: list[tuple[str, int]] = []  # the guardrails' checks that ended it, likewise
+        self.told_of_error = False  # of a call: a run inside ended in an error
+        self.models: dict[int, Any] = {}  # what stands for the models that it asks
+        self._made: Counter[str] = Counter()  # by what they are: how many alike
+        self._given_back: defaultdict[str, set[int]] = defaultdict(set)
+        self._runs: defaultdict[str, set[int]] = defaultdict(set)  # alike runs that are under way, or ended well
+        self._expected: defaultdict[tuple[str, str], deque[int]] = defaultdict(deque)  # calls of the turns so far
+
+    def place(self, kind: str, name: str, content: Any, number: int | None = None) -> "Place":
+        """What something is: its scope, kind, name and content, and its number among those alike."""
+        alike = digest([self.key, kind, name, content])
+        if number is None:
+            number = min(self._given_back[alike], default=self._made[alike])
+            if number in self._given_back[alike]:
+                self._given_back[alike].remove(number)
+            else:
+                self._made[alike] += 1
+        return Place(self, alike, number, name)
+
+    def give_back(self, place: "Place") -> None:
+        """It was not done after all: when it is done again, it is the same."""
+        self._given_back[place.alike].add(place.number)
+
+    def expect(self, calls: Iterable[tuple[str, str, Any]]) -> None:
+        """Number the calls of a turn, (call id, tool, arguments) each, in their order: they may begin in another."""
+        for call_id, tool, arguments in calls:
+            self._expected[call_id, digest([tool, arguments])].append(self._next_call(tool, arguments))
+
+    def number_of_call(self, call_id: str, tool: str, arguments: Any) -> int:
+        expected = self._expected[call_id, digest([tool, arguments])]
+        return expected.popleft() if expected else self._next_call(tool, arguments)
+
+    def _next_call(self, tool: str, arguments: Any) -> int:
+        alike = digest(["call", tool, arguments])
+        self._made[alike] += 1
+        return self._made[alike] - 1
+
+    @property
+    def run(self) -> "Scope":
+        """The outermost run around this place, or the block."""
+        scope, found = self, self
+        while scope.parent is not None:
+            found = scope if scope.is_run else found
+            scope = scope.parent
+        return found if found.is_run else scope
+
+    def stop(self, why: str) -> DurableCallError:
+        """The error that ends this run; from now on nothing begins in it.
+
+        For an agent's tool that is an agent itself tells the outer model of whatever it raises.
+        """
+        if self.run.is_run:
+            self.run.stopped = why
+        return DurableCallError(why)
+
+    def check(self) -> None:
+        """Raise DurableCallError if this run cannot go on."""
+        if why := self.run.stopped:
+            raise DurableCallError(why)
+
+    @property
+    def was_told(self) -> bool:
+        """Whether the model had been told, before this block, of what its last turn came to."""
+        return self.is_replaying and self.session.recorded_turns[self.key] > self.turns
+
+    @contextmanager
+    def inside(self, place: "Place") -> "Iterator[Scope]":
+        """What runs in the block runs inside that call."""
+        scope = Scope(self.session, self, digest(place.execution_id))
+        token = _scope.set(scope)
+        try:
+            yield scope
+        finally:
+            _scope.reset(token)
+
+    @asynccontextmanager
+    async def running(self, name: str, content: Any) -> "AsyncIterator[Scope]":
+        """What runs in the block is a run, of the agent of that name."""
+        alike = digest([self.key, "run", name, content])
+        taken = self._runs[alike]
+        number = next(number for number in range(len(taken) + 1) if number not in taken)
+        taken.add(number)  # before anything is waited for: alike runs are numbered in the order of their beginning
+        run = Scope(self.session, self, digest([alike, number]), is_run=True)
+        token = _scope.set(run)
+        try:
+            await self.session.open()
+            yield run
+        except BaseException as error:
+            taken.discard(number)
+            await run._ended_by(error)
+            raise
+        finally:
+            _scope.reset(token)
+
+    async def _ended_by(self, error: BaseException) -> None:
+        blamed: dict[str, tuple[int, str]] = {}
+        if seams.is_of_the_answer(error) or seams.is_of_a_guardrail(error):
+            ids = [self.last_turn, *self.tripped] if seams.is_of_the_answer(error) else self.tripped
+            why = shorten(f"{type(error).__name__}: {error}", WHY_CHARS)
+            blamed = {id: (times, why) for id, times in filter(None, ids)}
+        scope = self.parent
+        while scope is not None and not scope.is_run:
+            scope.told_of_error = True
+            scope = scope.parent
+        if blamed:
+            setattr(error, _BLAMED, blamed)
+        if scope is not None:  # the run around this one may go on
+            return
+        for each in _chain(error):
+            for id, (times, why) in getattr(each, _BLAMED, {}).items():
+                await self.session.ask_anew(id, times + 1, why)
+
+
+class Place:
+    """Something that happens in a session: its `execution_id`, and what that is made of."""
+
+    def __init__(self, scope: Scope, alike: str, number: int, name: str) -> None:
+        self.scope, self.alike, self.number = scope, alike, number
+        name = NOT_OF_AN_ID.sub("_", name)[:NAME_CHARS]  # the digest tells apart what looks the same by this
+        self.id = f"{scope.session.session_id}/{name}/{alike}/{number}"
+        self.times = scope.session.times_anew(self.id)
+        self.execution_id = f"{self.id}.{self.times}" if self.times else self.id
+
+    @property
+    def why_anew(self) -> str:
+        """Why it is not what is recorded already; "" if nothing was."""
+        why = self.scope.session.asked_anew.get(self.id, (0, ""))[1]
+        return f"asked anew, as its answer ended the run: {why}" if why else ""
+
+
+_BLAMED = "_nexum_blamed"  # of an error: the ids of what is to be asked anew, how often that was done before, and why
+_scope: ContextVar[Scope | None] = ContextVar("durable_scope", default=None)
+
+
+def durable_session(
+    session_id: str,
+    *,
+    effects: Mapping[str, SessionEffect] | None = None,
+    turns: bool = True,
+    on_event: OnEvent | None = None,
+) -> DurableSession:
+    """A block, `with` or `async with`, in which all that the Agents SDK runs is recorded, or comes from the store.
+
+    Recorded are the turns of every model, function and MCP tools, guardrails, agents as tools, the SDK's sessions, and
+    `durable_step`s. Run the same block again, in any process, and it replays to where it broke, and goes on. What may
+    run again is your own code around them: hooks, dynamic instructions, filters.
+
+    `session_id` is 1 to 64 of `A-Za-z0-9._-`, and names one piece of work: take a new one for each new question.
+    `effects` says of a tool, by its name, what a crash in the middle of a call may have done: "read" or "idempotent"
+    (the default; it is executed again) or "once" (it is not: the model is told that it may or may not have run). A tool
+    with "replay" is executed again in every run, for what it does to the run's context; its own steps come from the
+    store. `turns=False` records the calls alone. `on_event(event)` is told of every turn and call.
+
+    Raises DurableCallError for an id that is none, ValueError for an effect that is none, TypeError for an `on_event`
+    that would have to be awaited. What runs inside raises DurableCallError when Nexum cannot carry it.
+    """
+    return DurableSession(session_id, effects or {}, turns=turns, on_event=on_event)
+
+
+def current_scope() -> Scope | None:
+    """Where in which session the caller is; None outside of any."""
+    scope = _scope.get()
+    while scope is not None and scope.parent is None and scope.session._left_elsewhere:
+        scope = scope.session._outer
+    return scope
+
+
+def enter(scope: Scope) -> None:
+    """From now on the context of the caller, a task of its own, is in this scope."""
+    _scope.set(scope)
+
+
+def check_session_id(session_id: str) -> None:
+    """Raise DurableCallError unless it is 1 to 64 of `A-Za-z0-9._-`."""
+    if not isinstance(session_id, str) or not SESSION_ID.fullmatch(session_id):
+        raise DurableCallError(f"The session id is {session_id!r}; it must be 1 to {SESSION_ID_CHARS} of A-Za-z0-9._-")
+
+
+def digest(value: Any) -> str:
+    """16 hexadecimal digits that are the same for the same JSON."""
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
+    except TypeError:  # keys that cannot be sorted
+        text = json.dumps(_plain(value), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_CHARS]
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no form for: models and data classes by their parts, and what has none by its type."""
+    return to_jsonable_python(value, fallback=lambda other: type(other).__name__)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those that it came from."""
+    seen: set[int] = set()
+    each: BaseException | None = error
+    while each is not None and id(each) not in seen:
+        seen.add(id(each))
+        yield each
+        each = each.__cause__ or each.__context__
+
+
+def _log_approval(event: DurableEvent) -> None:
+    """Nobody watches, so a call that waits for a person is logged."""
+    if event.kind == "waiting" and event.detail == "approval":
+        log.warning(
+            "%s waits for a yes. Answer with: nexum approve %s   or: nexum reject %s --reason 'why not'",
+            event.execution_id,
+            event.execution_id,
+            event.execution_id,
+        )

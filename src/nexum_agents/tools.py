@@ -1,0 +1,317 @@
+"""Tools whose calls a worker executes: `durable_tool` takes the place of `function_tool`."""
+
+import copy
+import functools
+import inspect
+import time
+import typing
+from collections.abc import Callable
+from typing import Any, Literal
+
+from agents import FunctionTool, RunContextWrapper, default_tool_error_function, function_tool
+from agents.tool_context import ToolContext
+
+from nexum_agents import seams
+from nexum_agents.calls import parsed_arguments, shown_arguments, unknown_outcome, why
+from nexum_agents.clients import nexum_client
+from nexum_agents.errors import DurableCallError, ToolFailed, ToolRejected
+from nexum_agents.events import CallEvent
+from nexum_agents.recording import Unrecordable
+from nexum_agents.sessions import DurableSession, Effect, Place, Scope, current_scope
+from nexum_agents.values import from_value, returns_of
+from nexum_agents.workflows import APPROVED_TOOL_CALL, NODE, TOOL_CALL, Recorded, ToolCall
+from nexum_runtime import NexumError, Outcome
+from nexum_runtime.wire import ATTEMPTS_DEFAULT, ATTEMPTS_LIMIT, EFFECTS, TIMEOUT_MS_LIMIT
+
+TIMEOUT_SECONDS = 120.0  # for one call, from its submission to its result
+ATTEMPT_SECONDS = 60.0  # for one attempt of a durable tool
+PAUSE_SECONDS = 30.0  # between two attempts, at most
+
+
+async def submit_tool_call(
+    tool_name: str,
+    tool_args: dict[str, Any],
+    session_id: str,
+    timeout: float = TIMEOUT_SECONDS,
+    *,
+    effect: Effect = "idempotent",
+    max_attempts: int | None = None,
+    attempt_timeout: float | None = None,
+    needs_approval: bool = False,
+) -> Any:
+    """The result of one call by a worker: from the store if this session has it, else as soon as it is recorded.
+
+    `tool_args` is anything JSON can carry. `timeout` is how many seconds to wait here for the result: a server that
+    restarts meanwhile is waited for. `attempt_timeout` is how many seconds one attempt may take. For `effect` and
+    `max_attempts` see `durable_tool`. With `needs_approval` it waits, for as long as that takes, until a person says
+    yes (`nexum approve`). Inside a block of this session, each call of it that is alike is one more call; outside of
+    any it is always the first one.
+    Raises ToolFailed with the tool's own words, ToolRejected when a person said no, OutcomeUnknown when a tool with
+    `effect="once"` may or may not have run, DurableCallError when Nexum could not carry the call.
+    """
+    scope = current_scope()
+    if scope is None or scope.session.session_id != session_id:
+        scope = DurableSession(session_id, {}, turns=True, on_event=None).root
+    number = scope.number_of_call("", tool_name, tool_args)
+    place = _place(scope, tool_name, tool_args, number, needs_approval)
+    found = await _submit(
+        place,
+        tool_name,
+        tool_args,
+        timeout,
+        needs_approval=needs_approval,
+        effect=effect,
+        max_attempts=max_attempts,
+        attempt_timeout=attempt_timeout,
+    )
+    return from_value(found.result, found.form)
+
+
+def _place(scope: Scope, tool_name: str, asked: Any, number: int, needs_approval: bool) -> Place:
+    return scope.place("approved call" if needs_approval else "call of a worker", tool_name, asked, number)
+
+
+async def _submit(
+    place: Place,
+    tool_name: str,
+    asked: dict[str, Any] | str,
+    timeout: float,
+    *,
+    needs_approval: bool,
+    effect: Effect,
+    max_attempts: int | None,
+    attempt_timeout: float | None,
+) -> Recorded:
+    """What is recorded of a call, once it is. Raises as `submit_tool_call` does."""
+    scope, session = place.scope, place.scope.session
+    started = time.monotonic()
+
+    def tell(kind: Any, saved_ms: int = 0, detail: str = "") -> None:
+        elapsed_ms = round((time.monotonic() - started) * 1000)
+        shown = shown_arguments(asked)
+        session.tell(CallEvent(kind, place.execution_id, tool_name, shown, elapsed_ms, saved_ms, detail))
+
+    async def execute(restart: Literal["failed", "unknown"] | None) -> Outcome:
+        return await nexum_client().execute(
+            APPROVED_TOOL_CALL if needs_approval else TOOL_CALL,
+            ToolCall(tool_name=tool_name, tool_args=asked).model_dump(),
+            execution_id=place.execution_id,
+            restart=restart,
+            effect=effect,
+            max_attempts=max_attempts,
+            attempt_timeout=attempt_timeout,
+            timeout=timeout,
+            on_wait=lambda waiting: tell("waiting", detail=waiting),
+        )
+
+    try:
+        if (outputs := await session.recorded(place.execution_id)) is not None:
+            result = Recorded.model_validate(outputs[NODE])
+            tell("cached", saved_ms=result.duration_ms)
+            return result
+        tell("started")
+        outcome = await execute(restart=None)
+        failed_before = outcome.status != "COMPLETED" and outcome.before == outcome.status
+        if failed_before and not scope.was_told:
+            # A call that failed in an earlier run deserves another try; one that happens once, if it never began.
+            outcome = await execute(restart="failed" if effect == "once" else "unknown")
+    except NexumError as error:
+        tell("failed", detail=str(error))
+        raise scope.stop(str(error)) from None
+    if outcome.error_code == "OUTCOME_UNKNOWN" and effect == "once":
+        tell("unknown", detail=why(outcome))
+        raise unknown_outcome(tool_name, outcome)
+    if outcome.error_code == "REJECTED":
+        tell("rejected", detail=why(outcome))
+        raise ToolRejected(rejection(tool_name, outcome))
+    if outcome.status != "COMPLETED":
+        tell("failed", detail=why(outcome))
+        raise ToolFailed(why(outcome))
+    result = Recorded.model_validate(outcome.outputs[NODE])
+    if outcome.before == "COMPLETED":  # another process has been there since this block began
+        tell("cached", saved_ms=result.duration_ms)
+    else:
+        tell("stored")
+    return result
+
+
+def rejection(tool_name: str, outcome: Outcome) -> str:
+    """What the model is told of a call that a person said no to."""
+    return f"This call of {tool_name} was not made. {why(outcome)}"
+
+
+class Submitter:
+    """Invokes a durable tool: submits its calls instead of executing them. It knows the tool that a worker executes."""
+
+    def __init__(self, tool: FunctionTool, function: Callable[..., Any] | None, **how: Any) -> None:
+        self.tool, self.function = tool, function
+        self._effect: Effect = how["effect"]
+        self._attempts: int = how["attempts"]
+        self._timeout: float = how["timeout"]
+        self._needs_approval: bool | Callable[..., bool] = how["needs_approval"]
+        self._tell_error: Any = how["tell_error"]
+
+    async def __call__(self, context: ToolContext[Any], arguments: str) -> Any:
+        scope, name = current_scope(), self.tool.name
+        if scope is None:
+            raise DurableCallError(
+                f"The durable tool {name} was called outside of a session: "
+                "put Runner.run(...) inside `with durable_session(session_id):`."
+            )
+        asked = parsed_arguments(arguments)
+        number, scope.number = scope.number, None
+        if number is None or scope.parent is None:
+            number = scope.number_of_call("", name, asked)
+        else:  # the call was numbered where its run was
+            scope = scope.parent
+        try:
+            asks = self._asks(asked)
+            found = await _submit(
+                _place(scope, name, asked, number, asks),
+                name,
+                asked,
+                self._attempts * (self._timeout + PAUSE_SECONDS),
+                needs_approval=asks,
+                effect=self._effect,
+                max_attempts=self._attempts,
+                attempt_timeout=self._timeout,
+            )
+            return self._value(scope, found)
+        except DurableCallError:
+            raise  # told to the model, the run would go on without Nexum
+        except Exception as error:
+            if self._tell_error is None:
+                raise
+            if isinstance(error, ToolFailed):
+                return str(error)
+            told = self._tell_error(context, error)
+            return await told if inspect.isawaitable(told) else told
+
+    def _asks(self, asked: dict[str, Any] | str) -> bool:
+        if callable(self._needs_approval):
+            return bool(self._needs_approval(**asked)) if isinstance(asked, dict) else True
+        return self._needs_approval
+
+    def _value(self, scope: Scope, found: Recorded) -> Any:
+        try:
+            value = from_value(found.result, found.form, returns_of(self.function))
+        except Unrecordable as error:
+            raise scope.stop(f"What is recorded of {self.tool.name} cannot be read here: {error}") from None
+        adapter = seams.output_adapter(self.tool)
+        return value if adapter is None else adapter.validate_python(value)
+
+
+def durable_tool(
+    function: Callable[..., Any] | FunctionTool,
+    *,
+    effect: Effect = "idempotent",
+    max_attempts: int | None = None,
+    timeout: float = ATTEMPT_SECONDS,
+    needs_approval: bool | Callable[..., bool] = False,
+    **function_tool_options: Any,
+) -> FunctionTool:
+    """The tool that `function_tool(function, **options)` makes, with every call of it executed by a worker.
+
+    Or give it a FunctionTool. A worker (`serve`) finds the tool by its name. What travels is the JSON that the model
+    wrote; it is validated where it is executed, once. The result is what `function_tool` would have told the model: a
+    text, JSON, an image, an object of the class that the function's return annotation names; the `str()` of all else.
+
+    `effect` says what an attempt that was cut short may have done to the world, and so what a crash may do to a call:
+      "read"        nothing: it is tried again, up to `max_attempts` times (1 to 20, default 4)
+      "idempotent"  what another attempt does no second time (see `idempotency_key`): tried again as well
+      "once"        what must not be done twice: attempted at most once. If its worker vanished, it took too long, or
+                    its result could not be recorded, the model is told that it may or may not have run, and so it is
+                    by every run of the session until the worker's late word or a person (`nexum resolve`) settles it.
+                    A tool that raises has failed, unless by `ToolError(…, unknown=True)` it says that it cannot tell.
+                    A call that failed is not attempted again either, unless by `nexum resolve --retry`.
+    `timeout` is how many seconds one attempt may take. An async function is cancelled then; a sync one cannot be: its
+    thread runs on, and what it returns is dropped.
+    `needs_approval`, True or a function of the call's arguments that says so, lets no worker have a call before a
+    person has said yes to it: `nexum approve`. Other calls go on meanwhile. `nexum reject` tells the model why not.
+
+    Raises TypeError for a tool whose calls cannot travel: one that takes the run context, or that is an agent;
+    ValueError for an `effect`, `max_attempts` or `timeout` out of range.
+    """
+    tell_error = function_tool_options.pop("failure_error_function", default_tool_error_function)
+    plain = plain_tool(function, function_tool_options)
+    name = plain.name
+    if effect not in EFFECTS:
+        raise ValueError(f"The effect of {name} is {effect!r}; it can be {', '.join(EFFECTS)}.")
+    default, most = (1, 1) if effect == "once" else (ATTEMPTS_DEFAULT, ATTEMPTS_LIMIT)
+    attempts = default if max_attempts is None else max_attempts
+    if not 1 <= attempts <= most:
+        limit = "only 1, as its effect is once" if effect == "once" else f"1 to {most}"
+        raise ValueError(f"max_attempts of {name} is {max_attempts}; it can be {limit}.")
+    if not 0.001 <= timeout <= TIMEOUT_MS_LIMIT / 1000:
+        raise ValueError(f"The timeout of {name} is {timeout:g} s; it can be 1 ms to 24 hours.")
+    tool = copy.copy(plain)
+    tool.on_invoke_tool = Submitter(
+        plain,
+        getattr(plain, "__wrapped__", None),
+        effect=effect,
+        attempts=attempts,
+        timeout=timeout,
+        needs_approval=needs_approval,
+        tell_error=tell_error,
+    )
+    return tool
+
+
+def plain_tool(function: Callable[..., Any] | FunctionTool, options: dict[str, Any]) -> FunctionTool:
+    """The plain tool that is to be executed elsewhere. Raises TypeError if its calls cannot travel."""
+    if isinstance(function, FunctionTool):
+        if options:
+            raise TypeError(f"{function.name} is a FunctionTool already, which {min(options)} comes too late for.")
+        if isinstance(function.on_invoke_tool, Submitter):
+            raise TypeError(f"{function.name} is a durable tool already.")
+        if seams.is_agent_tool(function):
+            raise TypeError(f"{function.name} is an agent as a tool: it runs where the outer agent runs.")
+        tool = function
+    else:
+        if isinstance(function, functools.partial):  # which function_tool refuses, as it has no name
+            options = {"name_override": getattr(function.func, "__name__", "tool"), **options}
+            function = _named_after(function)
+        tool = function_tool(function, **options)
+    if takes_context(getattr(tool, "__wrapped__", None)):
+        raise TypeError(f"{tool.name} takes the run context, which cannot travel to a worker.")
+    return tool
+
+
+def _named_after(partial: "functools.partial[Any]") -> Callable[..., Any]:
+    """A function that does what the partial does, with the signature that is left of its function's."""
+    signature = inspect.signature(partial)
+    hints = typing.get_type_hints(partial.func, include_extras=True)
+    free = {n: p for n, p in signature.parameters.items() if n not in partial.keywords}
+    wrapper: Any
+
+    if inspect.iscoroutinefunction(partial.func):
+
+        async def wrapper(*args: Any, **named: Any) -> Any:
+            return await partial(*args, **named)
+
+    else:
+
+        def wrapper(*args: Any, **named: Any) -> Any:
+            return partial(*args, **named)
+
+    wrapper.__name__, wrapper.__doc__ = getattr(partial.func, "__name__", "tool"), partial.func.__doc__
+    wrapper.__signature__ = signature.replace(parameters=list(free.values()))
+    wrapper.__annotations__ = {name: hint for name, hint in hints.items() if name in free or name == "return"}
+    named: Callable[..., Any] = wrapper
+    return named
+
+
+def takes_context(function: Any) -> bool:
+    """Whether a tool's function has the run context as its first parameter."""
+    if function is None:
+        return False
+    if not inspect.isroutine(function):
+        function = function.__call__
+    try:
+        hints = typing.get_type_hints(function)
+        first = next(iter(inspect.signature(function).parameters), None)
+    except (TypeError, ValueError, NameError):
+        return False
+    hint = hints.get(first) if first else None
+    hint = typing.get_origin(hint) or hint
+    return inspect.isclass(hint) and issubclass(hint, RunContextWrapper)

@@ -1,0 +1,181 @@
+"""A worker for the tools of agents: executes what `durable_tool`s submit."""
+
+import asyncio
+import inspect
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from agents import FunctionTool
+from agents.exceptions import ModelBehaviorError
+from agents.function_schema import FuncSchema, function_schema
+from agents.tool_context import ToolContext
+from nexum.context import ContextView
+
+from nexum_agents import seams
+from nexum_agents.errors import ToolError
+from nexum_agents.tools import Submitter, plain_tool, takes_context
+from nexum_agents.values import returns_of, to_value
+from nexum_agents.workflows import Recorded, ToolCall, approved_tool_call_workflow, tool_call_workflow
+from nexum_runtime import NexumError, tracing, wire
+from nexum_runtime import Worker as RuntimeWorker
+from nexum_runtime.logs import log_to_stderr
+from nexum_runtime.signals import stop_requested
+from nexum_runtime.text import error_line, redact, shorten
+from nexum_runtime.worker import DRAIN_SECONDS
+from nexum_runtime.worker.attempt import run_in_thread
+
+LOGGED_CHARS = 120  # of a call's arguments
+CONCURRENCY = 8
+
+log = logging.getLogger("worker")
+
+
+class Worker:
+    """Executes the calls of these tools: functions, `function_tool`s or `durable_tool`s, each by its own name.
+
+    `concurrency` is how many calls run at once; `address` where the server is, by default NEXUM_ADDRESS.
+    Raises ValueError for two tools of one name, TypeError for one that takes the run context.
+    """
+
+    def __init__(
+        self,
+        tools: Iterable[Callable[..., Any] | FunctionTool],
+        *,
+        concurrency: int = CONCURRENCY,
+        address: str | None = None,
+    ) -> None:
+        if concurrency < 1:
+            raise ValueError(f"concurrency is {concurrency}; it must be at least 1.")
+        self._tools: dict[str, _Tool] = {}
+        for given in tools:
+            tool = _Tool(given)
+            if tool.name in self._tools:
+                raise ValueError(
+                    f"Two tools are called {tool.name!r}: a worker could not tell whose a call is. Rename one."
+                )
+            self._tools[tool.name] = tool
+        host, port = wire.split_address(address or os.environ.get("NEXUM_ADDRESS", wire.DEFAULT_ADDRESS))
+        workflows = [tool_call_workflow(self._run), approved_tool_call_workflow(self._run)]
+        self._worker = RuntimeWorker(workflows, concurrency=concurrency, host=host, port=port)
+
+    @property
+    def tool_names(self) -> list[str]:
+        return list(self._tools)
+
+    async def run(self) -> None:
+        """Work until `stop()`, then let what runs finish for a while, and hand the rest back."""
+        await self._worker.run()
+
+    def stop(self) -> None:
+        """Take nothing new, and end `run()`."""
+        self._worker.stop()
+
+    async def _run(self, context: ContextView) -> Recorded:
+        call = ToolCall.model_validate(context.input)
+        tracing.annotate(tool=call.tool_name)
+        tool = self._tools.get(call.tool_name)
+        if tool is None:
+            known = ", ".join(self._tools)
+            error = f"This worker knows no tool {call.tool_name!r}; it knows {known}. If it is new, restart the worker."
+            log.warning("%s", error)
+            raise ToolError(error, retryable=False, begun=False)
+        asked = call.tool_args if isinstance(call.tool_args, str) else wire.canonical_json(call.tool_args)
+        log.info("%s %s", tool.name, shorten(redact(asked), LOGGED_CHARS))
+        started = time.monotonic()
+        try:
+            result = await tool.call(call.tool_args)
+        except Exception as error:
+            log.warning("%s failed: %s", tool.name, error)
+            raise
+        duration_ms = round((time.monotonic() - started) * 1000)
+        value = to_value(result, tool.returns)
+        log.info("%s done in %d ms", tool.name, duration_ms, extra={"tool": tool.name, "duration_ms": duration_ms})
+        return Recorded(result=value.recorded, form=value.form, duration_ms=duration_ms)
+
+
+class _Tool:
+    """A tool as a worker executes it: as `function_tool` would, but a sync function in a thread of its own."""
+
+    def __init__(self, given: Callable[..., Any] | FunctionTool) -> None:
+        if not isinstance(given, FunctionTool):
+            given = plain_tool(given, {})
+        elif isinstance(given.on_invoke_tool, Submitter):
+            given = given.on_invoke_tool.tool
+        self.name = given.name
+        function = getattr(given, "__wrapped__", None)
+        if takes_context(function):
+            raise TypeError(f"{self.name} takes the run context, which cannot travel to a worker.")
+        self.returns = returns_of(function)
+        self._tool = seams.raising(given)
+        self._function: Any = function if function is None or inspect.isroutine(function) else function.__call__
+        self._schema: FuncSchema | None = None
+        if self._function is not None:  # else it was not made by function_tool, and is executed as the SDK would
+            self._schema = function_schema(self._function, use_docstring_info=False, strict_json_schema=False)
+
+    async def call(self, asked: dict[str, Any] | str) -> Any:
+        """Raises what the tool raises, and ToolError for arguments that do not fit."""
+        if self._schema is None:
+            text = asked if isinstance(asked, str) else json.dumps(asked)
+            context = ToolContext(context=None, tool_name=self.name, tool_call_id="", tool_arguments=text)
+            try:
+                return await self._tool.on_invoke_tool(context, text)
+            except ModelBehaviorError as error:
+                raise self._do_not_fit(error) from error
+        args, named = self._arguments(self._schema, asked)
+        function = self._function
+        if inspect.iscoroutinefunction(function):
+            return await function(*args, **named)
+        return await run_in_thread(lambda: function(*args, **named))
+
+    def _arguments(self, schema: FuncSchema, asked: dict[str, Any] | str) -> tuple[list[Any], dict[str, Any]]:
+        try:
+            given = json.loads(asked or "{}") if isinstance(asked, str) else asked
+            if not isinstance(given, dict):
+                raise ValueError("they are no JSON object")
+            return schema.to_call_args(schema.params_pydantic_model(**given))
+        except (ValueError, RecursionError) as error:  # pydantic's errors are ValueErrors
+            raise self._do_not_fit(error) from error
+
+    def _do_not_fit(self, error: Exception) -> ToolError:
+        return ToolError(f"The arguments of {self.name} do not fit: {error}", retryable=False, begun=False)
+
+
+def serve(
+    tools: Iterable[Callable[..., Any] | FunctionTool],
+    *,
+    concurrency: int = CONCURRENCY,
+    log_json: bool = False,
+) -> None:
+    """Execute the calls of these tools until Ctrl-C or SIGTERM: what a worker's script ends with.
+
+        serve(tools=[web_search, visit_webpage])
+
+    Start as many as you like, kill them when you like: a call whose worker dies is handed to another within seconds.
+    NEXUM_ADDRESS says where the server is; one that is away is waited for. Logs to stderr, with `log_json` an object a
+    line. Ends the process with a sentence for what `Worker` refuses, and when the server refuses it.
+    """
+    log_to_stderr("%(asctime)s  %(message)s", "%H:%M:%S", as_json=log_json)
+    for name in ("worker", "nexum.worker"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    try:
+        asyncio.run(_serve(Worker(tools, concurrency=concurrency), concurrency))
+    except (NexumError, ValueError, TypeError) as error:
+        raise SystemExit(error_line(error)) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+async def _serve(worker: Worker, concurrency: int) -> None:
+    log.info("Worker for %s, %d at once. Ctrl-C stops it.", ", ".join(worker.tool_names), concurrency)
+    working = asyncio.create_task(worker.run())
+    stopping = asyncio.create_task(stop_requested())
+    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if not working.done():
+        log.info("Stopping; running tools have %d s to finish. Ctrl-C again stops at once.", DRAIN_SECONDS)
+    stopping.cancel()
+    worker.stop()
+    await working
