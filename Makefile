@@ -1,4 +1,4 @@
-# make demo, test, check, benchmark, chaos, fuzz: each sets up .venv first when it is missing or out of date.
+# make demo, test, check, benchmark, chaos, fuzz, dist: each sets up .venv first when it is missing or out of date.
 
 NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 BIN = .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
-.PHONY: demo test check benchmark chaos fuzz constraints
+.PHONY: demo test check benchmark chaos fuzz dist constraints
 
 demo: .venv/for-use
 	$(BIN)/python demo.py --offline --dev
@@ -33,6 +33,16 @@ ROUNDS = 20
 
 chaos: .venv/for-development
 	@$(BIN)/python tests/chaos/chaos.py --rounds $(ROUNDS)
+
+# A wheel in dist/, tried in an empty environment.
+dist: .venv/for-use
+	@rm -rf dist
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@$(PYTHON) -m venv dist/tried
+	@dist/tried/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	@cd dist && tried/bin/python -c "from nexum_agents import durable_session" && tried/bin/nexum dev --help > /dev/null
+	@rm -rf dist/tried
+	@ls dist
 
 .venv/for-use: requirements.txt constraints.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python"; exit 1; }

@@ -15,19 +15,23 @@ table for each section and what it means, and what was compared within each roun
     growth   with a hundred, ten thousand, and by --full or --only growth a million stored calls
 """
 
+from offline import ctrl_c
+
+if __name__ == "__main__":
+    ctrl_c.listen()  # from the first moment on
+
 import argparse
 import asyncio
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import openai
 from agents.exceptions import AgentsException
@@ -39,8 +43,8 @@ from bench.context import Context
 from bench.measure import BenchmarkError, Results, run_rounds
 from demo import choose_model
 from nexum_runtime import NexumError
-from nexum_runtime.signals import stop_requested
 from nexum_runtime.text import error_line
+from offline.screen import interruptible
 
 SECTIONS = ("floor", "calls", "agent", "dbos", "sizes", "growth")
 NOT_INSTALLED = "not installed; get it with: pip install -r requirements-dev.txt"
@@ -78,41 +82,19 @@ async def measure(
                     results.executed[key] = (sum(tools), sum(turns))
 
 
-class Interrupted(Exception):
-    """Ctrl-C, or SIGTERM."""
-
-
-async def until_stopped(work: Coroutine[Any, Any, None]) -> None:
-    """Await `work`. Raises Interrupted when a signal comes first, after all that it has started is stopped."""
-    working, stopping = asyncio.create_task(work), asyncio.create_task(stop_requested())
-    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if working.done():
-        stopping.cancel()
-        return working.result()
-    while not working.done():  # the SDK may take a cancellation for a tool's failure, tell the model, and go on
-        working.cancel()
-        await asyncio.wait({working}, timeout=CANCEL_AGAIN_SECONDS)
-    raise Interrupted
-
-
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Measure what a durable call costs. Without flags it takes about two minutes.",
     )
-    parser.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help="to take the median of (default 9)")
-    parser.add_argument(
-        "--calls", type=int, default=CALLS, metavar="N", help="calls of each kind in a round (default 50)"
-    )
-    parser.add_argument(
-        "--tool-ms", type=int, default=TOOL_MS, metavar="MS", help="that the agent's slow tool takes (default 50)"
-    )
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
-    parser.add_argument(
-        "--full", action="store_true", help="growth up to a million stored calls; so does --only growth"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all results to FILE")
-    parser.add_argument("--chart", type=Path, metavar="FOLDER", help="draw benchmark.svg and .png into FOLDER")
-    parser.add_argument("--live", action="store_true", help="a real model and the real web alone; needs a key")
+    add = parser.add_argument
+    add("--rounds", type=int, default=ROUNDS, metavar="N", help="to take the median of (default 9)")
+    add("--calls", type=int, default=CALLS, metavar="N", help="calls of each kind in a round (default 50)")
+    add("--tool-ms", type=int, default=TOOL_MS, metavar="MS", help="that the agent's slow tool takes (default 50)")
+    add("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=f"of {', '.join(SECTIONS)}")
+    add("--full", action="store_true", help="growth up to a million stored calls; so does --only growth")
+    add("--json", type=Path, metavar="FILE", help="write all results to FILE")
+    add("--chart", type=Path, metavar="FOLDER", help="draw benchmark.svg and .png into FOLDER")
+    add("--live", action="store_true", help="a real model and the real web alone; needs a key")
     arguments = parser.parse_args()
     for name, least in (("rounds", 1), ("calls", 1), ("tool_ms", 0)):
         if getattr(arguments, name) < least:
@@ -120,7 +102,7 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.json and not arguments.json.absolute().parent.is_dir():
         parser.error(f"--json: there is no folder {arguments.json.absolute().parent}")
     arguments.full = arguments.full or arguments.only == ["growth"]
-    if arguments.live and choose_model(offline=False)[2] != "live":
+    if arguments.live and choose_model(offline=False)[1] != "live":
         parser.error("--live needs OPENAI_API_KEY or GEMINI_API_KEY")
     if arguments.only and "dbos" in arguments.only and not dbos.is_installed():
         parser.error(f"dbos is {NOT_INSTALLED}")
@@ -144,11 +126,13 @@ def main() -> None:
         for group in [together, *([name] for name in names if name not in together)]:
             if group:
                 rounds = arguments.rounds if group is together else min(arguments.rounds, ROUNDS_FEW)
-                asyncio.run(until_stopped(measure(group, sections, rounds, arguments, results)))
+                measuring = measure(group, sections, rounds, arguments, results)
+                asyncio.run(interruptible(measuring, CANCEL_AGAIN_SECONDS))
     except (BenchmarkError, NexumError, AgentsException, openai.OpenAIError) as error:
         sys.exit(f"The benchmark could not be run: {error_line(error)}")
-    except Interrupted:
-        sys.exit(130)
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        sys.exit(ctrl_c.EXIT_CODE)
     report.show(console, results, sections)
     report.show_comparisons(console, results)
     if arguments.json:

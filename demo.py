@@ -9,6 +9,11 @@ offline agent, which reads the pages in offline/. You will see each turn and eac
 second time, when nobody is asked.
 """
 
+from offline import ctrl_c
+
+if __name__ == "__main__":
+    ctrl_c.listen()  # from the first moment on
+
 import argparse
 import asyncio
 import logging
@@ -20,125 +25,96 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import openai
-from agents import Agent, ModelProvider, MultiProvider, RunConfig, set_tracing_disabled
-from agents.exceptions import AgentsException
-from agents.models import get_default_model
-
-from dev import local_nexum
-from durable_approval import run_with_approvals
-from durable_model import durable_models
-from durable_session import DurableCallError, DurableEvent, check_session_id, durable_session, nexum_client
-from nexum_runtime import NexumError
-from nexum_runtime.signals import stop_requested
-from nexum_runtime.wire import DEFAULT_ADDRESS
-from submit_task import durable_tool
-from terminal import RunView, command_line
-from tools import save_report, visit_webpage, web_search
+from offline import screen  # and all that takes a second to import comes after the header
 
 QUESTION = "What is durable execution for AI agents?"
 GEMINI_MODEL = "litellm/gemini/gemini-3.8-flash"
 MAX_TURNS = 20
 
 
-def build_agent(model: str, saves_report: bool = False) -> Agent[Any]:
-    agent = Agent[Any](
-        name="Researcher",
-        instructions=(
-            "You are a research assistant. Search the web for what the question needs, read the most promising pages, "
-            "and answer from what you read: clearly, in Markdown, with the URL of every source."
-        ),
-        # As usual, and gone with the process:  tools=[function_tool(web_search), function_tool(visit_webpage)]
-        tools=[durable_tool(web_search, effect="read"), durable_tool(visit_webpage, effect="read")],
-        model=model,
+def build_agent(model: str | None, saves_report: bool = False) -> Any:
+    """The agent. Its tools are executed by worker.py, and so are not gone with this process."""
+    from agents import Agent
+
+    from nexum_agents import durable_tool
+    from tools import save_report, visit_webpage, web_search
+
+    # As usual:  tools=[function_tool(web_search), function_tool(visit_webpage)]
+    tools: list[Any] = [durable_tool(web_search, effect="read"), durable_tool(visit_webpage, effect="read")]
+    instructions = (
+        "You are a research assistant. Search the web for what the question needs, read the most promising pages, "
+        "and answer from what you read: clearly, in Markdown, with the URL of every source."
     )
     if saves_report:
-        agent.instructions = f"{agent.instructions} Then save your answer with save_report, and tell it."
-        agent.tools.append(durable_tool(save_report, needs_approval=True))  # not before you say `nexum approve`
-    return agent
+        instructions += " Then save your answer with save_report, and tell it."
+        tools.append(durable_tool(save_report, needs_approval=True))  # not before you say `nexum approve`
+    return Agent(name="Researcher", instructions=instructions, tools=tools, model=model)
 
 
-def choose_model(offline: bool) -> tuple[str, ModelProvider, str]:
-    """The model's name, where it comes from and, in words, which mode that is."""
-    openai_key = os.environ.get("OPENAI_API_KEY")
-    google_key = os.environ.get("GEMINI_API_KEY") or os.environ.get("GOOGLE_API_KEY")
-    named = os.environ.get("MODEL") or (get_default_model() if openai_key else GEMINI_MODEL if google_key else None)
-    if not openai_key or os.environ.get("OPENAI_BASE_URL"):
+def choose_model(offline: bool) -> tuple[str | None, str]:
+    """The model's name, None for the SDK's default, and in words which mode that is."""
+    openai = os.environ.get("OPENAI_API_KEY")
+    google = os.environ.get("GEMINI_API_KEY") or os.environ.get("GOOGLE_API_KEY")
+    named = os.environ.get("MODEL") or (None if openai else GEMINI_MODEL)
+    if offline:
+        return "offline agent", "offline"
+    if not (openai or google or os.environ.get("MODEL")):
+        return "offline agent", "offline, as neither OPENAI_API_KEY nor GEMINI_API_KEY is set"
+    return named, "live"
+
+
+def model_provider(model: str | None, mode: str) -> Any:
+    """Where the model comes from."""
+    from agents import MultiProvider, set_tracing_disabled
+
+    if not os.environ.get("OPENAI_API_KEY") or os.environ.get("OPENAI_BASE_URL"):
         set_tracing_disabled(True)  # traces go to OpenAI, with OpenAI's key
-    if offline or not named:
+    if mode != "live":
         from offline.model import OfflineModels
 
-        why = "" if offline else ", as neither OPENAI_API_KEY nor GEMINI_API_KEY is set"
-        return "offline agent", OfflineModels(), f"offline{why}"
-    if named.startswith("litellm/"):
+        return OfflineModels()
+    if model and model.startswith("litellm/"):
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it fetches a price list when imported
         import litellm
 
         litellm.suppress_debug_info = True  # its errors are said in a sentence, without advertisement
-    return named, MultiProvider(), "live"
+    return MultiProvider()
 
 
-class Interrupted(Exception):
-    """Ctrl-C, or SIGTERM."""
-
-
-async def ask(agent: Agent[Any], question: str, models: ModelProvider) -> str:
-    """The agent's answer. Raises Interrupted when a signal comes first."""
-    run_config = RunConfig(model_provider=models)
-    asking = asyncio.create_task(run_with_approvals(agent, question, max_turns=MAX_TURNS, run_config=run_config))
-    stopping = asyncio.create_task(stop_requested())
-    await asyncio.wait({asking, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if asking.done():
-        stopping.cancel()
-        return str(asking.result().final_output)
-    while not asking.done():  # the SDK may take a cancellation for a tool's failure, tell the model, and go on
-        asking.cancel()
-        await asyncio.wait({asking}, timeout=0.1)
-    await asyncio.gather(asking, return_exceptions=True)
-    raise Interrupted
-
-
-async def run(arguments: argparse.Namespace, session_id: str, view: RunView, again: str) -> str:
+async def run(arguments: argparse.Namespace, session_id: str, view: Any, model: str | None, mode: str) -> str:
     """One run of the session. Returns the agent's answer."""
-    address = os.environ.get("NEXUM_ADDRESS", DEFAULT_ADDRESS)
-    model, models, mode = choose_model(arguments.offline)
-    view.header(Question=arguments.question, Session=session_id, Model=model, Mode=mode, Nexum=address)
+    from agents import RunConfig
 
-    def on_event(event: DurableEvent) -> None:
+    from nexum_agents import durable_session, run_with_approvals
+    from offline.dev import local_nexum
+
+    def on_event(event: Any) -> None:
         view.on_event(event)
         if event.kind in ("stored", "cached") and view.calls == arguments.crash_after:
-            view.stopped("💥 Killed by --crash-after, in the middle of everything.", again)
+            view.stopped("💥 Killed by --crash-after, in the middle of everything.")
             os.kill(os.getpid(), signal.SIGKILL)
 
     async with AsyncExitStack() as stack:
         if arguments.dev:
             flags = ("--offline",) if arguments.offline else ()
-            if not await stack.enter_async_context(local_nexum(address, Path(".nexum"), flags)):
+            if not await stack.enter_async_context(local_nexum(screen.address(), Path(".nexum"), flags)):
                 view.note("--dev uses the Nexum server that was running already")
-        await nexum_client().check()
-        view.saved = stack.enter_context(durable_session(session_id, on_event)).saved
-        if arguments.durable_model:
-            models = durable_models(session_id, models)
-        return await ask(build_agent(model, arguments.save_report), arguments.question, models)
+        session = durable_session(session_id, turns=arguments.durable_model, on_event=on_event)
+        view.saved = (await stack.enter_async_context(session)).saved
+        agent, config = build_agent(model, arguments.save_report), RunConfig(model_provider=model_provider(model, mode))
+        running = run_with_approvals(agent, arguments.question, max_turns=MAX_TURNS, run_config=config)
+        return str((await screen.interruptible(running)).final_output)
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Ask an agent that survives a crash.")
-    parser.add_argument("question", nargs="*", help=f"default: {QUESTION}")
-    parser.add_argument("--offline", action="store_true", help="no network, no key: the offline agent and web")
-    parser.add_argument("--dev", action="store_true", help="bring a server and a worker (logs in .nexum/)")
-    parser.add_argument(
-        "--crash-after", type=int, metavar="N", help="die by SIGKILL right after the Nth completed call"
-    )
-    parser.add_argument(
-        "--save-report", action="store_true", help="let the agent save its answer in reports/, if you approve"
-    )
-    parser.add_argument(
-        "--no-durable-model",
-        dest="durable_model",
-        action="store_false",
-        help="ask the model anew in every run: only the tool calls are recorded",
-    )
+    add = parser.add_argument
+    add("question", nargs="*", help=f"default: {QUESTION}")
+    add("--offline", action="store_true", help="no network, no key: the offline agent and web")
+    add("--dev", action="store_true", help="bring a server and a worker (logs in .nexum/)")
+    add("--crash-after", type=int, metavar="N", help="die by SIGKILL right after the Nth completed call")
+    add("--save-report", action="store_true", help="let the agent save its answer in reports/, if you approve")
+    add("--no-durable-model", dest="durable_model", action="store_false", help="record the tool calls alone")
     arguments = parser.parse_args()
     if arguments.crash_after is not None and arguments.crash_after < 1:
         parser.error("--crash-after must be at least 1")
@@ -148,32 +124,23 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    logging.getLogger("openai.agents").setLevel(logging.CRITICAL)  # what goes wrong is said below, once
     session_id = os.environ.get("SESSION_ID") or f"demo-{secrets.token_hex(3)}"
+    model, mode = choose_model(arguments.offline)
+    screen.header(arguments.question, session_id, model or "the SDK's default", mode)
+    again = screen.command_line(session_id, arguments)
+    ctrl_c.says(f"Interrupted. Go on with: {again}")
+    from offline.view import RunView, what_went_wrong
+
+    logging.getLogger("openai.agents").setLevel(logging.CRITICAL)  # what goes wrong is said once, below
+    view = RunView(again)
     try:
-        check_session_id(session_id)
-    except DurableCallError as error:
-        sys.exit(str(error))
-    flags = [flag for flag in ("--offline", "--dev", "--save-report") if vars(arguments)[flag[2:].replace("-", "_")]]
-    flags += [] if arguments.durable_model else ["--no-durable-model"]
-    view, again = RunView(), command_line(session_id, arguments.question, flags)
-    try:
-        answer = asyncio.run(run(arguments, session_id, view, again))
-    except (KeyboardInterrupt, Interrupted):
-        view.stopped("Interrupted.", again)
-        return 130
-    except (DurableCallError, NexumError) as error:
-        view.stopped(str(error), again)
-        return 1
-    except AgentsException as error:
-        view.stopped(f"The agent stopped: {error}", again)
-        return 1
-    except openai.OpenAIError as error:  # litellm's errors are among them
-        view.stopped(f"The model could not be asked: {error}", again)
-        return 1
-    view.answer(answer)
-    view.footer(again)
-    return 0
+        with what_went_wrong(view):
+            view.answer(asyncio.run(run(arguments, session_id, view, model, mode)))
+            view.footer()
+    except KeyboardInterrupt:
+        print(f"\n{view.interrupted}", file=sys.stderr)
+        return ctrl_c.EXIT_CODE
+    return view.code
 
 
 if __name__ == "__main__":

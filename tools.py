@@ -11,16 +11,15 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import offline
-import webpage
+from nexum_agents import ToolError
 from nexum_runtime.text import size_text
-from workflow import ToolError
+from offline import webpage
 
 SEARCH_RESULTS_MAX = 20
 SEARCH_ENGINE_TIMEOUT_S = 5  # for each search engine
@@ -122,11 +121,7 @@ def _replace_file(folder: int, name: str, content: bytes) -> None:
         raise
 
 
-TOOLS: dict[str, Callable[..., Any]] = {  # what a worker may run, by name; sync functions run in threads
-    "web_search": web_search,
-    "visit_webpage": visit_webpage,
-    "save_report": save_report,
-}
+TOOLS: list[Any] = [web_search, visit_webpage, save_report]  # what a worker may run; sync functions run in threads
 
 
 async def _search_live(query: str, count: int) -> list[tuple[str, str, str]]:

@@ -1,103 +1,100 @@
-"""What an agent does as Nexum workflows, each a single EFFECT node, some behind a person's yes.
+"""A Nexum workflow of your own, on the same server and the same worker, with no agent in it.
 
-openai-agents-tool-call   a tool call, executed by worker.py
-    input    {"tool_name": "web_search", "tool_args": {"query": "durable execution", "max_results": 5}}
-    output   {"result": "1. Durable execution …", "duration_ms": 412}
+    python workflow.py "What is durable execution?"      # the answer waits for your yes: nexum approve ID
 
-openai-agents-approved-tool-call  the same, after a HUMAN_APPROVAL node: nobody executes it before a person has said yes
-    input, output  the same
+A workflow is a graph of nodes. An agent's tool call is the smallest there is, one EFFECT node:
 
-openai-agents-approval    only the yes, to a call that the SDK itself holds back
-    input    the same
-    output   {"approved": true, "approver": "anna", "comment": "fine"}
+    workflow("openai-agents-tool-call").effect("tool_call", Recorded, execute_the_tool).build()
 
-openai-agents-local-call  a tool call that the agent's own process executes: a local effect
-    input    the same
-    output   {"result": what recording.py makes of it, "duration_ms": 3}
-
-openai-agents-model-turn  a turn of the model, another local effect
-    input    {"model": "gpt-5", "instructions": "5d41402abc4b2a76", "input": [["user", "7d793037a0760186"]], …}
-    output   {"result": what recording.py makes of it, "duration_ms": 2310, "tokens": 812}
+Here are four: search → read → approval → save. Each EFFECT is executed by worker.py and recorded by the server before
+the next one begins, so kill what you like and run it again: with the same SESSION_ID it is the same execution, and it
+goes on where it broke. You will see where the report was saved.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Any
+from offline import ctrl_c
 
-from nexum import WorkflowDef, workflow
+if __name__ == "__main__":
+    ctrl_c.listen()  # from the first moment on
+
+import asyncio
+import os
+import re
+import sys
+from functools import cache
+
+from nexum import workflow
 from nexum.context import ContextView
-from pydantic import BaseModel, model_validator
+from pydantic import BaseModel
 
-from nexum_runtime import TaskError, human_approval
+import tools
+from nexum_agents import ToolError
+from nexum_runtime import Client, NexumError, human_approval
+from nexum_runtime.wire import DEFAULT_ADDRESS
 
-NODE = "tool_call"
-APPROVAL_NODE = "approval"
-
-
-class ToolCall(BaseModel):
-    """What an execution is started with."""
-
-    tool_name: str
-    tool_args: dict[str, Any]
+DAY_SECONDS = 86_400.0
 
 
-def _with_no_duration(recorded: Any) -> Any:
-    """What `nexum resolve --result TEXT` records is the text alone."""
-    return {"result": recorded, "duration_ms": 0} if isinstance(recorded, str) else recorded
+class Found(BaseModel):
+    url: str
 
 
-class ToolResult(BaseModel):
-    """What is recorded: the text the model gets, and how long the tool took, in milliseconds."""
-
-    result: str
-    duration_ms: int
-
-    @model_validator(mode="before")
-    @classmethod
-    def _a_persons_word(cls, recorded: Any) -> Any:
-        return _with_no_duration(recorded)
+class Page(BaseModel):
+    text: str
 
 
-class ToolError(TaskError):
-    """Raised by a tool to say in its own words what went wrong, to the model.
-
-    `retryable=False` says that it will go wrong again; `unknown=True` that it may have had its effect all the same.
-    """
+class Saved(BaseModel):
+    where: str
 
 
-async def _runs_in_the_worker(context: ContextView) -> ToolResult:
-    raise NotImplementedError("tool calls are executed by worker.py")
+async def search(context: ContextView) -> Found:
+    found = await tools.web_search(context.input["question"], max_results=1)
+    url = re.search(r"https?://\S+", found)
+    if url is None:
+        raise ToolError(f"Nothing was found. {found}", retryable=False)
+    return Found(url=url[0])
 
 
-class Local(BaseModel):
-    """What is recorded of a local effect: the value as JSON, how long it took, and the tokens it was charged."""
-
-    result: Any
-    duration_ms: int
-    tokens: int = 0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _a_persons_word(cls, recorded: Any) -> Any:
-        return _with_no_duration(recorded)
+async def read(context: ContextView) -> Page:
+    return Page(text=await tools.visit_webpage(context.get("search").url))
 
 
-async def _runs_in_its_own_process(context: ContextView) -> Local:
-    raise NotImplementedError("a local effect is executed by the process that starts it")
+async def save(context: ContextView) -> Saved:
+    name = re.sub(r"\W+", "-", context.input["question"].lower()).strip("-")[:60]
+    return Saved(where=tools.save_report(f"{name}.md", context.get("read").text))
 
 
-def tool_call_workflow(handler: Callable[[ContextView], Awaitable[ToolResult]] = _runs_in_the_worker) -> WorkflowDef:
-    """The workflow. Who submits calls needs its shape only; the worker passes the handler that runs them."""
-    return workflow("openai-agents-tool-call").effect(NODE, ToolResult, handler).build()
+REPORT = (
+    human_approval(workflow("report").effect("search", Found, search).effect("read", Page, read), "approval")
+    .effect("save", Saved, save)
+    .build()
+)
 
 
-def approved_tool_call_workflow(
-    handler: Callable[[ContextView], Awaitable[ToolResult]] = _runs_in_the_worker,
-) -> WorkflowDef:
-    """The same for calls that need a person's yes."""
-    approved = human_approval(workflow("openai-agents-approved-tool-call"), APPROVAL_NODE)
-    return approved.effect(NODE, ToolResult, handler).build()
+@cache
+def say_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
-APPROVAL = human_approval(workflow("openai-agents-approval"), APPROVAL_NODE).build()
-LOCAL_CALL = workflow("openai-agents-local-call").effect("local_call", Local, _runs_in_its_own_process).build()
-MODEL_TURN = workflow("openai-agents-model-turn").effect("model_turn", Local, _runs_in_its_own_process).build()
+async def main(question: str, session_id: str) -> None:
+    def on_wait(what: str) -> None:  # every few seconds
+        if what == "approval":
+            say_once(f"The report waits for your yes: nexum approve {execution_id}")
+
+    execution_id = f"{session_id}/report/0"
+    async with Client(os.environ.get("NEXUM_ADDRESS", DEFAULT_ADDRESS)) as nexum:
+        await nexum.check()
+        outcome = await nexum.execute(
+            REPORT, {"question": question}, execution_id=execution_id, timeout=DAY_SECONDS, on_wait=on_wait
+        )
+    if outcome.status != "COMPLETED":
+        raise SystemExit(f"The report is {outcome.status}: {outcome.error}")
+    print(outcome.outputs["save"]["where"])
+
+
+if __name__ == "__main__":
+    ctrl_c.says("Interrupted. Run it again, and it goes on.")
+    try:
+        asked = " ".join(sys.argv[1:]) or "What is durable execution?"
+        asyncio.run(main(asked, os.environ.get("SESSION_ID") or "report"))
+    except NexumError as error:
+        raise SystemExit(str(error)) from None

@@ -18,10 +18,10 @@ from bench.context import Context
 from bench.counting import MAX_TURNS, QUESTION, CountingModels
 from bench.measure import Kind, Results, Samples, shown, timed
 from bench.tools_worker import look_up
-from durable_model import durable_models
-from durable_session import durable_session, nexum_client
-from submit_task import WORKFLOW, durable_tool
-from workflow import MODEL_TURN
+from nexum_agents import durable_session, durable_tool
+from nexum_agents.clients import nexum_client
+from nexum_agents.workflows import MODEL_TURN
+from nexum_agents.workflows import TOOL_CALL as WORKFLOW
 
 
 class Counted(RunHooks[Any]):
@@ -75,7 +75,7 @@ class Runs:
         ]
 
     async def run_plain(self) -> Run:
-        counted, ms = await self._run(self.plain, new_session(), turns=False)
+        counted, ms = await self._run(self.plain)
         return Run(ms, counted.calls, counted.turns)
 
     async def run_cold_tools(self) -> Run:
@@ -87,18 +87,16 @@ class Runs:
 
     async def _run_durable(self, session_id: str, *, turns: bool) -> Run:
         before = await begun(session_id)
-        counted, ms = await self._run(self.durable, session_id, turns=turns)
+        with durable_session(session_id, turns=turns):
+            counted, ms = await self._run(self.durable)
         now = await begun(session_id) - before
         return Run(ms, now[WORKFLOW.workflow_id], now[MODEL_TURN.workflow_id] if turns else counted.turns)
 
-    async def _run(self, agent: Agent[Any], session_id: str, *, turns: bool) -> tuple[Counted, float]:
+    async def _run(self, agent: Agent[Any]) -> tuple[Counted, float]:
         counted = Counted()
-        with durable_session(session_id):
-            models = durable_models(session_id, self.models) if turns else self.models
-            run_config = RunConfig(model_provider=models)
-            running = Runner.run(agent, self.question, max_turns=MAX_TURNS, run_config=run_config, hooks=counted)
-            ms = await timed(running)
-        return counted, ms
+        run_config = RunConfig(model_provider=self.models)
+        running = Runner.run(agent, self.question, max_turns=MAX_TURNS, run_config=run_config, hooks=counted)
+        return counted, await timed(running)
 
 
 def new_session() -> str:

@@ -9,10 +9,9 @@ from bench.context import SLICES, Context
 from bench.effect_worker import EFFECT
 from bench.floor import CALLERS
 from bench.measure import BenchmarkError, Kind, Results, Samples, one_by_one, per_second, shown
-from durable_session import durable_session
+from nexum_agents import CallEvent, durable_session, submit_tool_call
+from nexum_agents.workflows import LOCAL_CALL
 from nexum_runtime import Client
-from submit_task import CallEvent, submit_tool_call
-from workflow import LOCAL_CALL
 
 INPUT = {"chars": 100}
 
@@ -61,7 +60,7 @@ async def tool_calls(session_id: str, calls: int, expected: str) -> Samples:
         if isinstance(event, CallEvent) and event.kind != "started":
             told.append(event.kind)
 
-    with durable_session(session_id, on_event):
+    with durable_session(session_id, on_event=on_event):
         samples = await one_by_one(
             submit_tool_call("look_up", {"number": number, "delay_ms": 0}, session_id) for number in range(calls)
         )

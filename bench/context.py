@@ -33,7 +33,7 @@ class Context:
     async def nexum(self) -> Nexum:
         """A server with an empty database, a worker for `effect_worker.EFFECT` and one for the agent's tools.
 
-        `durable_session.nexum_client` finds it, too.
+        `nexum_agents` finds it, too.
         """
         if self._nexum is None:
             server, address = await self.stack.enter_async_context(
@@ -41,7 +41,7 @@ class Context:
             )
             os.environ["NEXUM_ADDRESS"] = address
             await self.worker(address, "bench.effect_worker")
-            await self.worker(address, "bench.tools_worker", "--concurrency", str(TOOL_CALLS_AT_ONCE))
+            await self.worker(address, "bench.tools_worker", str(TOOL_CALLS_AT_ONCE))
             self._nexum = Nexum(await self.client(address), server)
         return self._nexum
 

@@ -15,9 +15,11 @@ from bench.calls import INPUT, Caller, tool_calls
 from bench.context import SLICES, Context
 from bench.measure import Kind, Results, Samples, one_by_one, shown
 from bench.stored import fill
-from durable_session import DurableSession, nexum_client
+from nexum_agents.clients import nexum_client
+from nexum_agents.sessions import root_of
+from nexum_agents.tools import place_of_call
+from nexum_agents.workflows import ToolCall
 from nexum_runtime.wire import canonical_json
-from workflow import ToolCall
 
 STORED = (100, 10_000)
 STORED_MOST = 1_000_000
@@ -121,10 +123,10 @@ async def long_session(context: Context) -> list[Kind]:
 
 
 def session_calls() -> Iterable[tuple[str, str]]:
-    session = DurableSession(SESSION)
+    scope = root_of(SESSION)
     for number in range(SESSION_CALLS):
         call = ToolCall(tool_name=TOOL, tool_args={"number": number, "delay_ms": 0})
-        yield session.next_execution_id(TOOL, call.tool_args), canonical_json(call.model_dump())
+        yield place_of_call(scope, TOOL, call.tool_args).execution_id, canonical_json(call.model_dump())
 
 
 def sentence(results: Results) -> str:

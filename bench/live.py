@@ -5,16 +5,16 @@ from agents import function_tool
 from bench.agent import Runs
 from bench.context import Context
 from bench.measure import Kind, Results, shown
-from demo import QUESTION, build_agent, choose_model
+from demo import QUESTION, build_agent, choose_model, model_provider
 from tools import visit_webpage, web_search
 
 
 async def kinds(context: Context) -> list[Kind]:
     await context.nexum()
-    model, models, _ = choose_model(offline=False)
+    model, mode = choose_model(offline=False)
     agent = build_agent(model)
     plain = agent.clone(tools=[function_tool(web_search), function_tool(visit_webpage)])
-    runs = Runs(plain, agent, models, QUESTION)
+    runs = Runs(plain, agent, model_provider(model, mode), QUESTION)
     context.executed.append(runs.executed)
     return runs.kinds("live")
 

@@ -1,12 +1,12 @@
-"""worker.py as it is, with one tool more, which does nothing or takes its time.
+"""A worker with the agent's tool, which does nothing or takes its time.
 
-python -m bench.tools_worker [the flags of worker.py]
+python -m bench.tools_worker [how many calls at once]
 """
 
 import asyncio
+import sys
 
-import tools
-import worker
+from nexum_agents import serve
 
 FOUND = "A recorded result is never recomputed and never lost: it is committed and synced before the agent sees it."
 
@@ -24,5 +24,4 @@ async def look_up(number: int, delay_ms: int) -> str:
 
 
 if __name__ == "__main__":
-    tools.TOOLS["look_up"] = look_up
-    asyncio.run(worker.main())
+    serve([look_up], concurrency=int(sys.argv[1]) if sys.argv[1:] else 8)

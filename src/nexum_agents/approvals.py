@@ -11,11 +11,12 @@ from typing import Any
 from agents import Agent, Runner, RunResult, RunState, ToolApprovalItem, UserError
 from pydantic_core import to_jsonable_python
 
+from nexum_agents import seams
 from nexum_agents.calls import parsed_arguments, shown_arguments
 from nexum_agents.clients import nexum_client
 from nexum_agents.errors import DurableCallError
 from nexum_agents.events import CallEvent
-from nexum_agents.sessions import WAIT_SECONDS, Scope, current_scope, digest
+from nexum_agents.sessions import WAIT_SECONDS, Place, current_scope, digest
 from nexum_agents.tools import rejection
 from nexum_agents.workflows import APPROVAL, LOCAL_CALL, LOCAL_NODE, Recorded, ToolCall
 from nexum_runtime import LimitExceeded, NexumError
@@ -36,24 +37,31 @@ async def run_with_approvals(agent: Agent[Any], input: Any, **run_options: Any) 
         raise DurableCallError(
             f"Agent {agent.name!r} was run outside of a session: put it inside `with durable_session(session_id):`."
         )
-    state = await _kept_state(scope, agent, input)
-    while True:
-        if state is not None:
-            await _ask_people(scope, state)
-        result = await Runner.run(agent, state or input, **run_options)
-        if not result.interruptions:
-            return result
-        state = result.to_state()
-        await _keep_state(scope, agent, input, state)
+    place = scope.place("run with approvals", STATE, [agent.name, digest(input)])
+    try:
+        state = await _kept_state(place, agent)
+        while True:
+            if state is not None:
+                await _ask_people(place, state)
+            result = await Runner.run(agent, state or input, **run_options)
+            if not result.interruptions:
+                return result
+            state = result.to_state()
+            await _keep_state(place, input, state)
+    except BaseException:
+        scope.give_back(place)  # the next one alike goes on with it
+        raise
 
 
-async def _keep_state(scope: Scope, agent: Agent[Any], input: Any, state: RunState[Any, Any]) -> None:
+async def _keep_state(place: Place, input: Any, state: RunState[Any, Any]) -> None:
     """Record the state of an interrupted run. One that is too large for Nexum is let go: then a run again replays."""
+    scope = place.scope
     calls = [[each.qualified_name, each.arguments] for each in state.get_interruptions()]
-    asked = to_jsonable_python(input)
-    about = ToolCall(tool_name=STATE, tool_args={"input": asked, "calls": calls}).model_dump()
-    execution_id = scope.place("state", STATE, about).execution_id
-    result = {"of": _of(scope, agent, input), "state": state.to_json()}
+    _, responses, _ = seams.resumed(state)
+    asked = {"input": to_jsonable_python(input), "turn": len(responses), "calls": calls}
+    about = ToolCall(tool_name=STATE, tool_args=asked).model_dump()
+    execution_id = scope.place("state", _name(place), about).execution_id
+    result = state.to_json()
 
     async def keep() -> dict[str, Any]:
         return {"result": result, "duration_ms": 0}
@@ -68,34 +76,33 @@ async def _keep_state(scope: Scope, agent: Agent[Any], input: Any, state: RunSta
         raise scope.stop(str(error)) from None
 
 
-async def _kept_state(scope: Scope, agent: Agent[Any], input: Any) -> RunState[Any, Any] | None:
-    """The latest state that is recorded, or None if that is not of this agent with this input."""
+async def _kept_state(place: Place, agent: Agent[Any]) -> RunState[Any, Any] | None:
+    """The latest state of this run that is recorded, or None."""
+    scope = place.scope
     await scope.session.open()
     try:
-        prefix = f"{scope.session.session_id}/{STATE}/"
+        prefix = f"{scope.session.session_id}/{_name(place)}/"
         newest = await nexum_client().executions(prefix, limit=1, status="COMPLETED")
         if not newest:
             return None
         outcome = await nexum_client().status(newest[0].execution_id)
     except NexumError as error:
         raise scope.stop(str(error)) from None
-    kept = Recorded.model_validate(outcome.outputs[LOCAL_NODE]).result
-    if kept["of"] != _of(scope, agent, input):
-        return None
     try:
-        return await RunState.from_json(agent, kept["state"])
+        return await RunState.from_json(agent, Recorded.model_validate(outcome.outputs[LOCAL_NODE]).result)
     except UserError:  # the agent is another one by now: the run is replayed, and goes on from where it differs
         return None
 
 
-def _of(scope: Scope, agent: Agent[Any], input: Any) -> str:
-    return digest([scope.key, agent.name, input])
+def _name(place: Place) -> str:
+    """What the states of a run are called in an execution id."""
+    return f"{STATE}-{place.alike}-{place.number}"
 
 
-async def _ask_people(scope: Scope, state: RunState[Any, Any]) -> None:
+async def _ask_people(run: Place, state: RunState[Any, Any]) -> None:
     """Wait until each interruption of a state is answered, and tell the state."""
     interruptions = state.get_interruptions()
-    refusals = await asyncio.gather(*(_ask(scope, each) for each in interruptions))
+    refusals = await asyncio.gather(*(_ask(run, each) for each in interruptions))
     for interruption, refusal in zip(interruptions, refusals, strict=True):
         if refusal:
             state.reject(interruption, rejection_message=refusal)
@@ -103,11 +110,12 @@ async def _ask_people(scope: Scope, state: RunState[Any, Any]) -> None:
             state.approve(interruption)
 
 
-async def _ask(scope: Scope, interruption: ToolApprovalItem) -> str:
+async def _ask(run: Place, interruption: ToolApprovalItem) -> str:
     """ "" for a yes, else what the model is told."""
+    scope = run.scope
     tool_name, session = interruption.qualified_name or "tool", scope.session
     tool_args = parsed_arguments(interruption.arguments or "")
-    place = scope.place("approval", f"approval:{tool_name}", [tool_args, interruption.call_id])
+    place = scope.place("approval", f"approval:{tool_name}", [run.id, tool_args, interruption.call_id])
 
     def tell(kind: Any, detail: str = "") -> None:
         session.tell(CallEvent(kind, place.execution_id, tool_name, shown_arguments(tool_args), detail=detail))

@@ -15,7 +15,7 @@ from nexum_agents.recording import Unrecordable
 from nexum_agents.sessions import WAIT_SECONDS, Effect, Place
 from nexum_agents.values import ERROR, TEXT, Value, from_value, to_value
 from nexum_agents.workflows import LOCAL_CALL, LOCAL_NODE, Recorded, ToolCall
-from nexum_runtime import LimitExceeded, NexumError, Outcome
+from nexum_runtime import LimitExceeded, NexumError, Outcome, TaskError
 from nexum_runtime.wire import canonical_json, is_nested_too_deeply
 
 Call = Callable[[], Awaitable[Any]]
@@ -98,7 +98,10 @@ async def recorded(
             raised.append(error)
             if not keep_error(error):
                 raise
-            value = Value(None, str(error), ERROR)
+            words = (
+                str(error) or type(error).__name__ if isinstance(error, Exception) else str(error)
+            )  # as the SDK has it
+            value = Value(None, words, ERROR)
         else:
             returned.append(result if exactly else value.value)
             if exactly and value.form == TEXT:
@@ -124,6 +127,8 @@ async def recorded(
     except BaseException as error:
         if raised and error is raised[0]:  # by the call itself
             scope.give_back(place)
+            if isinstance(error, TaskError) and error.unknown:
+                scope.unknown = OutcomeUnknown(_unknown(name, str(error)))
             if isinstance(error, Exception):
                 tell("failed", detail=f"{type(error).__name__}: {error}")
             raise
@@ -140,7 +145,8 @@ async def recorded(
         raise
     if outcome.error_code == "OUTCOME_UNKNOWN":
         tell("unknown", detail=outcome.error or "")
-        raise unknown_outcome(name, outcome)
+        scope.unknown = unknown_outcome(name, outcome)
+        raise scope.unknown
     if outcome.status != "COMPLETED":
         tell("failed", detail=outcome.error or "")
         raise ToolFailed(outcome.error or f"The call was {outcome.status.lower()}.")
@@ -152,11 +158,20 @@ async def recorded(
     return replayed(outcome.outputs)
 
 
+def _words(error: BaseException) -> str:
+    """What the SDK tells the model of an error: one without words is told by its class."""
+    return str(error) or (type(error).__name__ if isinstance(error, Exception) else "")
+
+
 def unknown_outcome(tool_name: str, outcome: Outcome) -> OutcomeUnknown:
     """What the model is told of a call whose outcome is not known."""
-    return OutcomeUnknown(
+    return OutcomeUnknown(_unknown(tool_name, why(outcome)))
+
+
+def _unknown(tool_name: str, what_is_known: str) -> str:
+    return (
         f"This call of {tool_name} may or may not have run. Assume neither, and do not make it again: a person has "
-        f"to find out first. What is known: {why(outcome)}"
+        f"to find out first. What is known: {what_is_known}"
     )
 
 

@@ -17,7 +17,7 @@ class ToolError(TaskError):
     """
 
 
-class ToolFailed(Exception):
+class ToolFailed(AgentsException):
     """The tool ran and failed. The model is told its words, and the run goes on."""
 
 

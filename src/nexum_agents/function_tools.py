@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from agents import FunctionTool
+from mcp.types import Tool
 
 from nexum_agents import seams
 from nexum_agents.calls import parsed_arguments, recorded
@@ -56,9 +57,18 @@ async def _called(scope: Scope, tool: FunctionTool, context: Any, arguments: str
     if seams.is_agent_tool(tool):
         return await _agent_called(scope.place("agent", name, asked, number), name, asked, context, invoke)
     note: dict[str, Any] = {}
+    raised: list[ToolFailed] = []
 
     async def call() -> Any:
-        return _noted(note, seams.invocation(await invoke(), context))
+        inside = current_scope()
+        try:
+            found = seams.invocation(await invoke(), context)
+            if found.is_generated_error and inside is not None and inside.unknown is not None:
+                raise inside.unknown  # the SDK would ask the model to try again what may have happened
+            return _noted(note, found)
+        except ToolFailed as error:  # of a step inside, and the tool tells no model of its failures
+            raised.append(error)
+            raise
 
     try:
         output = await recorded(
@@ -72,6 +82,8 @@ async def _called(scope: Scope, tool: FunctionTool, context: Any, arguments: str
             note=note,
         )
     except ToolFailed as failed:
+        if failed in raised and not seams.tells_failures(tool, context):
+            raise
         if note.get(CANCELLED):
             raise asyncio.CancelledError(str(failed)) from None
         output = str(failed)
@@ -135,6 +147,11 @@ def list_mcp_tools(plain: Any) -> Any:
     return list_mcp_tools
 
 
+def _as_mcp_has_it(tool: Tool) -> Tool:
+    """A server of one's own may list objects of a class of its own, which a record could not name."""
+    return tool if type(tool) is Tool else Tool.model_validate(tool.model_dump(by_alias=True))
+
+
 class _Lister(StandIn):
     """Stands for an MCP server whose list of tools is recorded."""
 
@@ -146,7 +163,7 @@ class _Lister(StandIn):
         content = {"server": self._stands_for.name, "agent": getattr(agent, "name", "")}
 
         async def call() -> Any:
-            return list(await self._stands_for.list_tools(run_context, agent))
+            return [_as_mcp_has_it(each) for each in await self._stands_for.list_tools(run_context, agent)]
 
         place = self._scope.place("mcp", "list-mcp-tools", content)
         return await recorded(place, "list-mcp-tools", content, call, "read", exactly=True, quietly=True)

@@ -5,10 +5,13 @@ Otherwise a run again would find in the conversation what the run before has add
 
 from typing import Any
 
+from agents.memory import is_openai_responses_compaction_aware_session
 from pydantic_core import to_jsonable_python
 
+from nexum_agents import seams
 from nexum_agents.calls import Call, recorded
 from nexum_agents.sessions import Scope, current_scope
+from nexum_agents.standin import StandIn
 
 
 def get(plain: Any) -> Any:
@@ -74,6 +77,32 @@ def pop(plain: Any, get_plain: Any) -> Any:
         return last[0] if last else None
 
     return pop_item
+
+
+def compact(plain: Any) -> Any:
+    """The seam at which a session may have a model condense it."""
+
+    async def apply(session: Any, **options: Any) -> None:
+        scope = current_scope()
+        if scope is not None and is_openai_responses_compaction_aware_session(session):
+            session = _Compacting(session, scope)
+        await plain(session, **options)
+
+    return apply
+
+
+class _Compacting(StandIn):
+    """Stands for a session that is condensed once."""
+
+    def __init__(self, session: Any, scope: Scope) -> None:
+        super().__init__(session)
+        self._scope = scope
+
+    async def run_compaction(self, args: Any = None, *, wrapper: Any = None) -> None:
+        async def run() -> None:
+            await seams.call_session(self._stands_for.run_compaction, args, wrapper=wrapper)
+
+        await _recorded(self._scope, self._stands_for, "run_compaction", {"args": _plain(args)}, run)
 
 
 async def _recorded(

@@ -1,6 +1,7 @@
 """The SDK's other tools, recorded at the one function that does the work: executors, editors, computers.
 
-What such a function raises the SDK tells the model, and so that is recorded as well.
+What such a function raises the SDK tells the model, and so that is recorded as well. Not of a local shell or a
+computer: what these raise ends the run, and the next run tries again.
 """
 
 import copy
@@ -9,8 +10,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from agents.editor import ApplyPatchResult
 from pydantic_core import to_jsonable_python
 
+from nexum_agents import seams
 from nexum_agents.calls import recorded
 from nexum_agents.sessions import Scope, current_scope
 from nexum_agents.standin import StandIn
@@ -18,10 +21,11 @@ from nexum_agents.standin import StandIn
 Do = Callable[..., Any]
 
 
-def executed(field: str, does: str, content: Callable[..., Any]) -> Callable[[Any], Any]:
+def executed(field: str, does: str, content: Callable[..., Any], *, tells_errors: bool = True) -> Callable[[Any], Any]:
     """A seam at which `call.<field>`, a tool, is executed by its function `<does>`.
 
-    `content(call, *arguments)` is what the call is known by.
+    `content(call, *arguments)` is what the call is known by. With `tells_errors` the SDK tells the model what that
+    function raises.
     """
 
     def seam(plain: Any) -> Any:
@@ -29,7 +33,9 @@ def executed(field: str, does: str, content: Callable[..., Any]) -> Callable[[An
             scope, tool = current_scope(), getattr(call, field)
             if scope is not None and getattr(tool, does) is not None:
                 durable = copy.copy(tool)
-                setattr(durable, does, _recorded_function(scope, tool, getattr(tool, does), call, content))
+                setattr(
+                    durable, does, _recorded_function(scope, tool, getattr(tool, does), call, content, tells_errors)
+                )
                 call = replace(call, **{field: durable})
             return await plain(cls, call=call, **options)
 
@@ -38,12 +44,14 @@ def executed(field: str, does: str, content: Callable[..., Any]) -> Callable[[An
     return seam
 
 
-def _recorded_function(scope: Scope, tool: Any, function: Do, call: Any, content: Callable[..., Any]) -> Do:
+def _recorded_function(
+    scope: Scope, tool: Any, function: Do, call: Any, content: Callable[..., Any], tells_errors: bool
+) -> Do:
     async def recorded_function(*arguments: Any) -> Any:
         async def do() -> Any:
             return await _awaited(function(*arguments))
 
-        return await _recorded(scope, tool.name, content(call, *arguments), do)
+        return await _recorded(scope, tool.name, content(call, *arguments), do, tells_errors=tells_errors)
 
     return recorded_function
 
@@ -81,7 +89,7 @@ class _Editor(StandIn):
             return await _awaited(edit(operation))
 
         content = {"operation": operation.type, "path": operation.path, "diff": operation.diff}
-        return await _recorded(self._scope, self._name, content, do)
+        return await _recorded(self._scope, self._name, content, do, returns=ApplyPatchResult | str | None)
 
 
 def computer(plain: Any) -> Any:
@@ -91,17 +99,19 @@ def computer(plain: Any) -> Any:
         scope = current_scope()
         if scope is None:
             return await plain(cls, computer, tool_call)
-        content = {"actions": [_plain(action) for action in cls._iter_actions(tool_call)]}
+        content = {"actions": [_plain(action) for action in seams.actions_of(tool_call)]}
 
         async def do() -> Any:
             return await plain(cls, computer, tool_call)
 
-        return await _recorded(scope, "computer", content, do)
+        return await _recorded(scope, "computer", content, do, tells_errors=False)
 
     return execute
 
 
-async def _recorded(scope: Scope, name: str, content: Any, do: Any) -> Any:
+async def _recorded(
+    scope: Scope, name: str, content: Any, do: Any, *, returns: Any = None, tells_errors: bool = True
+) -> Any:
     scope.check()
     scope.session.meet_tools([name])
     effect = scope.session.effect_of(name)
@@ -109,7 +119,15 @@ async def _recorded(scope: Scope, name: str, content: Any, do: Any) -> Any:
     if effect == "replay":
         with scope.inside(place):
             return await do()
-    return await recorded(place, name, content, do, effect, keep_error=lambda error: isinstance(error, Exception))
+    return await recorded(
+        place,
+        name,
+        content,
+        do,
+        effect,
+        returns=returns,
+        keep_error=lambda error: tells_errors and isinstance(error, Exception),
+    )
 
 
 async def _awaited(result: Any) -> Any:

@@ -1,16 +1,15 @@
 """A run in a session: where it begins and ends, and what cannot be run in one."""
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
-from agents import Agent, OpenAIConversationsSession, RunState
+from agents import Agent, FunctionTool, Handoff, OpenAIConversationsSession, RunState
 from agents.sandbox import SandboxAgent
 
 from nexum_agents import seams
 from nexum_agents.calls import parsed_arguments
 from nexum_agents.errors import DurableCallError
-from nexum_agents.sessions import current_scope, digest, enter
+from nexum_agents.sessions import current_scope, digest, enter, tell_if_left_out
 
 
 def run(plain: Any) -> Any:
@@ -19,6 +18,7 @@ def run(plain: Any) -> Any:
     async def run(self: Any, starting_agent: Any, input: Any, **options: Any) -> Any:
         scope = current_scope()
         if scope is None:
+            tell_if_left_out()
             return await plain(self, starting_agent, input, **options)
         scope.check()
         name, content, pending = _identity(starting_agent, input, options)
@@ -33,17 +33,23 @@ def start_streaming(plain: Any) -> Any:
     """The seam at which `Runner.run_streamed` begins, in a task of its own."""
 
     async def start_streaming(*args: Any, **options: Any) -> Any:
-        scope = current_scope()
+        scope, has_begun = current_scope(), False
         if scope is None:
             return await plain(*args, **options)
-        scope.check()
-        state = options["run_state"] if options["is_resumed_state"] else None
-        asked = state if state is not None else options["starting_input"]
-        name, content, pending = _identity(options["starting_agent"], asked, options)
-        async with scope.running(name, content) as run:
-            enter(run)
-            run.expect(pending)
-            return await plain(*args, **options)
+        try:
+            scope.check()
+            state = options["run_state"] if options["is_resumed_state"] else None
+            asked = state if state is not None else options["starting_input"]
+            name, content, pending = _identity(options["starting_agent"], asked, options)
+            async with scope.running(name, content) as run:
+                enter(run)
+                run.expect(pending)
+                has_begun = True
+                return await plain(*args, **options)
+        except BaseException:
+            if not has_begun:  # else the SDK has seen to it
+                seams.end_stream(options["streamed_result"])
+            raise
 
     return start_streaming
 
@@ -92,33 +98,8 @@ def _reachable(agent: Any, seen: set[int]) -> Iterator[Any]:
         return
     seen.add(id(agent))
     yield agent
-    for target in getattr(agent, "handoffs", ()):
-        reference = getattr(target, "_agent_ref", None)
-        yield from _reachable(target if isinstance(target, Agent) else reference and reference(), seen)
-    for tool in getattr(agent, "tools", ()):
-        yield from _reachable(getattr(tool, "_agent_instance", None), seen)
-
-
-def refuse_other_kinds() -> None:
-    """Have those runs of the SDK refused in a session that cannot be recorded: realtime and voice, once imported."""
-    for module, cls, method, what in (
-        ("agents.realtime.runner", "RealtimeRunner", "run", "A RealtimeRunner"),
-        ("agents.voice.pipeline", "VoicePipeline", "run", "A VoicePipeline"),
-    ):
-        found = getattr(sys.modules.get(module), cls, None)
-        if found is None or hasattr(getattr(found, method), "_nexum_plain"):
-            continue
-        setattr(found, method, _refused(getattr(found, method), what))
-
-
-def _refused(plain: Any, what: str) -> Any:
-    async def refuse(*args: Any, **options: Any) -> Any:
-        if current_scope() is not None:
-            raise DurableCallError(
-                f"{what} cannot run in a durable session: what is said in it goes both ways at once, and cannot be "
-                "replayed. Run it outside of the block."
-            )
-        return await plain(*args, **options)
-
-    setattr(refuse, "_nexum_plain", plain)  # noqa: B010
-    return refuse
+    for target in agent.handoffs if isinstance(agent, Agent) else ():
+        yield from _reachable(seams.agent_of_handoff(target) if isinstance(target, Handoff) else target, seen)
+    for tool in agent.tools if isinstance(agent, Agent) else ():
+        if isinstance(tool, FunctionTool):
+            yield from _reachable(seams.agent_of_tool(tool), seen)

@@ -13,9 +13,13 @@ from typing import Any, NamedTuple
 
 import agents
 import agents.guardrail
+import agents.handoffs
 import agents.mcp.util
+import agents.memory.session
+import agents.result
 import agents.run
 import agents.run_internal.run_loop
+import agents.run_internal.run_steps
 import agents.run_internal.session_persistence
 import agents.run_internal.tool_actions
 import agents.run_internal.tool_execution
@@ -46,6 +50,7 @@ SEAMS = {
     "check_tool_output": "agents.tool_guardrails.ToolOutputGuardrail.run",
     "memory_get": "agents.run_internal.session_persistence._session_get_items",
     "memory_add": "agents.run_internal.session_persistence._session_add_items",
+    "memory_compact": "agents.run_internal.session_persistence._apply_post_write_compaction",
     "memory_pop": "agents.run_internal.session_persistence._session_pop_item",
     "local_shell": "agents.run_internal.tool_actions.LocalShellAction.execute",
     "shell": "agents.run_internal.tool_actions.ShellAction.execute",
@@ -62,6 +67,12 @@ USED = {
     "agents.tool.FunctionTool._agent_instance": "which agent that is",
     "agents.tool.FunctionTool._output_type_adapter": "the type that a tool with an output schema returns",
     "agents.tool.set_function_tool_failure_error_function": "how a tool tells the model of a failure",
+    "agents.tool.resolve_function_tool_failure_error_function": "whether it does",
+    "agents.memory.session._call_session_method": "how a session's methods are called",
+    "agents.run_internal.tool_actions.ComputerAction._iter_actions": "what a computer is to do",
+    "agents.handoffs.Handoff._agent_ref": "which agent a handoff leads to",
+    "agents.result.RunResultStreaming._event_queue": "where who reads a streamed run waits",
+    "agents.run_internal.run_steps.QueueCompleteSentinel": "what ends that wait",
     "agents.run_state.RunState._original_input": "what an interrupted run was asked",
     "agents.run_state.RunState._model_responses": "what its model answered so far",
     "agents.run_state.RunState._current_agent": "which of its agents was interrupted",
@@ -148,14 +159,34 @@ def agent_of_tool(tool: agents.FunctionTool) -> Any:
     return tool._agent_instance
 
 
+def agent_of_handoff(handoff: Any) -> Any:
+    """The agent that a Handoff leads to, or None if that is not known before it is made."""
+    return handoff._agent_ref and handoff._agent_ref()
+
+
+def actions_of(tool_call: Any) -> list[Any]:
+    """What a computer is to do."""
+    return agents.run_internal.tool_actions.ComputerAction._iter_actions(tool_call)
+
+
 def output_adapter(tool: agents.FunctionTool) -> Any:
     """The pydantic TypeAdapter of what a tool with an output type returns, or None."""
     return tool._output_type_adapter
 
 
+def tells_failures(tool: agents.FunctionTool, context: Any) -> bool:
+    """Whether a tool tells the model of its failures, instead of ending the run."""
+    return agents.tool.resolve_function_tool_failure_error_function(tool, context) is not None
+
+
 def raising(tool: agents.FunctionTool) -> agents.FunctionTool:
     """A copy of a tool that raises what goes wrong instead of telling it in words."""
     return agents.tool.set_function_tool_failure_error_function(copy.copy(tool), None)
+
+
+async def call_session(method: Any, *arguments: Any, wrapper: Any) -> Any:
+    """Call a session's method as the SDK does: with the run's context if the method takes it."""
+    return await agents.memory.session._call_session_method(method, *arguments, wrapper=wrapper)
 
 
 def is_structured_output(value: Any) -> bool:
@@ -181,6 +212,12 @@ def invocation_result(found: Invocation, context: Any) -> Any:
     if found.custom_data is not None and context is not None:
         context._custom_data = found.custom_data
     return agents.tool._FunctionToolInvocationResult(found.output, is_sdk_generated_error=found.is_generated_error)
+
+
+def end_stream(result: Any) -> None:
+    """Wake who reads a streamed run: it has ended, and its task tells how."""
+    result.is_complete = True
+    result._event_queue.put_nowait(agents.run_internal.run_steps.QueueCompleteSentinel())
 
 
 def resumed(state: agents.RunState[Any, Any]) -> tuple[Any, list[Any], Any]:

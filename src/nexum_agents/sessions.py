@@ -12,27 +12,31 @@ So what runs side by side is told apart by its scope, an edit of the prompt stra
 session agree. A run that ended without a result is gone on with by the next one alike in its block.
 """
 
+import asyncio
 import difflib
 import hashlib
 import inspect
 import json
 import logging
 import re
+import threading
+import warnings
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any, Literal
+from weakref import WeakSet
 
 from pydantic_core import to_jsonable_python
 
 from nexum_agents import seams
 from nexum_agents.clients import nexum_client
-from nexum_agents.errors import DurableCallError
+from nexum_agents.errors import DurableCallError, OutcomeUnknown
 from nexum_agents.events import DurableEvent, OnEvent, Saved
 from nexum_agents.workflows import ASKED_ANEW, TURN_NODE
-from nexum_runtime import NexumError
+from nexum_runtime import Client, NexumError, ServerUnavailable
 from nexum_runtime.text import shorten
 from nexum_runtime.wire import EFFECTS
 
@@ -44,6 +48,7 @@ DIGEST_CHARS = 16
 WHY_CHARS = 300  # of an error that ended a run
 TURN = "model-turn"  # what a turn is called in an execution id
 ANEW = "asked-anew"
+NOTE_SECONDS = 5.0  # for a note that the next run can make as well
 WAIT_SECONDS = 600.0  # for another process that does the very same, or for a server that is away
 ALIKE = 0.8  # of two names of tools, from which on one may be a slip for the other
 
@@ -63,14 +68,22 @@ class DurableSession:
         self, session_id: str, effects: Mapping[str, SessionEffect], *, turns: bool, on_event: OnEvent | None
     ) -> None:
         check_session_id(session_id)
+        if not isinstance(effects, Mapping):
+            raise TypeError(f'effects is {effects!r}; it must name tools: {{"send_invoice": "once"}}.')
         for name, effect in effects.items():
             if effect not in (*EFFECTS, "replay"):
                 raise ValueError(f"The effect of {name} is {effect!r}; it can be {', '.join((*EFFECTS, 'replay'))}.")
-        if on_event is not None and inspect.iscoroutinefunction(on_event):
+        if on_event is not None and (not callable(on_event) or inspect.iscoroutinefunction(on_event)):
             raise TypeError("on_event is called and not awaited: give durable_session a plain function.")
         self.session_id, self.effects, self.turns, self.on_event = session_id, dict(effects), turns, on_event
         self._token: Token[Scope | None] | None = None
+        self._is_to_be_entered = True
         self._begin()
+
+    def __del__(self) -> None:
+        if getattr(self, "_is_to_be_entered", False):  # as Python says of a coroutine that was never awaited
+            text = f"durable_session({self.session_id!r}) was never entered: put it into a `with` statement."
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
 
     def _begin(self) -> None:
         self.saved = Saved()
@@ -78,6 +91,7 @@ class DurableSession:
         self.asked_anew: dict[str, tuple[int, str]] = {}  # by id: how often, and why
         self.recorded_turns: Counter[str] = Counter()  # by scope: the number of the last turn before this block
         self._journal: dict[str, dict[str, Any]] | None = None  # what had completed before this block: id → outputs
+        self._opening: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
         self._tools_met: set[str] = set()
         self._names_told: set[str] = set()
         self._watcher_failed = False
@@ -90,13 +104,20 @@ class DurableSession:
             raise DurableCallError(
                 f"This block of session {self.session_id!r} is entered already: make another durable_session for it."
             )
+        self._is_to_be_entered = False
+        from nexum_agents import refusals  # which knows of sessions
+
+        refusals.refuse()
         self._begin()
         self._outer = current_scope()
         self._token = _scope.set(self.root)
+        self._thread = threading.get_ident()
+        _open.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
         token, self._token = self._token, None
+        _open.discard(self)
         self._tell_of_unknown_names()
         if token is None:
             return
@@ -121,16 +142,24 @@ class DurableSession:
 
     async def open(self) -> None:
         """Read what is recorded, once a block. Raises DurableCallError when no server answers."""
+        loop = asyncio.get_running_loop()
         if self._journal is not None:
             return
+        if self._opening is None or self._opening[0] is not loop:
+            self._opening = loop, asyncio.Lock()
+        async with self._opening[1]:  # runs that begin at the same time read it once
+            if self._journal is None:
+                self._take(await self._read())
+
+    async def _read(self) -> dict[str, dict[str, Any]]:
         client = nexum_client()
         try:
             await client.check()
-            journal = await client.journal(f"{self.session_id}/")
+            return await self._journal_of(client)
         except NexumError as error:
             raise DurableCallError(str(error)) from None
-        if self._journal is not None:  # it was read meanwhile
-            return
+
+    def _take(self, journal: dict[str, dict[str, Any]]) -> None:
         self._journal = journal
         for outputs in journal.values():
             if (note := outputs.get(ASKED_ANEW.nodes[0].id)) is not None:
@@ -138,6 +167,13 @@ class DurableSession:
             elif isinstance(turn := outputs.get(TURN_NODE), dict):
                 scope, nth = turn.get("scope", ""), turn.get("nth", 0)
                 self.recorded_turns[scope] = max(self.recorded_turns[scope], nth)
+
+    async def _journal_of(self, client: Client) -> dict[str, dict[str, Any]]:
+        while True:
+            try:
+                return await client.journal(f"{self.session_id}/")
+            except ServerUnavailable:  # it was there a moment ago
+                await client.check(WAIT_SECONDS)
 
     async def recorded(self, execution_id: str) -> dict[str, Any] | None:
         """The outputs of what had completed before this block, by node; each is given once. Raises DurableCallError."""
@@ -157,7 +193,9 @@ class DurableSession:
 
         execution_id = f"{self.session_id}/{ANEW}/{digest(id)}/{times - 1}"
         try:
-            await nexum_client().run_local(ASKED_ANEW, note, record, execution_id=execution_id, restart="unknown")
+            await nexum_client().run_local(
+                ASKED_ANEW, note, record, execution_id=execution_id, restart="unknown", timeout=NOTE_SECONDS
+            )
         except NexumError as error:  # then the next run meets the same error, and records this
             log.warning("It could not be recorded that %s is to be asked anew: %s", id, error)
 
@@ -214,7 +252,8 @@ class Scope:
         self.last_turn: tuple[str, int] | None = None  # its id, and how often it was asked anew before
         self.tripped: list[tuple[str, int]] = []  # the guardrails' checks that ended it, likewise
         self.told_of_error = False  # of a call: a run inside ended in an error
-        self.models: dict[int, Any] = {}  # what stands for the models that it asks
+        self.unknown: OutcomeUnknown | None = None  # of a call: a step inside that may or may not have happened
+        self.models: dict[tuple[int, str], Any] = {}  # what stands for the models that it asks, by id and name
         self._made: Counter[str] = Counter()  # by what they are: how many alike
         self._given_back: defaultdict[str, set[int]] = defaultdict(set)
         self._runs: defaultdict[str, set[int]] = defaultdict(set)  # alike runs that are under way, or ended well
@@ -316,7 +355,7 @@ class Scope:
         while scope is not None and not scope.is_run:
             scope.told_of_error = True
             scope = scope.parent
-        if blamed:
+        if blamed and not any(hasattr(each, _BLAMED) for each in _chain(error)):  # or a run inside is to blame
             setattr(error, _BLAMED, blamed)
         if scope is not None:  # the run around this one may go on
             return
@@ -344,6 +383,8 @@ class Place:
 
 _BLAMED = "_nexum_blamed"  # of an error: the ids of what is to be asked anew, how often that was done before, and why
 _scope: ContextVar[Scope | None] = ContextVar("durable_scope", default=None)
+_open: WeakSet[DurableSession] = WeakSet()  # the blocks that are entered now
+_left_out: set[int] = set()  # the threads of which it was said that they are in no session
 
 
 def durable_session(
@@ -368,7 +409,14 @@ def durable_session(
     Raises DurableCallError for an id that is none, ValueError for an effect that is none, TypeError for an `on_event`
     that would have to be awaited. What runs inside raises DurableCallError when Nexum cannot carry it.
     """
-    return DurableSession(session_id, effects or {}, turns=turns, on_event=on_event)
+    return DurableSession(session_id, {} if effects is None else effects, turns=turns, on_event=on_event)
+
+
+def root_of(session_id: str) -> "Scope":
+    """The scope of a block of this session that nobody enters."""
+    session = durable_session(session_id)
+    session._is_to_be_entered = False
+    return session.root
 
 
 def current_scope() -> Scope | None:
@@ -377,6 +425,23 @@ def current_scope() -> Scope | None:
     while scope is not None and scope.parent is None and scope.session._left_elsewhere:
         scope = scope.session._outer
     return scope
+
+
+def tell_if_left_out() -> None:
+    """Say that a run is in no session, if it is in another thread than one: threads do not inherit it."""
+    thread = threading.get_ident()
+    if thread == threading.main_thread().ident or thread in _left_out:
+        return
+    for session in list(_open):
+        if session._thread != thread:
+            _left_out.add(thread)
+            log.warning(
+                "A run in thread %s is recorded in no session, while session %r is open in another thread. If it "
+                "belongs there: open the session in this thread, or start it with asyncio.to_thread.",
+                threading.current_thread().name,
+                session.session_id,
+            )
+            return
 
 
 def enter(scope: Scope) -> None:
@@ -415,7 +480,9 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _log_approval(event: DurableEvent) -> None:
-    """Nobody watches, so a call that waits for a person is logged."""
+    """Nobody watches, so what waits for a person is logged."""
+    if event.kind == "unknown":
+        log.warning("%s may or may not have happened. Find out, and say: nexum resolve %s", *[event.execution_id] * 2)
     if event.kind == "waiting" and event.detail == "approval":
         log.warning(
             "%s waits for a yes. Answer with: nexum approve %s   or: nexum reject %s --reason 'why not'",

@@ -66,6 +66,10 @@ def durable_step(
         return _decorated(getattr(name, "__name__", "step"), name, effect)
     if function is None:
         return lambda function: _decorated(name, function, effect)
+    if not callable(function):
+        if inspect.iscoroutine(function):
+            function.close()
+        raise TypeError(f"Give durable_step the function and its arguments: durable_step({name!r}, book, city).")
     return _step(name, function, args, named, effect)
 
 

@@ -6,7 +6,7 @@ import inspect
 import time
 import typing
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 from agents import FunctionTool, RunContextWrapper, default_tool_error_function, function_tool
 from agents.tool_context import ToolContext
@@ -17,7 +17,7 @@ from nexum_agents.clients import nexum_client
 from nexum_agents.errors import DurableCallError, ToolFailed, ToolRejected
 from nexum_agents.events import CallEvent
 from nexum_agents.recording import Unrecordable
-from nexum_agents.sessions import DurableSession, Effect, Place, Scope, current_scope
+from nexum_agents.sessions import Effect, Place, Scope, current_scope, root_of
 from nexum_agents.values import from_value, returns_of
 from nexum_agents.workflows import APPROVED_TOOL_CALL, NODE, TOOL_CALL, Recorded, ToolCall
 from nexum_runtime import NexumError, Outcome
@@ -51,11 +51,9 @@ async def submit_tool_call(
     """
     scope = current_scope()
     if scope is None or scope.session.session_id != session_id:
-        scope = DurableSession(session_id, {}, turns=True, on_event=None).root
-    number = scope.number_of_call("", tool_name, tool_args)
-    place = _place(scope, tool_name, tool_args, number, needs_approval)
+        scope = root_of(session_id)
     found = await _submit(
-        place,
+        place_of_call(scope, tool_name, tool_args, needs_approval=needs_approval),
         tool_name,
         tool_args,
         timeout,
@@ -67,7 +65,11 @@ async def submit_tool_call(
     return from_value(found.result, found.form)
 
 
-def _place(scope: Scope, tool_name: str, asked: Any, number: int, needs_approval: bool) -> Place:
+def place_of_call(
+    scope: Scope, tool_name: str, asked: Any, number: int | None = None, *, needs_approval: bool = False
+) -> Place:
+    """What a call by a worker is; by default the next one of those alike in its scope."""
+    number = scope.number_of_call("", tool_name, asked) if number is None else number
     return scope.place("approved call" if needs_approval else "call of a worker", tool_name, asked, number)
 
 
@@ -160,14 +162,12 @@ class Submitter:
             )
         asked = parsed_arguments(arguments)
         number, scope.number = scope.number, None
-        if number is None or scope.parent is None:
-            number = scope.number_of_call("", name, asked)
-        else:  # the call was numbered where its run was
+        if number is not None and scope.parent is not None:  # the call was numbered where its run was
             scope = scope.parent
         try:
             asks = self._asks(asked)
             found = await _submit(
-                _place(scope, name, asked, number, asks),
+                place_of_call(scope, name, asked, number, needs_approval=asks),
                 name,
                 asked,
                 self._attempts * (self._timeout + PAUSE_SECONDS),
@@ -201,20 +201,43 @@ class Submitter:
         return value if adapter is None else adapter.validate_python(value)
 
 
+@overload
 def durable_tool(
     function: Callable[..., Any] | FunctionTool,
+    *,
+    effect: Effect = ...,
+    max_attempts: int | None = ...,
+    timeout: float = ...,
+    needs_approval: bool | Callable[..., bool] = ...,
+    **function_tool_options: Any,
+) -> FunctionTool: ...
+@overload
+def durable_tool(
+    function: None = None,
+    *,
+    effect: Effect = ...,
+    max_attempts: int | None = ...,
+    timeout: float = ...,
+    needs_approval: bool | Callable[..., bool] = ...,
+    **function_tool_options: Any,
+) -> Callable[[Callable[..., Any]], FunctionTool]: ...
+
+
+def durable_tool(
+    function: Callable[..., Any] | FunctionTool | None = None,
     *,
     effect: Effect = "idempotent",
     max_attempts: int | None = None,
     timeout: float = ATTEMPT_SECONDS,
     needs_approval: bool | Callable[..., bool] = False,
     **function_tool_options: Any,
-) -> FunctionTool:
+) -> FunctionTool | Callable[[Callable[..., Any]], FunctionTool]:
     """The tool that `function_tool(function, **options)` makes, with every call of it executed by a worker.
 
-    Or give it a FunctionTool. A worker (`serve`) finds the tool by its name. What travels is the JSON that the model
-    wrote; it is validated where it is executed, once. The result is what `function_tool` would have told the model: a
-    text, JSON, an image, an object of the class that the function's return annotation names; the `str()` of all else.
+    Or give it a FunctionTool, or use it as a decorator, as `function_tool`. A worker (`serve`) finds the tool by its
+    name. What travels is the JSON that the model wrote; it is validated where it is executed, once. The result is what
+    `function_tool` would have told the model: a text, JSON, an image, an object of the class that the function's return
+    annotation names; the `str()` of all else.
 
     `effect` says what an attempt that was cut short may have done to the world, and so what a crash may do to a call:
       "read"        nothing: it is tried again, up to `max_attempts` times (1 to 20, default 4)
@@ -232,6 +255,9 @@ def durable_tool(
     Raises TypeError for a tool whose calls cannot travel: one that takes the run context, or that is an agent;
     ValueError for an `effect`, `max_attempts` or `timeout` out of range.
     """
+    if function is None:
+        how: dict[str, Any] = {"effect": effect, "max_attempts": max_attempts, "timeout": timeout}
+        return lambda given: durable_tool(given, needs_approval=needs_approval, **how, **function_tool_options)
     tell_error = function_tool_options.pop("failure_error_function", default_tool_error_function)
     plain = plain_tool(function, function_tool_options)
     name = plain.name

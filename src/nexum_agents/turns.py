@@ -88,9 +88,8 @@ def model_of(plain: Any) -> Any:
             model = plain(agent, run_config)
         except Exception as error:
             model = MissingModel(error)
-        if id(model) not in scope.models:
-            scope.models[id(model)] = RecordedModel(model, named if isinstance(named, str) else name_of(model))
-        return scope.models[id(model)]
+        name = named if isinstance(named, str) else name_of(model)
+        return scope.models.setdefault((id(model), name), RecordedModel(model, name))
 
     return get_model
 
@@ -196,7 +195,11 @@ class _Turn:
         """What makes it this turn, part by part, for who wants to know later what was changed."""
         input = self._asked["input"]
         items: list[Any] = [{"role": "user", "content": input}] if isinstance(input, str) else input
-        return self._brief | {"scope": self._scope.key, "input": [[_kind(item), digest(item)] for item in items]}
+        return self._brief | {
+            "scope": self._scope.key,
+            "nth": self._scope.turns + 1,
+            "input": [[_kind(item), digest(item)] for item in items],
+        }
 
     def tell(self, kind: Any, **more: Any) -> None:
         elapsed_ms = round((time.monotonic() - self._started) * 1000)
@@ -222,7 +225,7 @@ class _Turn:
             return
         self._effect = effect
         why = self.place.why_anew
-        if not why and first and effect.before == NEW and self._session.recorded_turns[self._scope.key]:
+        if not why and first and effect.before == NEW and self._session.recorded_turns:
             why = await self._difference(content)
         self.tell("started", detail=why)
         self._started = time.monotonic()
@@ -272,15 +275,26 @@ class _Turn:
         )
 
     async def _difference(self, content: dict[str, Any]) -> str:
-        """What is not as in the recorded turn that was to come next in this scope, in words; "" if none was."""
+        """What is not as in the recorded turn that was to come next in this run, in words; "" if none was.
+
+        In a run that has no recorded turn, it is the first turn of one that was not met again.
+        """
         prefix = f"{self._session.session_id}/{TURN}/"
-        met = self._session.turn_numbers
+        met = self._session.turn_numbers.keys() - {self.place.execution_id}
+        following: dict[str, Any] | None = None
+        first: dict[str, Any] | None = None
         async for turn in nexum_client().history(prefix):
-            before = turn["input"]
-            is_left = turn["status"] == "COMPLETED" and turn["execution_id"] not in met
-            if is_left and before.get("scope") == self._scope.key:
-                return ", ".join(_changes(before, content))
-        return ""
+            before, is_met = turn["input"], turn["execution_id"] in met
+            is_here = before["scope"] == self._scope.key
+            if is_met and is_here:
+                following = None  # what was recorded before it was of this run before an edit
+            elif turn["status"] == "COMPLETED" and not is_met:
+                if is_here:
+                    following = following or before
+                elif before["nth"] == content["nth"] == 1:
+                    first = first or before
+        changed = following or first
+        return ", ".join(_changes(changed, content)) if changed else ""
 
 
 def _recorded(outputs: dict[str, Any]) -> Recorded:

@@ -5,6 +5,7 @@ import inspect
 import json
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -17,7 +18,7 @@ from nexum.context import ContextView
 
 from nexum_agents import seams
 from nexum_agents.errors import ToolError
-from nexum_agents.tools import Submitter, plain_tool, takes_context
+from nexum_agents.tools import Submitter, plain_tool
 from nexum_agents.values import returns_of, to_value
 from nexum_agents.workflows import Recorded, ToolCall, approved_tool_call_workflow, tool_call_workflow
 from nexum_runtime import NexumError, tracing, wire
@@ -30,6 +31,7 @@ from nexum_runtime.worker.attempt import run_in_thread
 
 LOGGED_CHARS = 120  # of a call's arguments
 CONCURRENCY = 8
+INTERRUPTED = 130  # the exit code after Ctrl-C
 
 log = logging.getLogger("worker")
 
@@ -37,6 +39,7 @@ log = logging.getLogger("worker")
 class Worker:
     """Executes the calls of these tools: functions, `function_tool`s or `durable_tool`s, each by its own name.
 
+    `workflows` are workflows of your own that it executes as well, as nexum-py's `workflow(…).build()` returns them.
     `concurrency` is how many calls run at once; `address` where the server is, by default NEXUM_ADDRESS.
     Raises ValueError for two tools of one name, TypeError for one that takes the run context.
     """
@@ -45,6 +48,7 @@ class Worker:
         self,
         tools: Iterable[Callable[..., Any] | FunctionTool],
         *,
+        workflows: Iterable[Any] = (),
         concurrency: int = CONCURRENCY,
         address: str | None = None,
     ) -> None:
@@ -59,8 +63,8 @@ class Worker:
                 )
             self._tools[tool.name] = tool
         host, port = wire.split_address(address or os.environ.get("NEXUM_ADDRESS", wire.DEFAULT_ADDRESS))
-        workflows = [tool_call_workflow(self._run), approved_tool_call_workflow(self._run)]
-        self._worker = RuntimeWorker(workflows, concurrency=concurrency, host=host, port=port)
+        carriers = [tool_call_workflow(self._run), approved_tool_call_workflow(self._run)]
+        self._worker = RuntimeWorker([*carriers, *workflows], concurrency=concurrency, host=host, port=port)
 
     @property
     def tool_names(self) -> list[str]:
@@ -101,14 +105,10 @@ class _Tool:
     """A tool as a worker executes it: as `function_tool` would, but a sync function in a thread of its own."""
 
     def __init__(self, given: Callable[..., Any] | FunctionTool) -> None:
-        if not isinstance(given, FunctionTool):
-            given = plain_tool(given, {})
-        elif isinstance(given.on_invoke_tool, Submitter):
-            given = given.on_invoke_tool.tool
+        submitter = getattr(given, "on_invoke_tool", None)
+        given = submitter.tool if isinstance(submitter, Submitter) else plain_tool(given, {})
         self.name = given.name
         function = getattr(given, "__wrapped__", None)
-        if takes_context(function):
-            raise TypeError(f"{self.name} takes the run context, which cannot travel to a worker.")
         self.returns = returns_of(function)
         self._tool = seams.raising(given)
         self._function: Any = function if function is None or inspect.isroutine(function) else function.__call__
@@ -147,6 +147,7 @@ class _Tool:
 def serve(
     tools: Iterable[Callable[..., Any] | FunctionTool],
     *,
+    workflows: Iterable[Any] = (),
     concurrency: int = CONCURRENCY,
     log_json: bool = False,
 ) -> None:
@@ -155,27 +156,33 @@ def serve(
         serve(tools=[web_search, visit_webpage])
 
     Start as many as you like, kill them when you like: a call whose worker dies is handed to another within seconds.
-    NEXUM_ADDRESS says where the server is; one that is away is waited for. Logs to stderr, with `log_json` an object a
-    line. Ends the process with a sentence for what `Worker` refuses, and when the server refuses it.
+    `workflows` are as `Worker` takes them. NEXUM_ADDRESS says where the server is; one that is away is waited for.
+    Logs to stderr, with `log_json` an object a line. Ends the process with exit code 130 after Ctrl-C, and with a
+    sentence for what `Worker` refuses, and when the server refuses a workflow.
     """
     log_to_stderr("%(asctime)s  %(message)s", "%H:%M:%S", as_json=log_json)
     for name in ("worker", "nexum.worker"):
         logging.getLogger(name).setLevel(logging.INFO)
     try:
-        asyncio.run(_serve(Worker(tools, concurrency=concurrency), concurrency))
+        signaled = asyncio.run(_serve(Worker(tools, workflows=workflows, concurrency=concurrency), concurrency))
     except (NexumError, ValueError, TypeError) as error:
         raise SystemExit(error_line(error)) from None
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        signaled = signal.SIGINT
+    if signaled == signal.SIGINT:
+        raise SystemExit(INTERRUPTED)
 
 
-async def _serve(worker: Worker, concurrency: int) -> None:
+async def _serve(worker: Worker, concurrency: int) -> int:
+    """Returns the signal that it was stopped by, or 0."""
     log.info("Worker for %s, %d at once. Ctrl-C stops it.", ", ".join(worker.tool_names), concurrency)
     working = asyncio.create_task(worker.run())
     stopping = asyncio.create_task(stop_requested())
     await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if not working.done():
         log.info("Stopping; running tools have %d s to finish. Ctrl-C again stops at once.", DRAIN_SECONDS)
+    signaled = stopping.result() if stopping.done() else 0
     stopping.cancel()
     worker.stop()
     await working
+    return signaled

@@ -3,32 +3,40 @@
 import asyncio
 import os
 import signal
-from contextlib import suppress
+from typing import Any
 
 EXIT_WITH_PARENT = "NEXUM_EXIT_WITH_PARENT"  # environment: set to stop as soon as the process that started us is gone
 PARENT_CHECK_SECONDS = 0.5
 
 
-async def stop_requested() -> None:
-    """Wait for SIGTERM or Ctrl-C, or with NEXUM_EXIT_WITH_PARENT set for the parent's death.
+async def stop_requested() -> int:
+    """Wait for SIGTERM or Ctrl-C, or with NEXUM_EXIT_WITH_PARENT set for the parent's death. Returns the signal or 0.
 
-    A second signal ends the process at once.
+    A second signal ends the process at once. Cancelled, it leaves the handlers of these signals as they were.
     """
-    stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    stop: asyncio.Future[int] = loop.create_future()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def on_signal() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
+    def set_handlers(handlers: dict[signal.Signals, Any]) -> None:
+        for number, handler in handlers.items():
             loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-        stop.set()
+            if handler is not None:  # else it was set by something that is not Python
+                signal.signal(number, handler)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal)
-    if not os.environ.get(EXIT_WITH_PARENT):
-        await stop.wait()
-        return
-    parent = os.getppid()
-    while not stop.is_set() and os.getppid() == parent:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), PARENT_CHECK_SECONDS)
+    def on_signal(number: int) -> None:
+        set_handlers(dict.fromkeys(before, signal.SIG_DFL))
+        if not stop.done():
+            stop.set_result(number)
+
+    for number in before:
+        loop.add_signal_handler(number, on_signal, number)
+    parent, look_seconds = os.getppid(), PARENT_CHECK_SECONDS if os.environ.get(EXIT_WITH_PARENT) else None
+    try:
+        while not stop.done() and (look_seconds is None or os.getppid() == parent):
+            await asyncio.wait({stop}, timeout=look_seconds)
+    except asyncio.CancelledError:
+        if not stop.done():
+            set_handlers(before)
+        raise
+    return stop.result() if stop.done() else 0

@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from agents import (
     Agent,
     GuardrailFunctionOutput,
@@ -35,19 +33,17 @@ from agents import (
     function_tool,
     handoff,
 )
-from agents.exceptions import InputGuardrailTripwireTriggered
 from agents.handoffs import HandoffInputData
 from agents.items import TResponseStreamEvent
 from agents.mcp import MCPServerStdio
-from agents.memory import Session
 from agents.models.interface import Model
 from agents.testing import ScriptedModel, assistant_message, function_call
 from agents.tool_context import ToolContext
 from openai.types.responses import ResponseOutputItem
 from pydantic import BaseModel
 
-from durable_agent import durable_agent
-from durable_memory import durable_memory
+from nexum_agents import durable_session
+from nexum_agents.sessions import DurableSession
 from nexum_runtime import crash
 
 QUESTION = "Where is my money?"
@@ -180,12 +176,12 @@ async def office(stack: AsyncExitStack) -> Agent[Any]:
 
 
 async def guarded(stack: AsyncExitStack) -> Agent[Any]:
-    """Guardrails that have an effect of their own, such as asking a model; TRIP names the one that trips."""
+    """Guardrails that have an effect of their own, such as asking a model."""
 
     def guard(name: str) -> Callable[..., Any]:
         async def check(context: Any, agent: Any, checked: Any) -> GuardrailFunctionOutput:
             effect(name)
-            return GuardrailFunctionOutput(Weather(city=secrets.token_hex(4)), os.environ.get("TRIP") == name)
+            return GuardrailFunctionOutput(Weather(city=secrets.token_hex(4)), tripwire_triggered=False)
 
         return check
 
@@ -220,17 +216,16 @@ CASES = {
 }
 
 
+def session() -> DurableSession:
+    return durable_session(os.environ["SESSION_ID"], effects={"send": "once"} if "ONCE" in os.environ else None)
+
+
 async def run(case: Case) -> None:
-    session_id = os.environ["SESSION_ID"]
     async with AsyncExitStack() as stack:
-        agent = durable_agent(
-            await case.agent(stack), session_id, effects={"send": "once"} if "ONCE" in os.environ else None
-        )
-        memory: Session | None = None
-        if case.memory:
-            memory = durable_memory(SQLiteSession("user-1", os.environ["MEMORY"]), session_id)
+        agent = await case.agent(stack)
+        memory = SQLiteSession("user-1", os.environ["MEMORY"]) if case.memory else None
         question = os.environ.get("QUESTION", QUESTION)
-        try:
+        with session():
             if case.how == "run_streamed":
                 streamed = Runner.run_streamed(agent, question, session=memory)
                 kinds = [event.type async for event in streamed.stream_events()]
@@ -238,8 +233,6 @@ async def run(case: Case) -> None:
                 tell(streamed)
             else:
                 tell(await Runner.run(agent, question, session=memory))
-        except InputGuardrailTripwireTriggered as error:
-            print("tripped:", error.guardrail_result.output.output_info)
 
 
 def tell(result: Any) -> None:
@@ -253,7 +246,8 @@ def tell(result: Any) -> None:
 def main(case: Case) -> None:
     if case.how == "run_sync":
         agent: Agent[Any] = asyncio.run(case.agent(AsyncExitStack()))
-        tell(Runner.run_sync(durable_agent(agent, os.environ["SESSION_ID"]), QUESTION))
+        with session():
+            tell(Runner.run_sync(agent, QUESTION))
     else:
         asyncio.run(run(case))
 

@@ -86,7 +86,7 @@ Script = Callable[[Asked], Answer]
 
 
 def research(asked: Asked) -> Answer:
-    """What demo.py's agent may do: two searches in parallel, visits to two of the pages found, an answer.
+    """What an agent that researches may do: two searches in parallel, visits to two of the pages found, an answer.
 
     Every search has a word in it that no search had before, so a turn that is asked for again leads to other calls.
     """
@@ -136,7 +136,7 @@ class ModelServer(ThreadingHTTPServer):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What leads the `openai` client and litellm here. With both keys set, demo.py takes OpenAI unless MODEL is."""
+        """What leads the `openai` client and litellm here."""
         openai = {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": self.url}
         gemini = {"GEMINI_API_KEY": "g-test", "GEMINI_API_BASE": self.url}
         return openai | gemini | {"OPENAI_AGENTS_DISABLE_TRACING": "1", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}

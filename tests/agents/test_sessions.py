@@ -2,7 +2,9 @@
 
 import asyncio
 import contextvars
+import gc
 import itertools
+import json
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -25,6 +27,7 @@ from agents import (
     Runner,
     SQLiteSession,
     ToolOutputImage,
+    UserError,
     function_tool,
     handoff,
 )
@@ -33,7 +36,7 @@ from agents.sandbox import SandboxAgent
 from agents.testing import ScriptedModel, assistant_message, function_call
 from pydantic import BaseModel
 
-from nexum_agents import DurableCallError, OutcomeUnknown, ToolFailed, durable_session, durable_step
+from nexum_agents import DurableCallError, OutcomeUnknown, ToolError, ToolFailed, durable_session, durable_step
 from nexum_agents.clients import nexum_client
 from nexum_runtime import Client
 
@@ -368,6 +371,53 @@ async def test_numbers_that_are_no_json_reach_the_tool_as_they_do_without_a_sess
     assert happened == ["locate", "locate"]
 
 
+async def stream(agent: Agent[Any], session_id: str = "s") -> Any:
+    """A streamed run, read to its end, in a block of its own."""
+    with durable_session(session_id):
+        result = Runner.run_streamed(agent, "go")
+        async for _ in result.stream_events():
+            pass
+    return result
+
+
+@pytest.mark.parametrize("in_parallel", [True, False])
+async def test_a_streamed_run_that_a_guardrail_ended_is_checked_anew(in_parallel: bool) -> None:
+    verdicts = iter([True, False])
+
+    async def check(context: Any, agent: Any, input: Any) -> GuardrailFunctionOutput:
+        happened.append("checked")
+        return GuardrailFunctionOutput(None, tripwire_triggered=next(verdicts))
+
+    guardrail = InputGuardrail(check, run_in_parallel=in_parallel)
+    agent = Agent(name="A", model=Fake("done"), input_guardrails=[guardrail])
+    with pytest.raises(InputGuardrailTripwireTriggered):
+        await stream(agent)
+    for _ in range(2):
+        assert (await stream(agent)).final_output == "done"
+    assert happened == ["checked", "checked"]
+
+
+async def test_a_streamed_turn_whose_answer_ended_the_run_is_asked_anew() -> None:
+    answers: Any = iter([[("no_such_tool", {})], "done"])
+    agent = Agent(name="A", model=Fake(lambda results: next(answers)))
+    with pytest.raises(ModelBehaviorError):
+        await stream(agent)
+    for _ in range(2):
+        assert (await stream(agent)).final_output == "done"
+
+
+async def test_what_a_run_inside_of_a_tool_is_to_blame_for_strands_no_turn_of_the_outer_run() -> None:
+    answers: Any = iter([[("no_such_tool", {})], "found"])
+    inner = Agent(name="inner", model=Fake(lambda results: next(answers)))
+    outer_model = Fake([("charge", {}), ("inner", {"input": "?"})], "done")
+    helper = inner.as_tool("inner", "Inner", failure_error_function=None)
+    outer = Agent(name="outer", model=outer_model, tools=[tool("charge"), helper])
+    with pytest.raises(ModelBehaviorError):
+        await ask(outer)
+    assert (await ask(outer)).final_output == "done"
+    assert (outer_model.asked, happened) == (2, ["charge"])
+
+
 # Values
 
 
@@ -535,6 +585,19 @@ async def test_a_chat_with_memory_in_one_block_asks_each_question_once() -> None
     assert len(await memory.get_items()) == 4
 
 
+async def test_an_approval_that_is_given_for_always_holds_at_the_next_question() -> None:
+    agent = Agent(name="A", model=Fake([("pay", {})], "done"), tools=[tool("pay", needs_approval=True)])
+    for _ in range(2):
+        with durable_session("s"):
+            asks = await Runner.run(agent, "one")
+            state = asks.to_state()
+            state.approve(state.get_interruptions()[0], always_approve=True)
+            first = await Runner.run(agent, state)
+            second = await Runner.run(agent, "two", context=first.context_wrapper)
+        assert (first.final_output, second.final_output, second.interruptions) == ("done", "done", [])
+    assert happened == ["pay", "pay"]
+
+
 async def test_null_total_tokens_end_no_run() -> None:
     from openai.types.responses import Response, ResponseCompletedEvent, ResponseUsage
 
@@ -625,6 +688,11 @@ async def test_a_name_in_effects_that_no_tool_has_is_said(caplog: pytest.LogCapt
         (lambda: durable_session(None), DurableCallError, "must be 1 to 64 of"),  # type: ignore[arg-type]
         (lambda: durable_session("s", effects={"x": "twice"}), ValueError, "it can be read, idempotent, once, replay"),  # type: ignore[dict-item]
         (lambda: durable_session("s", on_event=_watches), TypeError, "a plain function"),  # type: ignore[arg-type]
+        (lambda: durable_session("s", on_event="print"), TypeError, "a plain function"),  # type: ignore[arg-type]
+        (lambda: durable_session("s", effects=["x"]), TypeError, "it must name tools"),  # type: ignore[arg-type]
+        (lambda: durable_step("book", _watches(None)), TypeError, "the function and its arguments"),  # type: ignore[call-overload]
+        (lambda: durable_step("book", len, [], effect="twice"), ValueError, "it can be read, idempotent, once"),  # type: ignore[call-overload]
+        (lambda: durable_step(len, [1]), TypeError, "A step has a name before its function"),  # type: ignore[call-overload]
     ],
 )
 async def test_misuse_is_said_before_anything_runs(make: Callable[[], Any], error: Any, text: str) -> None:
@@ -633,6 +701,15 @@ async def test_misuse_is_said_before_anything_runs(make: Callable[[], Any], erro
 
 
 async def _watches(event: Any) -> None: ...
+
+
+def test_a_session_that_is_made_and_never_entered_is_said_as_a_coroutine_that_is_never_awaited() -> None:
+    def forget() -> None:
+        durable_session("s")
+        gc.collect()
+
+    with pytest.warns(RuntimeWarning, match=r"durable_session\('s'\) was never entered"):
+        forget()
 
 
 async def test_what_cannot_be_recorded_is_refused_by_name_before_it_does_anything() -> None:
@@ -650,6 +727,13 @@ async def test_what_cannot_be_recorded_is_refused_by_name_before_it_does_anythin
     with pytest.raises(DurableCallError, match=r"A RealtimeAgent cannot run in a durable session"):
         await ask(RealtimeAgent(name="R"))  # type: ignore[arg-type]
     assert model.asked == 0
+
+
+async def test_a_kind_of_run_that_goes_both_ways_at_once_is_refused() -> None:
+    from agents.realtime import RealtimeAgent, RealtimeRunner
+
+    with durable_session("s"), pytest.raises(DurableCallError, match="A RealtimeRunner cannot run in a durable sess"):
+        await RealtimeRunner(RealtimeAgent(name="R")).run()
 
 
 async def test_a_session_with_no_server_says_so_and_asks_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -736,6 +820,49 @@ async def test_a_step_that_happens_once_and_failed_is_not_run_again(client: Clie
     assert issubclass(OutcomeUnknown, ToolFailed)
 
 
+async def test_what_a_step_raises_ends_the_run_when_its_tool_tells_the_model_of_no_failure() -> None:
+    async def charge() -> None:
+        happened.append("charge")
+        raise ValueError("declined")
+
+    @function_tool(failure_error_function=None)
+    async def pay() -> str:
+        await durable_step("charge", charge, effect="once")
+        return "paid"
+
+    model = Fake([("pay", {})], "done")
+    for _ in range(2):
+        with pytest.raises((UserError, ToolFailed), match="declined"):
+            await ask(Agent(name="A", model=model, tools=[pay]))
+    assert (happened, model.asked) == (["charge"], 1)
+
+
+async def test_a_step_inside_of_a_tool_that_may_have_happened_is_told_as_that_and_is_not_recorded(
+    client: Client,
+) -> None:
+    async def charge() -> str:
+        happened.append("charge")
+        raise ToolError("No answer came.", unknown=True)
+
+    @function_tool
+    async def pay() -> str:
+        return await durable_step("charge", charge, effect="once")
+
+    model = Fake([("pay", {})], lambda results: results[0])
+    agent = Agent(name="A", model=model, tools=[pay])
+    for _ in range(3):
+        with durable_session("s") as session:
+            answer = (await Runner.run(agent, "go")).final_output
+        assert answer.startswith(
+            "This call of charge may or may not have run. Assume neither, and do not make it again"
+        )
+    assert session.saved.calls == 0
+    (step,) = await client.executions("s/charge/")
+    await client.resolve(step.execution_id, "result", json.dumps("paid"))
+    assert (await ask(agent)).final_output == "paid"
+    assert happened == ["charge"]
+
+
 async def test_without_durable_turns_the_calls_alone_are_recorded() -> None:
     model = Fake([("look", {})], "done")
     agent = Agent(name="A", model=model, tools=[tool("look")])
@@ -746,6 +873,25 @@ async def test_without_durable_turns_the_calls_alone_are_recorded() -> None:
 
 
 # Threads and loops
+
+
+async def test_two_blocks_of_one_session_at_a_time_share_what_is_recorded() -> None:
+    model = Fake([("look", {})], "done", delay=0.05)
+    agent = Agent(name="A", model=model, tools=[tool("look")])
+    first, second = await asyncio.gather(ask(agent), ask(agent))
+    assert first.final_output == second.final_output == "done"
+    assert (model.asked, happened) == (2, ["look"])
+
+
+async def test_a_run_in_a_thread_that_has_no_session_is_said_to_be_in_none(caplog: pytest.LogCaptureFixture) -> None:
+    agent = Agent(name="A", model=Fake("done"))
+    with durable_session("s"):
+        thread = threading.Thread(target=lambda: asyncio.run(Runner.run(agent, "go")), name="Elsewhere")
+        thread.start()
+        thread.join()
+        await asyncio.to_thread(lambda: asyncio.run(Runner.run(agent, "go")))
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "nexum_agents"]
+    assert said.startswith("A run in thread Elsewhere is recorded in no session, while session 's' is open in another")
 
 
 async def test_runs_in_threads_and_with_run_sync_are_recorded() -> None:

@@ -41,9 +41,9 @@ from chaos_client import Call, Order
 from chaos_tools import HERE, IN_THE_WORKER
 from processes import NEXUM, STARTED, NexumDev, Process, environment, eventually, run
 
+from nexum_agents.sessions import Effect
 from nexum_runtime import Client as NexumClient
 from nexum_runtime import NexumError
-from submit_task import Effect
 
 TESTS = Path(__file__).parent
 
@@ -75,7 +75,7 @@ EVIDENCE_LIMIT = 5  # problems that are shown
 RESOLVED_EVERY = 3  # of the outcomes that are unknown in the end, a person settles the first, the fourth …
 
 FORK = multiprocessing.get_context("forkserver")  # importing the SDK takes seconds; a client forked from it does not
-FORK.set_forkserver_preload(["durable_local"])
+FORK.set_forkserver_preload(["nexum_agents"])
 
 
 Fault = Callable[["Chaos"], Awaitable[None]]
@@ -180,7 +180,7 @@ class Chaos:
 
     def start_worker(self, crash_at: str = "") -> Process:
         env = self.environment(NEXUM_ADDRESS=self.server.address, LEDGER=str(self.ledger), NEXUM_CRASH_AT=crash_at)
-        command: list[str | Path] = [sys.executable, TESTS / "chaos_worker.py", "--concurrency", str(SLOTS)]
+        command: list[str | Path] = [sys.executable, TESTS / "chaos_worker.py", str(SLOTS)]
         worker = Process(command, self.folder / f"worker-{len(STARTED)}.log", env=env)
         worker.start()
         return worker

@@ -1,6 +1,6 @@
 """A client of chaos.py: makes the calls of its session all at once and notes what it is told, as it is told.
 
-The calls of some tools it executes itself: local effects.
+The calls of some tools it executes itself: durable steps.
 """
 
 import asyncio
@@ -8,20 +8,24 @@ import importlib
 import json
 import os
 import signal
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
 from chaos_tools import HERE, LEASE_MS
 
-from durable_session import DurableEvent, nexum_client
+from nexum_agents import (
+    DurableEvent,
+    OutcomeUnknown,
+    ToolError,
+    ToolFailed,
+    durable_session,
+    durable_step,
+    submit_tool_call,
+)
+from nexum_agents.sessions import Effect
 from nexum_runtime import crash
 from nexum_runtime.client import local
-from submit_task import Effect, OutcomeUnknown, ToolFailed, durable_session, submit_tool_call
-from workflow import LOCAL_CALL, Local, ToolCall, ToolError
 
 CALL_SECONDS = 60.0
 
@@ -58,28 +62,6 @@ def run(order: Order) -> None:
     asyncio.run(_make_calls(order))
 
 
-async def _execute(call: Call, arguments: dict[str, Any], execution_id: str) -> str:
-    """The result of a local effect. Raises as submit_tool_call does, and what the tool itself raises."""
-
-    async def execute() -> dict[str, Any]:
-        return {"result": await HERE[call.tool](**arguments), "duration_ms": 0}
-
-    outcome = await nexum_client().run_local(
-        LOCAL_CALL,
-        ToolCall(tool_name=call.tool, tool_args=arguments).model_dump(),
-        execute,
-        execution_id=execution_id,
-        effect=call.effect,
-        restart="failed",
-        timeout=CALL_SECONDS,
-    )
-    if outcome.error_code == "OUTCOME_UNKNOWN":
-        raise OutcomeUnknown(outcome.error)
-    if outcome.status != "COMPLETED":
-        raise ToolFailed(outcome.error)
-    return str(Local.model_validate(outcome.outputs[LOCAL_CALL.nodes[0].id]).result)
-
-
 async def _make_calls(order: Order) -> None:
     ids: dict[asyncio.Task[Any] | None, str] = {}
     answers = 0
@@ -92,8 +74,7 @@ async def _make_calls(order: Order) -> None:
         try:
             arguments = {"label": call.label, "pause_ms": call.pause_ms}
             if call.tool in HERE:
-                ids[asyncio.current_task()] = execution_id = session.next_execution_id(call.tool, arguments)
-                value = await _execute(call, arguments, execution_id)
+                value = await durable_step(call.tool, HERE[call.tool], **arguments, effect=call.effect)
             else:
                 value = await submit_tool_call(
                     call.tool, arguments, order.session, timeout=CALL_SECONDS, effect=call.effect
@@ -111,7 +92,7 @@ async def _make_calls(order: Order) -> None:
             told.write(json.dumps(answer).encode() + b"\n")
             os.fsync(told)
 
-    with durable_session(order.session, note_id) as session:
+    with durable_session(order.session, on_event=note_id):
         async with asyncio.TaskGroup() as calls:
             for call in order.calls:
                 calls.create_task(make(call))

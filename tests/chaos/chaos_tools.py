@@ -11,9 +11,8 @@ import time
 import uuid
 from pathlib import Path
 
-from nexum_runtime import idempotency_key
+from nexum_agents import ToolError, idempotency_key
 from nexum_runtime.crash import crash_point
-from workflow import ToolError
 
 LEASE_MS = 1_000
 

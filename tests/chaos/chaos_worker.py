@@ -1,19 +1,15 @@
-"""worker.py as it is, with the tools of chaos_tools.py."""
+"""A worker of the package, with the tools of chaos_tools.py and short leases."""
 
-import asyncio
 import functools
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-
+from agents import function_tool
 from chaos_tools import IN_THE_WORKER, LEASE_MS
 
-import tools
-import worker
+from nexum_agents import serve, worker
 from nexum_runtime import Worker
 
 if __name__ == "__main__":
-    tools.TOOLS = dict(IN_THE_WORKER)
-    vars(worker)["Worker"] = functools.partial(Worker, lease_ms=LEASE_MS)
-    asyncio.run(worker.main())
+    vars(worker)["RuntimeWorker"] = functools.partial(Worker, lease_ms=LEASE_MS)
+    tools = [function_tool(function, name_override=name) for name, function in IN_THE_WORKER.items()]
+    serve(tools, concurrency=int(sys.argv[1]))

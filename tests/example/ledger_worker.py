@@ -10,6 +10,7 @@ import inspect
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,25 +18,44 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import tools
-import worker
+from nexum_agents import worker as agents_worker
 from nexum_runtime import Worker
 
+LOOK_SECONDS = 0.01
 
-def recorded(name: str, tool: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(tool)
-    async def run(**arguments: Any) -> Any:
+
+def recorded(tool: Callable[..., Any]) -> Callable[..., Any]:
+    name, signature = tool.__name__, inspect.signature(tool)
+
+    def begin(args: Any, named: Any) -> None:
         with Path(os.environ["LEDGER"]).open("a") as ledger:
-            ledger.write(json.dumps([name, arguments]) + "\n")
-        while os.environ.get("HELD", name) == name and not Path(os.environ["GATE"]).exists():
-            await asyncio.sleep(0.01)
-        result = tool(**arguments)
-        return await result if inspect.isawaitable(result) else result
+            ledger.write(json.dumps([name, signature.bind(*args, **named).arguments]) + "\n")
 
-    return run
+    def is_held() -> bool:
+        return os.environ.get("HELD", name) == name and not Path(os.environ["GATE"]).exists()
+
+    @functools.wraps(tool)
+    async def run(*args: Any, **named: Any) -> Any:
+        begin(args, named)
+        while is_held():
+            await asyncio.sleep(LOOK_SECONDS)
+        return await tool(*args, **named)
+
+    @functools.wraps(tool)
+    def run_sync(*args: Any, **named: Any) -> Any:
+        begin(args, named)
+        while is_held():
+            time.sleep(LOOK_SECONDS)
+        return tool(*args, **named)
+
+    return run if inspect.iscoroutinefunction(tool) else run_sync
 
 
 if __name__ == "__main__":
-    tools.TOOLS = {name: recorded(name, tool) for name, tool in tools.TOOLS.items()}
+    tools.TOOLS = [recorded(tool) for tool in tools.TOOLS]
+    vars(tools).update({tool.__name__: tool for tool in tools.TOOLS})  # workflow.py calls them by their names
     if "LEASE_MS" in os.environ:
-        vars(worker)["Worker"] = functools.partial(Worker, lease_ms=int(os.environ["LEASE_MS"]))
-    asyncio.run(worker.main())
+        vars(agents_worker)["RuntimeWorker"] = functools.partial(Worker, lease_ms=int(os.environ["LEASE_MS"]))
+    import worker
+
+    worker.main()

@@ -6,14 +6,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from agents import Agent
-
 import demo
-from submit_task import durable_tool
-from tools import visit_webpage, web_search
 
 
-def build_agent(model: str, saves_report: bool = False) -> Agent[Any]:
+def build_agent(model: str | None, saves_report: bool = False) -> Any:
+    from nexum_agents import durable_tool
+    from tools import visit_webpage, web_search
+
     agent = original(model, saves_report)
     agent.tools = [durable_tool(web_search, effect="read"), durable_tool(visit_webpage, effect="once")]
     return agent

@@ -19,13 +19,13 @@ from nexum.proto import nexum_pb2_grpc as pb_grpc
 from processes import NEXUM, Finished, NexumDev, Process, environment, eventually, run
 from test_demo import KEYS, ROOT
 
+from nexum_agents.workflows import tool_call_workflow
 from nexum_runtime import Client, InvalidRequest, ServerUnavailable, Unauthenticated, Worker, wire
 from nexum_runtime.cli.base import NO_SERVER
 from nexum_runtime.server.app import CannotBind, Server, ServerConfig, Tls, is_loopback
 from nexum_runtime.server.rpc.extensions import NexumExtensions
 from nexum_runtime.server.rpc.peers import Waiting
 from nexum_runtime.server.rpc.service import NexumService
-from workflow import tool_call_workflow
 
 TOKEN = "correct-horse-battery-staple"
 OTHER = "another-horse-battery-staple"

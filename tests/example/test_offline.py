@@ -14,10 +14,10 @@ from agents import Agent, FunctionTool, RunConfig, Runner, RunResult, function_t
 from agents.items import ToolCallItem, TResponseInputItem
 
 import tools
+from nexum_agents import ToolError
 from offline import terms
 from offline.model import OfflineModel
 from offline.web import PAGES, OfflineWeb, search
-from workflow import ToolError
 
 SITE = "https://offline.example"
 QUESTION = "What is durable execution for AI agents?"

@@ -4,12 +4,13 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
 from processes import Finished
-from test_demo import Stage, answer, ended_calls, ended_turns, no_traceback, stage
+from test_demo import KEYS, Stage, answer, ended_calls, ended_turns, no_traceback, stage
+
+import demo
 
 __all__ = ["stage"]
 
@@ -193,13 +194,25 @@ async def test_a_model_server_that_cannot_be_reached_is_said_in_a_sentence(stage
     assert no_traceback(finished)
 
 
-def test_a_gemini_key_chooses_gemini_through_litellm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import demo
-
-    for name in ("OPENAI_API_KEY", "MODEL", "GEMINI_API_KEY"):
+@pytest.mark.parametrize(
+    ("keys", "chosen"),
+    [
+        ({"GOOGLE_API_KEY": "g"}, ("litellm/gemini/gemini-3.8-flash", "live")),
+        ({"GEMINI_API_KEY": "g"}, ("litellm/gemini/gemini-3.8-flash", "live")),
+        ({"GEMINI_API_KEY": "", "GOOGLE_API_KEY": "g"}, ("litellm/gemini/gemini-3.8-flash", "live")),
+        ({"OPENAI_API_KEY": "o", "GEMINI_API_KEY": "g"}, (None, "live")),
+        ({"MODEL": "litellm/other/model"}, ("litellm/other/model", "live")),
+        ({"OPENAI_API_KEY": "o", "MODEL": "litellm/other/model"}, ("litellm/other/model", "live")),
+        ({"GEMINI_API_KEY": ""}, ("offline agent", "offline, as neither OPENAI_API_KEY nor GEMINI_API_KEY is set")),
+    ],
+    ids=lambda value: " ".join(f"{name}={key}" for name, key in value.items()) if isinstance(value, dict) else "",
+)
+def test_the_keys_choose_the_model_and_model_overrides(
+    monkeypatch: pytest.MonkeyPatch, keys: dict[str, str], chosen: tuple[str | None, str]
+) -> None:
+    for name in KEYS:
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("GOOGLE_API_KEY", "g")
-    model, _, mode = demo.choose_model(offline=False)
-    assert (model, mode) == ("litellm/gemini/gemini-3.8-flash", "live")
-    monkeypatch.setenv("MODEL", "litellm/other/model")
-    assert demo.choose_model(offline=False)[0] == "litellm/other/model"
+    for name, key in keys.items():
+        monkeypatch.setenv(name, key)
+    assert demo.choose_model(offline=False) == chosen
+    assert demo.choose_model(offline=True) == ("offline agent", "offline")

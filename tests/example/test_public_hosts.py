@@ -16,9 +16,8 @@ import pytest
 from test_tools import refused
 from test_wire import has_ipv6
 
-import publicweb
 import tools
-import webpage
+from offline import publicweb, webpage
 
 PRIVATE = "127.0.0.9"
 OWN = {ip_address("127.0.0.1"), ip_address("::1")}

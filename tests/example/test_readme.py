@@ -1,11 +1,13 @@
 """What the README shows is what the programs print, and what it tells to type works."""
 
+import ast
 import asyncio
 import json
 import re
-import shutil
 import sys
+import threading
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,22 @@ from processes import Process, eventually, run
 from test_demo import Stage, stage
 from test_once import cut_short
 
+import nexum_agents
 from nexum_runtime import Client
 
 __all__ = ["stage"]
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {path.name: path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+ALL = "\n".join([README, *DOCS.values()])
+README_LINES, SCRIPT_LINES = 200, 20
 LONELY = workflow("lonely").effect("run", Text, unused).build()
 
 
 def transcript(name: str) -> list[str]:
-    """The lines of the README's transcript of that name, without the command and what it leaves out."""
-    block = README.split(f"<!-- transcript: {name} -->\n```console\n")[1].split("\n```")[0]
+    """The lines of the transcript of that name, without the command and what it leaves out."""
+    block = ALL.split(f"<!-- transcript: {name} -->\n```console\n")[1].split("\n```")[0]
     return [line for line in block.splitlines()[1:] if line not in ("", "…")]
 
 
@@ -65,7 +71,7 @@ async def test_the_readmes_unsettled_call_is_what_one_sees(stage: Stage) -> None
 
 
 async def test_the_readme_lists_the_commands_as_their_help_does() -> None:
-    listed = re.findall(r"(?m)^\| `nexum (\w+)` \| ([A-Z].+) \|$", README)
+    listed = re.findall(r"(?m)^\| `nexum (\w+)` \| ([A-Z].+) \|$", DOCS["command.md"])
     helped = (await nexum("localhost:1", "--help")).stdout.partition("Commands:\n")[2].partition("\n\n")[0]
     assert listed == [tuple(line.strip().split(maxsplit=1)) for line in helped.splitlines()]
 
@@ -109,7 +115,7 @@ async def test_the_json_of_every_command_has_the_shape_that_the_readme_shows(cli
     await eventually(expired)
 
     await start(client, "s/asks", GATE)
-    shapes = dict(re.findall(r"(?m)^\| `nexum (\w[^`]*)` \| `(\{.+\})` \|$", README))
+    shapes = dict(re.findall(r"(?m)^\| `nexum (\w[^`]*)` \| `(\{.+\})` \|$", DOCS["command.md"]))
     arguments = {
         "ps": ("ps",),
         "show": ("show", "s/done"),
@@ -133,102 +139,113 @@ async def test_the_json_of_every_command_has_the_shape_that_the_readme_shows(cli
 
 def test_whatever_can_go_wrong_has_a_test_of_the_name_it_is_shown_with() -> None:
     tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
-    table = README.partition("## What can go wrong")[2].partition("\n## ")[0]
+    table = DOCS["failures.md"]
     rows = re.findall(r"^\| .+ \| .+ \| `(test_\w+)` \|$", table, re.MULTILINE)
     assert len(rows) == table.count("\n| ") - 1 >= 30  # all but the head
     assert [name for name in rows if f"def {name}(" not in tests] == []
 
 
 def test_every_file_and_setting_that_the_readme_names_exists() -> None:
-    named = re.findall(r"^\| `([\w./]+)`(?:, `([\w./]+)`)? \|", README, re.MULTILINE)
-    files = [name for pair in named for name in pair if "." in name or name.endswith("/")]
+    named = re.findall(r"^\| `([\w./]+)`(?:, `([\w./]+)`)*? \|", ALL, re.MULTILINE)
+    files = [name for pair in named for name in pair if name.endswith((".py", "/"))]
     assert len(files) >= 9
-    assert [name for name in files if not (ROOT / name).exists()] == []
+    folders = (ROOT, ROOT / "src" / "nexum_agents", ROOT / "src" / "nexum_runtime")
+    assert [name for name in files if not any((folder / name).exists() for folder in folders)] == []
     source = "\n".join(path.read_text() for path in ROOT.rglob("*.py") if ".venv" not in path.parts)
-    settings = re.findall(r"`([A-Z]+(?:_[A-Z]+)+)`", README)
+    settings = re.findall(r"`([A-Z]+(?:_[A-Z]+)+)`", ALL)
     assert [name for name in settings if name not in source] == []
 
 
-def copied_to(project: Path, files: str) -> None:
-    """Copy those of our files into it that this part of the README names."""
+def test_the_readme_is_short_and_every_link_in_it_and_in_the_docs_leads_somewhere() -> None:
+    assert README.count("\n") <= README_LINES
+    pages = {"README.md": README} | {f"docs/{name}": text for name, text in DOCS.items()}
+    broken = []
+    for page, text in pages.items():
+        for link in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
+            path, _, heading = link.partition("#")
+            target = (ROOT / page).parent / path if path else ROOT / page
+            headings = re.findall(r"(?m)^#+ (.+)$", target.read_text()) if target.suffix == ".md" else []
+            known = {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
+            if not target.exists() or (heading and heading not in known):
+                broken.append(f"{page}: {link}")
+    assert broken == []
+
+
+def test_every_python_block_is_python_and_says_only_what_the_package_has() -> None:
+    blocks = re.findall(r"```python\n(.+?)```", ALL, re.DOTALL)
+    assert len(blocks) >= 5
+    for block in blocks:
+        compile(block, block[:60], "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    named = set(re.findall(r"\b(durable_\w+|run_with_approvals|serve|submit_tool_call|print_events)\(", ALL))
+    assert named <= set(nexum_agents.__all__)
+
+
+class Provider(ThreadingHTTPServer):
+    """Stands in for OpenAI: asks for each look-up in one turn, and answers in the next. Counts what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        super().__init__(("127.0.0.1", 0), _Answers)
+
+
+class _Answers(BaseHTTPRequestHandler):
+    server: Provider
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.asked += 1
+        outputs = [item["output"] for item in asked["input"] if item.get("type") == "function_call_output"]
+        if outputs:
+            part = {"type": "output_text", "text": " ".join(outputs), "annotations": []}
+            output = [{"type": "message", "id": "m", "role": "assistant", "status": "completed", "content": [part]}]
+        else:
+            output = [
+                {
+                    "type": "function_call",
+                    "call_id": topic,
+                    "name": "look_up",
+                    "arguments": json.dumps({"topic": topic}),
+                }
+                for topic in ("sagas", "leases")
+            ]
+        body = {"id": "r", "object": "response", "created_at": 0, "model": asked["model"], "output": output}
+        body |= {"parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "status": "completed"}
+        content = json.dumps(body).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+async def test_the_first_script_of_the_readme_is_killed_and_goes_on_in_a_folder_of_its_own(
+    stage: Stage, tmp_path: Path
+) -> None:
+    script = re.search(r"```python\n(import asyncio.+?)```", README, re.DOTALL)
+    assert script
+    assert len([line for line in script[1].splitlines() if line.strip()]) < SCRIPT_LINES
+    project = tmp_path / "project"
     project.mkdir()
-    for name in re.findall(r"`(\w+\.py)`", files):
-        shutil.copy(ROOT / name, project)
+    (project / "research.py").write_text(script[1])
+    with Provider() as provider:
+        threading.Thread(target=provider.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{provider.server_port}/v1"
+        env = stage.environment(OPENAI_API_KEY="a key", OPENAI_BASE_URL=url, OPENAI_AGENTS_DISABLE_TRACING="1")
+        first = Process([sys.executable, "research.py"], tmp_path / "first.log", env=env, cwd=project)
+        first.start()
+        await first.says(r"look_up\(topic=.leases.\) stored ✓")
+        first.kill()
+        again = await run(sys.executable, "research.py", env=env, cwd=project)
+        provider.shutdown()
+    assert again.stdout.count("cached ⚡") >= 3, again
+    answer = "sagas: a recorded result is never computed again. leases: a recorded result is never computed again."
+    assert again.stdout.splitlines()[-1] == answer
+    assert provider.asked <= 3, "the first turn, and the second one once or twice"
 
 
-OWN_TOOLS = """
-def get_weather(city: str) -> dict[str, str]:
-    return {"city": city, "sky": "clear"}
-
-TOOLS = {"get_weather": get_weather}
-"""
-OWN_AGENT = """
-import asyncio, json
-from agents import Agent, Runner
-from agents.testing import ScriptedModel, assistant_message, function_call
-from submit_task import durable_session, durable_tool
-from tools import get_weather
-
-async def main():
-    question = function_call("get_weather", {"city": "Rome"}, call_id="c")
-    model = ScriptedModel([[question], [assistant_message("It is clear.")]])
-    with durable_session("rome"):
-        result = await Runner.run(Agent(name="Forecaster", tools=[durable_tool(get_weather)], model=model), "Rome?")
-    print([item.output for item in result.new_items if item.type == "tool_call_output_item"], result.final_output)
-
-asyncio.run(main())
-"""
-
-
-async def test_the_files_that_a_project_of_ones_own_copies_are_enough(stage: Stage, tmp_path: Path) -> None:
-    files = re.search(r"In a project of your own: copy (.+) and a `tools\.py`", README)
-    assert files
-    project = tmp_path / "project"
-    copied_to(project, files[1])
-    (project / "tools.py").write_text(OWN_TOOLS)
-    (project / "agent.py").write_text(OWN_AGENT)
-    env = stage.environment()
-    worker = Process([sys.executable, "worker.py"], tmp_path / "own-worker.log", env=env, cwd=project)
-    worker.start()
-    finished = await run(sys.executable, "agent.py", env=env, cwd=project)
-    assert finished.stdout == """['{"city":"Rome","sky":"clear"}'] It is clear.\n""", finished.stderr + worker.output
-
-
-OWN_DURABLE_AGENT = """
-import asyncio
-from agents import Agent, Runner, function_tool
-from agents.testing import ScriptedModel, assistant_message, function_call
-from durable_agent import durable_agent
-
-@function_tool
-def get_weather(city: str) -> str:
-    print("looks out of the window in", city)
-    return "clear"
-
-async def main():
-    question = function_call("get_weather", {"city": "Rome"}, call_id="c")
-    for turns in [[question], [assistant_message("It is clear.")]], []:
-        agent = durable_agent(Agent(name="Forecaster", tools=[get_weather], model=ScriptedModel(turns)), "rome")
-        print((await Runner.run(agent, "Rome?")).final_output)
-
-asyncio.run(main())
-"""
-
-
-async def test_the_files_for_all_of_an_agent_are_enough_without_a_worker(stage: Stage, tmp_path: Path) -> None:
-    files = re.search(r"In a project of your own: copy (.+?); that needs no worker", README, re.DOTALL)
-    assert files
-    project = tmp_path / "project"
-    copied_to(project, files[1].replace("`worker.py` and a `tools.py`", ""))
-    (project / "agent.py").write_text(OWN_DURABLE_AGENT)
-    finished = await run(sys.executable, "agent.py", env=stage.environment(), cwd=project)
-    assert finished.stdout == "looks out of the window in Rome\nIt is clear.\nIt is clear.\n", finished.stderr
-
-
-async def test_the_worker_imports_neither_the_agent_nor_its_sdk_and_the_demo_no_network_library() -> None:
-    def loaded(module: str, *names: str) -> str:
-        return f"import sys, {module}; print([n for n in {names!r} if n in sys.modules])"
-
-    worker = await run(sys.executable, "-c", loaded("worker", "agents", "openai", "demo"), cwd=ROOT)
-    demo = await run(sys.executable, "-c", loaded("demo", "ddgs", "trafilatura", "litellm"), cwd=ROOT)
-    assert (worker.stdout, demo.stdout) == ("[]\n", "[]\n"), (worker, demo)
+async def test_the_demo_imports_no_network_library_before_it_needs_one() -> None:
+    code = "import sys, demo; print([n for n in ('agents', 'ddgs', 'trafilatura', 'litellm') if n in sys.modules])"
+    demo = await run(sys.executable, "-c", code, cwd=ROOT)
+    assert demo.stdout == "[]\n", demo

@@ -1,5 +1,6 @@
 """What a person sees of a call, in a terminal and piped."""
 
+import argparse
 import asyncio
 import io
 import os
@@ -13,9 +14,10 @@ import pytest
 from processes import PATIENCE_SECONDS
 from test_demo import Stage, stage
 
-from durable_session import CallEvent, DurableEvent, TurnEvent
+from nexum_agents import CallEvent, DurableEvent, TurnEvent
 from nexum_runtime.text import printable
-from terminal import RunView, command_line
+from offline import screen
+from offline.view import RunView
 
 __all__ = ["stage"]
 
@@ -24,7 +26,7 @@ LONG = {"query": "a question that is longer than what is shown of an argument, b
 
 def shown(*events: DurableEvent, width: int | None = None) -> str:
     """What a view prints of these events: piped, or on a terminal of that width."""
-    view = RunView()
+    view = RunView("again")
     view.console.file = io.StringIO()
     if width:
         view.console._force_terminal = True
@@ -129,7 +131,7 @@ def test_a_run_that_was_stopped_says_what_waits_for_a_person(monkeypatch: pytest
         view.on_event(approval("waiting", number, detail="approval"))
     view.on_event(approval("waiting", 1, detail="worker"))
     before = output.tell()
-    view.stopped("Interrupted.", "again")
+    view.stopped("The agent stopped.")
     assert output.getvalue()[before:].splitlines()[1:] == [
         "Waits for your yes, now or later:",
         "  pay(amount=2)",
@@ -141,12 +143,12 @@ def test_a_run_that_was_stopped_says_what_waits_for_a_person(monkeypatch: pytest
 
 
 def footer_of(*events: DurableEvent) -> list[str]:
-    view = RunView()
+    view = RunView("again")
     view.console.file = output = io.StringIO()
     for event in events:
         view.on_event(event)
     view.console.file = output = io.StringIO()
-    view.footer("again")
+    view.footer()
     return output.getvalue().splitlines()
 
 
@@ -177,8 +179,8 @@ def test_a_run_that_was_stopped_says_what_it_need_not_do_again(events: list[Dura
     view, output = view_into()
     for event in events:
         view.on_event(event)
-    view.stopped("Interrupted.", "again")
-    assert output.getvalue().splitlines()[-4:] == ["", "Interrupted.", words, "  again"]
+    view.stopped("The agent stopped.")
+    assert output.getvalue().splitlines()[-4:] == ["", "The agent stopped.", words, "  again"]
 
 
 def test_a_call_that_is_unknown_is_said_in_a_sentence_and_asked_about_at_the_end(
@@ -208,12 +210,12 @@ def test_the_command_that_settles_a_call_says_where_its_server_is(monkeypatch: p
 
 
 def test_a_run_that_was_stopped_says_what_is_unsettled_too() -> None:
-    view = RunView()
+    view = RunView("again")
     view.console.file = output = io.StringIO()
     view.on_event(call("unknown", detail="no"))
-    view.stopped("Interrupted.", "again")
+    view.stopped("The agent stopped.")
     lines = output.getvalue().splitlines()
-    assert lines[1:4] == ["", "Interrupted.", "Unsettled: 1 call that may or may not have run, and is not run again."]
+    assert lines[2:4] == ["The agent stopped.", "Unsettled: 1 call that may or may not have run, and is not run again."]
     assert lines[-2:] == ["Try again with:", "  again"]
 
 
@@ -242,22 +244,34 @@ def test_what_a_call_brings_along_cannot_move_the_terminal(width: int | None) ->
     assert failed.endswith(rf"failed ✗ why{SPELLED} forged :smile:")
 
 
-def view_into() -> tuple[RunView, io.StringIO]:
-    view = RunView()
+def view_into(again: str = "again") -> tuple[RunView, io.StringIO]:
+    view = RunView(again)
     view.console.file = output = io.StringIO()
     return view, output
 
 
-def test_the_header_and_a_note_stay_on_their_lines() -> None:
+def test_the_header_stays_on_its_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXUM_ADDRESS", f"localhost:1{EVIL}")
+    screen.header(f"what? {EVIL}", f"s1{EVIL}", f"gpt{EVIL}", "live")
+    header = capsys.readouterr().out
+    assert_moves_nothing(header)
+    names = [line.partition(" ")[0] for line in header.splitlines()]
+    assert names == ["Question", "Session", "Model", "Mode", "Nexum", ""]
+    assert header.startswith(r"Question  what? \x1b]0;title\x07\x1b[2J\x9b31m\u202egpj\rover\x08\x7f\u2028\nforged ")
+
+
+def test_a_question_that_is_longer_than_a_header_is_cut_there(capsys: pytest.CaptureFixture[str]) -> None:
+    screen.header("long " * 200, "s1", "gpt", "live")
+    first, _, rest = capsys.readouterr().out.partition("\n")
+    assert len(first) == len("Question  ") + screen.QUESTION_CHARS
+    assert first.endswith("…")
+    assert rest.startswith("Session   s1\n")
+
+
+def test_a_note_stays_on_its_line() -> None:
     view, output = view_into()
-    view.header(Question=f"what? {EVIL}", Nexum="localhost:1")
     view.note(EVIL)
-    assert output.getvalue().splitlines() == [
-        rf"Question  what? {SPELLED}\nforged :smile:",
-        "Nexum     localhost:1",
-        "",
-        rf"[Nexum] {SPELLED}\nforged :smile:",
-    ]
+    assert output.getvalue() == rf"[Nexum] {SPELLED}\nforged :smile:" + "\n"
 
 
 @pytest.fixture
@@ -305,7 +319,7 @@ def test_a_piped_answer_is_what_the_agent_said_but_for_control_characters() -> N
 def test_why_a_run_stopped_is_told_on_one_line_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GEMINI_API_KEY", "AIza-not-for-you")
     view, output = view_into()
-    view.stopped(f"401 for ?key=AIza-not-for-you {EVIL}\nGo on with:\n  rm -rf", "again")
+    view.stopped(f"401 for ?key=AIza-not-for-you {EVIL}\nGo on with:\n  rm -rf")
     assert output.getvalue() == (
         f"401 for ?key=[GEMINI_API_KEY] {SPELLED} forged :smile: Go on with: rm -rf\nTry again with:\n  again\n"
     )
@@ -323,9 +337,10 @@ def test_why_a_run_stopped_is_told_on_one_line_without_secrets(monkeypatch: pyte
 )
 def test_the_command_that_resumes_asks_the_same_question(question: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["demo.py"])
-    monkeypatch.setattr("terminal._python", lambda: "printf")
-    view, output = view_into()
-    view.footer(command_line("s1", question, ["--dev"]))
+    monkeypatch.setattr(screen, "_python", lambda: "printf")
+    arguments = argparse.Namespace(question=question, dev=True, offline=False, save_report=False, durable_model=True)
+    view, output = view_into(screen.command_line("s1", arguments))
+    view.footer()
     assert_moves_nothing(output.getvalue())
     command = output.getvalue().partition(":\n  ")[2].replace("demo.py --dev", r"'%s\0'")
     printed = subprocess.run(["bash", "-c", command], stdout=subprocess.PIPE, check=True).stdout

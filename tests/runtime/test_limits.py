@@ -7,17 +7,14 @@ import pytest
 from nexum.proto import nexum_pb2 as pb
 from test_wire import ECHO, Wire, poll_request, start_request, status_request, wired
 
-from nexum_runtime import Client, wire
+from nexum_runtime import Client
 from nexum_runtime.server.model.graph import NODE_ID_LIMIT, NODES_LIMIT
 from nexum_runtime.server.rpc.messages import LIST_LIMIT
 from nexum_runtime.server.rpc.worker_calls import HELD_LIMIT
 from nexum_runtime.server.rules.checks import NAME_LIMIT
 from nexum_runtime.wire import ATTEMPTS_LIMIT, LEASE_MS_LIMIT, LEASE_MS_MIN, TIMEOUT_MS_LIMIT, WAIT_MS_LIMIT
-from submit_task import DurableCallError, DurableSession, durable_tool
 
 __all__ = ["wired"]
-
-SESSION_ID_CHARS = 64
 
 
 @pytest.mark.parametrize(
@@ -106,25 +103,3 @@ async def test_a_list_holds_what_was_asked_for_up_to_its_limit(
     for asked, held in ((24, 24), (25, 25), (26, 25)):
         assert len(await client.executions(limit=asked)) == held
     assert len([each async for each in client.history("s/")]) == 25
-
-
-def test_a_session_id_may_have_64_characters_and_no_more() -> None:
-    assert DurableSession("s" * SESSION_ID_CHARS).session_id == "s" * SESSION_ID_CHARS
-    with pytest.raises(DurableCallError):
-        DurableSession("s" * (SESSION_ID_CHARS + 1))
-
-
-def test_a_tool_s_attempts_and_time_are_within_their_limits() -> None:
-    async def tool(query: str) -> str:
-        return query
-
-    for timeout in (0.001, wire.TIMEOUT_MS_LIMIT / 1000):
-        durable_tool(tool, timeout=timeout)
-    for timeout in (0.0, -1.0, wire.TIMEOUT_MS_LIMIT / 1000 + 1, float("nan")):
-        with pytest.raises(ValueError, match="The timeout of tool is"):
-            durable_tool(tool, timeout=timeout)
-    for attempts in (1, wire.ATTEMPTS_LIMIT):
-        durable_tool(tool, max_attempts=attempts)
-    for attempts in (-1, wire.ATTEMPTS_LIMIT + 1):
-        with pytest.raises(ValueError, match="max_attempts of tool is"):
-            durable_tool(tool, max_attempts=attempts)

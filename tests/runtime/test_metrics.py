@@ -20,14 +20,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from test_demo import ROOT, Stage
 from test_guard import Pem, pem
 
+from nexum_agents import submit_tool_call
 from nexum_runtime import Client, ServerUnavailable
 from nexum_runtime.server.app import Server, ServerConfig, Tls
 from nexum_runtime.server.web.scrape import CONNECTIONS_LIMIT
-from submit_task import submit_tool_call
 
 __all__ = ["pem"]
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+OPERATING = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
 TOKEN = "correct-horse-battery-staple"
 
 
@@ -156,14 +156,14 @@ async def test_what_was_not_committed_is_not_counted(
     assert after["nexum_commits_failed_total"] >= 1
 
 
-async def test_the_readme_names_the_metrics_that_there_are(server: Server) -> None:
+async def test_the_docs_name_the_metrics_that_there_are(server: Server) -> None:
     _, text = await fetch(url_of(server))
     served = {}
     for family in text_string_to_metric_families(text):
         labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
         name = family.name + ("_total" if family.type == "counter" else "")
         served[name] = (family.type, ", ".join(labels), family.documentation)
-    listed = re.findall(r"(?m)^\| `(nexum_\w+)`(?: \(([\w, ]+)\))? \| (\w+) \| (.+) \|$", README)
+    listed = re.findall(r"(?m)^\| `(nexum_\w+)`(?: \(([\w, ]+)\))? \| (\w+) \| (.+) \|$", OPERATING)
     assert {name: (kind, ", ".join(sorted(labels.split(", "))), text) for name, labels, kind, text in listed} == served
 
 

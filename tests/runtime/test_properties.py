@@ -26,10 +26,8 @@ from nexum_runtime.server.model.contract import EventRow, Execution, Reader, Tas
 from nexum_runtime.server.model.shapes import Resolution, StartOrder
 from nexum_runtime.server.model.states import ErrorCode, Event, ExecutionStatus, TaskStatus
 from nexum_runtime.server.rules.attempts import RETRY_DELAY_MS_MAX
-from nexum_runtime.server.rules.checks import EXECUTION_ID
 from nexum_runtime.server.store.sqlite import SqliteStore
 from nexum_runtime.text import printable, printable_line, redact
-from submit_task import DurableSession, durable_tool
 
 settings.register_profile("here", deadline=None, database=None, derandomize="CI" in os.environ)
 settings.load_profile("here")
@@ -143,55 +141,6 @@ def test_an_ir_is_refused_or_ends_in_whatever_order_its_nodes_are_done(ir_json: 
 def test_an_acyclic_ir_is_taken_and_is_identical_to_itself(ir_json: str) -> None:
     parsed = graph.parse(ir_json)
     assert graph.compatibility(parsed, graph.parse(ir_json)) == "IDENTICAL"
-
-
-# Calls
-
-session_ids = st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True)
-arguments = st.dictionaries(texts, values, max_size=4).map(as_read)
-tool_names = texts | st.text(min_size=60, max_size=300)
-
-
-@given(session_ids, tool_names, arguments)
-def test_a_call_has_the_same_legal_id_in_every_run(session_id: str, tool_name: str, tool_args: dict[str, Any]) -> None:
-    first, again = DurableSession(session_id), DurableSession(session_id)
-    ids = [first.next_execution_id(tool_name, tool_args) for _ in range(2)]
-    rewritten = json.loads(json.dumps(tool_args, indent=1))
-    assert ids == [again.next_execution_id(tool_name, rewritten) for _ in range(2)]
-    assert ids[0] != ids[1]
-    for number, execution_id in enumerate(ids):
-        assert EXECUTION_ID.fullmatch(execution_id)
-        assert execution_id.startswith(f"{session_id}/")
-        assert execution_id.count("/") == 3
-        assert execution_id.endswith(f"/{number}")
-
-
-@given(st.lists(st.tuples(tool_names, arguments), max_size=5), st.randoms(use_true_random=False))
-def test_calls_share_an_id_only_if_they_are_the_same(
-    calls: list[tuple[str, dict[str, Any]]], shuffle: random.Random
-) -> None:
-    session = DurableSession("s")
-    ids = [session.next_execution_id(*call) for call in calls]
-    assert len(set(ids)) == len(ids)
-    shuffle.shuffle(calls)
-    session = DurableSession("s")
-    assert {session.next_execution_id(*call) for call in calls} == set(ids), "the order of parallel calls is no matter"
-
-
-def a_tool(city: str) -> str:
-    """A tool."""
-    return city
-
-
-@given(st.sampled_from(["read", "idempotent", "once"]) | texts, st.integers(-2, 30), st.floats(-1, 100_000))
-def test_a_tool_is_made_within_the_limits_of_its_effect_attempts_and_timeout_and_refused_beyond(
-    effect: Any, max_attempts: int, timeout: float
-) -> None:
-    taken = (
-        effect in wire.EFFECTS and 1 <= max_attempts <= (1 if effect == "once" else 20) and 0.001 <= timeout <= 86_400
-    )
-    with nullcontext() if taken else pytest.raises(ValueError, match="of a_tool is"):
-        durable_tool(a_tool, effect=effect, max_attempts=max_attempts, timeout=timeout)
 
 
 # Texts

@@ -8,6 +8,7 @@ import asyncio
 import json
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -226,3 +227,11 @@ async def work_off(port: int, workflow_id: str, amount: int, total: int) -> list
 
 if __name__ == "__main__":
     print(json.dumps(asyncio.run(work_off(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))))
+
+
+async def test_the_unrelated_project_of_the_same_name_is_said_to_be_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "nexum").mkdir()
+    (tmp_path / "nexum" / "__init__.py").touch()
+    finished = await run(sys.executable, "-c", "import nexum_runtime", env=environment(PYTHONPATH=str(tmp_path)))
+    assert finished.code == 1
+    assert "the unrelated project `nexum` of the package index stands in its place" in finished.stderr

@@ -11,10 +11,10 @@ import pytest
 from processes import NexumDev, Process, environment
 from test_demo import ROOT
 
+from nexum_agents import submit_tool_call
 from nexum_runtime.logs import log_to_stderr
 from nexum_runtime.text import GIB, duration_text, error_line, printable, printable_line, redact, size_text
 from nexum_runtime.wire import canonical_json
-from submit_task import submit_tool_call
 
 HARMLESS = [
     "",

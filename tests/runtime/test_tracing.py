@@ -24,7 +24,7 @@ from test_demo import ROOT, Stage
 from nexum_runtime import Client, TaskError, Worker, tracing
 from nexum_runtime.server.app import Server
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+OPERATING = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
 TRACE = "ab" * 16
 TRACEPARENT = f"00-{TRACE}-{'cd' * 8}-01"
 
@@ -32,9 +32,7 @@ AGENT = f"""
 import asyncio
 from agents import Agent, Runner, function_tool, set_trace_processors, trace
 from agents.testing import ScriptedModel, assistant_message, function_call
-from durable_local import durable_local
-from durable_model import durable_model
-from submit_task import durable_session, durable_tool
+from nexum_agents import durable_session, durable_tool
 from tools import web_search
 
 @function_tool
@@ -45,8 +43,8 @@ async def main():
     set_trace_processors([])
     search = function_call("web_search", {{"query": "secret-query"}}, call_id="a")
     noted = function_call("note", {{"text": "secret-text"}}, call_id="b")
-    model = durable_model(ScriptedModel([[search, noted], [assistant_message("secret-answer")]]), "s1")
-    agent = Agent(name="Researcher", tools=[durable_tool(web_search), durable_local(note)], model=model)
+    model = ScriptedModel([[search, noted], [assistant_message("secret-answer")]])
+    agent = Agent(name="Researcher", tools=[durable_tool(web_search), note], model=model)
     with durable_session("s1"), trace("research", trace_id="trace_{TRACE}"):
         print((await Runner.run(agent, "secret-question")).final_output)
 
@@ -99,7 +97,7 @@ async def test_one_trace_goes_through_agent_server_and_worker_and_tells_no_secre
         assert span.attributes["openai_agents.span_id"].startswith("span_")
     assert b"secret" not in told.received
     said = {name for span in told.spans for name in (span.name, *span.attributes)}
-    assert said <= set(re.findall(r"`([\w.]+)`", README))
+    assert said <= set(re.findall(r"`([\w.]+)`", OPERATING))
 
 
 async def test_a_server_hands_a_trace_on_to_each_attempt_and_forgets_it_at_the_end(

@@ -10,7 +10,7 @@ from contextvars import copy_context
 from typing import Any, TypeVar
 
 from nexum.context import ContextView
-from pydantic_core import to_json
+from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
 from nexum_runtime import tracing, wire
 from nexum_runtime.crash import crash_point
@@ -123,7 +123,7 @@ class Attempt:
         try:
             if node.output_model is not None:
                 result = node.output_model.model_validate(result)
-            return to_json(result, inf_nan_mode="null").decode()
+            return _json_of(result)
         except ValueError as error:  # pydantic's errors are ValueErrors
             reason = f"Node {node.id!r} returned what cannot be recorded: {error}"
             raise TaskError(reason, retryable=False, unknown=True) from error
@@ -141,6 +141,14 @@ class Attempt:
         finally:
             if timer is not None:
                 timer.cancel()
+
+
+def _json_of(result: Any) -> str:
+    """Raises ValueError for what has no JSON."""
+    try:
+        return to_json(result, inf_nan_mode="null").decode()
+    except PydanticSerializationError:  # half a surrogate pair, say, which JSON can spell
+        return wire.json_text(to_jsonable_python(result, inf_nan_mode="null"))
 
 
 def _as_model(node: Any, output: Any) -> Any:

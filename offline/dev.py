@@ -59,7 +59,7 @@ async def local_nexum(address: str, folder: Path, worker_flags: tuple[str, ...] 
                 listen = ("--host", host.strip("[]"), "--port", str(port), "--db", str(database))
                 server = start("server", "-m", "nexum_runtime.cli", "dev", *listen)
                 await _until_ready(client, server, folder / "server.log")
-            start("worker", str(Path(__file__).with_name("worker.py")), *worker_flags)
+            start("worker", str(Path(__file__).parents[1] / "worker.py"), *worker_flags)
             yield own_server
 
 

@@ -1,7 +1,10 @@
 """What is recorded comes back as it was: of every type that a model or a tool answers with, and of any JSON."""
 
 import dataclasses
+import datetime
+import decimal
 import enum
+import functools
 import json
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -29,13 +32,14 @@ from openai.types.responses import (
     ResponseTextDeltaEvent,
 )
 from openai.types.responses.response_usage import InputTokensDetails, OutputTokensDetails
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, RootModel
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, RootModel, SecretStr
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from test_properties import as_read, values
 
-import recording
+from nexum_agents import recording
+from nexum_agents.recording import Unrecordable, from_recorded, to_recorded
+from nexum_agents.values import from_value, returns_of, to_value
 from nexum_runtime.wire import json_text, parse_json
-from recording import Unrecordable, from_recorded, to_recorded
 
 DEPTH_MAX = 5  # of an example: some classes have themselves as a part
 
@@ -456,14 +460,14 @@ def circle() -> list[Any]:
         (float("nan"), "float"),
         (float("-inf"), "float"),
         ({1: 2}, "key 1 of int"),
-        ({Word("w"): 2}, "test_recording:Word"),
+        ({Word("w"): 2}, "test_values:Word"),
         ({"\ud83d\ude00": 1}, "dict with the key"),
         ("\ud83d\ude00", "str with a surrogate pair in two halves"),
         (10**4300, "int"),
-        (Number.ONE, "test_recording:Number"),
-        (Word("w"), "test_recording:Word"),
-        (Mine(), "test_recording:Mine"),
-        (MyData(), "test_recording:MyData"),
+        (Number.ONE, "test_values:Number"),
+        (Word("w"), "test_values:Word"),
+        (Mine(), "test_values:Mine"),
+        (MyData(), "test_values:MyData"),
         (Mine, "ModelMetaclass"),
         (len, "builtin_function_or_method"),
         (object(), "object"),
@@ -641,3 +645,125 @@ def test_a_message_that_was_changed_afterwards_is_recorded_as_it_is_now() -> Non
     reasoning = ResponseReasoningItem(id="r", summary=[], type="reasoning")
     reasoning.provider_data = {"model": "m"}  # type: ignore[attr-defined]
     assert_comes_back([message, reasoning])
+
+
+# What functions return
+
+
+class Color(enum.Enum):
+    RED = "red"
+
+
+class Ticket(BaseModel):
+    city: str
+    price: decimal.Decimal = decimal.Decimal("1.50")
+
+
+class DearTicket(Ticket):
+    extra: int = 1
+
+
+@dataclasses.dataclass
+class Seat:
+    row: int
+    taken: set[str] = dataclasses.field(default_factory=set)
+
+
+class NeverEqual(BaseModel):
+    city: str
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+
+class Refuses(BaseModel):
+    secret: SecretStr
+
+
+NOON = datetime.datetime(2026, 1, 2, 12, tzinfo=datetime.UTC)
+
+
+def given_back(value: Any, returns: Any = None) -> tuple[Any, Any, str]:
+    """What the first run sees, what a replay sees, and in which form it was recorded."""
+    kept = to_value(value, returns)
+    return kept.value, from_value(parse_json(json_text(kept.recorded)), kept.form, returns), kept.form
+
+
+@given(values)
+def test_any_json_that_a_function_returns_is_the_same_in_every_run(value: Any) -> None:
+    first, again, form = given_back(value)
+    assert anatomy(again) == anatomy(first)
+    assert form or anatomy(first) == anatomy(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "returns"),
+    [
+        (Ticket(city="Rome"), Ticket),
+        ([Ticket(city="Rome")], list[Ticket]),
+        ({"a": Ticket(city="Rome")}, dict[str, Ticket]),
+        (Ticket(city="Rome"), Ticket | None),
+        (Seat(1, {"a"}), Seat),
+        (Color.RED, Color),
+        (NOON, datetime.datetime),
+        (decimal.Decimal("0.10"), decimal.Decimal),
+        ({1, 2}, set[int]),
+        ((1, "a"), tuple[int, str]),
+        ({1: "a"}, dict[int, str]),
+        (b"bytes", bytes),
+    ],
+)
+def test_what_an_annotation_names_comes_back_as_that(value: Any, returns: Any) -> None:
+    first, again, form = given_back(value, returns)
+    assert first is value
+    assert (again, type(again), form) == (value, type(value), "typed")
+
+
+@pytest.mark.parametrize(
+    ("value", "returns"),
+    [
+        (Ticket(city="Rome"), None),
+        (Ticket(city="Rome"), Any),
+        (DearTicket(city="Rome"), Ticket),
+        (NeverEqual(city="Rome"), NeverEqual),
+        (Refuses(secret=SecretStr("hush")), Refuses),
+        (object, type),
+        (NOON, str),
+        (float("inf"), float),
+        ((1, 2), None),
+    ],
+)
+def test_what_would_come_back_as_something_else_is_its_text_in_every_run(value: Any, returns: Any) -> None:
+    first, again, form = given_back(value, returns)
+    assert first == again == str(value)
+    assert form == "text"
+
+
+def test_a_record_whose_type_is_gone_or_has_changed_is_refused() -> None:
+    kept = to_value(Ticket(city="Rome"), Ticket)
+    with pytest.raises(Unrecordable, match="the function names none now"):
+        from_value(kept.recorded, kept.form, None)
+    with pytest.raises(Unrecordable, match="does not fit the type that its function returns now"):
+        from_value(kept.recorded, kept.form, Seat)
+
+
+def test_the_type_that_a_function_returns_is_found_whatever_it_is() -> None:
+    def plain(city: str) -> Ticket:
+        raise NotImplementedError
+
+    async def waits(city: str) -> Ticket:
+        raise NotImplementedError
+
+    def unresolved(city: str) -> "Nowhere":  # type: ignore[name-defined]  # noqa: F821
+        raise NotImplementedError
+
+    class Callable_:
+        def __call__(self, city: str) -> Ticket:
+            raise NotImplementedError
+
+        def method(self, city: str) -> Ticket:
+            raise NotImplementedError
+
+    found: list[Any] = [plain, waits, Callable_(), Callable_().method, functools.partial(plain, "Rome")]
+    assert [returns_of(function) for function in found] == [Ticket] * len(found)
+    assert [returns_of(function) for function in (unresolved, lambda: 1, len, None)] == [None] * 4

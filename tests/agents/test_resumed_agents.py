@@ -1,4 +1,4 @@
-"""The demo killed anywhere and run again, against a model server that counts and never answers twice alike."""
+"""Agents killed anywhere and run again, against a model server that counts and never answers twice alike."""
 
 import asyncio
 import itertools
@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 from model_server import Answer, Asked, Hold, ModelServer, research
-from processes import Finished, Process, eventually
-from test_demo import ROOT, Stage, answer, stage
+from processes import Finished, environment, eventually
 
+from nexum_agents import Worker
 from nexum_runtime import Client
-
-__all__ = ["stage"]
+from offline import HOST
 
 TURNS, CALLS = 3, 4  # of one run of `research`
 STEPS = range(1, 2 * (TURNS + CALLS) + 1)  # each a line of a turn or a call: that it is started, or stored
@@ -25,10 +24,11 @@ HELD = [("responses", 0), ("streamed", 0), ("streamed", 2), ("chat", 0), ("gemin
 
 
 @dataclass
-class Demos:
-    """Runs of the demo, one at a time, each a process of its own: see resume_demo.py. A session is `API-WHATEVER`."""
+class Runs:
+    """Runs of an agent, one at a time, each a process of its own: see resumed_agent.py. A session is `API-WHATEVER`."""
 
-    stage: Stage
+    folder: Path
+    client: Client
     models: ModelServer
     process: asyncio.subprocess.Process
 
@@ -57,7 +57,7 @@ class Demos:
         assert second.code == third.code == 0, where
         assert len(self.requests(session)) == requests, where
         assert await self._executions(session) == CALLS, where
-        assert " is new: " not in second.stdout + third.stdout, where
+        assert "changed" not in second.stdout + third.stdout, where
         recorded = self.requests(session)[-1].token  # each answer has the token of its own request in it
         assert recorded in answer(second.stdout), where
         assert answer(third.stdout) == answer(second.stdout)
@@ -65,14 +65,13 @@ class Demos:
 
     async def _executions(self, session: str) -> int:
         """How often a tool was executed."""
-        async with Client(self.stage.nexum.address) as client:
-            known = [each async for each in client.history(f"{session}/")]
+        known = [each async for each in self.client.history(f"{session}/")]
         events = [event for each in known if "/model-turn/" not in each["execution_id"] for event in each["events"]]
         return sum(event["type"] == "AttemptStarted" for event in events)
 
     @property
     def _log(self) -> Path:
-        return self.stage.folder / "run.log"
+        return self.folder / "run.log"
 
     async def _line(self) -> bytes:
         assert self.process.stdout is not None
@@ -80,28 +79,47 @@ class Demos:
 
 
 def lines(run: Finished, how: str) -> int:
-    return sum(line.startswith("[Nexum]") and how in line for line in run.stdout.splitlines())
+    """How many turns and calls there were of that kind."""
+    return sum(how in line.split() for line in run.stdout.splitlines())
+
+
+def answer(output: str) -> str:
+    return output.partition("answer: ")[2]
+
+
+async def web_search(query: str, max_results: int = 5) -> str:
+    """Search the web."""
+    return "\n".join(f"https://{HOST}/{query.split()[0]}-{number}" for number in range(max_results))
+
+
+async def visit_webpage(url: str) -> str:
+    """Read a page."""
+    return f"# {url}"
 
 
 @asynccontextmanager
-async def demos(stage: Stage, models: ModelServer) -> AsyncIterator[Demos]:
-    worker = [sys.executable, str(ROOT / "worker.py"), "--offline"]
-    Process(worker, stage.folder / "worker.log", env=stage.environment()).start()
-    demo = [sys.executable, str(Path(__file__).with_name("resume_demo.py"))]
+async def forked(models: ModelServer, folder: Path, client: Client) -> AsyncIterator[Runs]:
+    worker = Worker([web_search, visit_webpage], address=client.address)
+    working = asyncio.create_task(worker.run())
+    agent = [sys.executable, str(Path(__file__).with_name("resumed_agent.py"))]
     pipe = asyncio.subprocess.PIPE
-    env = stage.environment(**models.environment)
-    process = await asyncio.create_subprocess_exec(*demo, env=env, cwd=stage.folder, stdin=pipe, stdout=pipe)
+    env = environment(NEXUM_ADDRESS=client.address, **models.environment)
+    process = await asyncio.create_subprocess_exec(*agent, env=env, cwd=folder, stdin=pipe, stdout=pipe)
     try:
-        yield Demos(stage, models, process)
+        yield Runs(folder, client, models, process)
     finally:
         process.kill()
         await process.wait()
+        worker.stop()
+        await working
 
 
 @pytest.mark.parametrize("api", ["responses", "streamed", "chat", "gemini"])
-async def test_a_run_killed_after_any_of_its_steps_goes_on_and_repeats_nothing(stage: Stage, api: str) -> None:
+async def test_a_run_killed_after_any_of_its_steps_goes_on_and_repeats_nothing(
+    tmp_path: Path, client: Client, api: str
+) -> None:
     with ModelServer(research) as models:
-        async with demos(stage, models) as runs:
+        async with forked(models, tmp_path, client) as runs:
             whole = await runs.run(f"{api}-whole")
             assert (whole.code, lines(whole, "stored")) == (0, TURNS + CALLS), whole.stdout
             for step in STEPS:
@@ -109,7 +127,7 @@ async def test_a_run_killed_after_any_of_its_steps_goes_on_and_repeats_nothing(s
                 await runs.check_that_it_goes_on(f"{api}-{step}", TURNS, killed)
 
 
-async def test_a_run_killed_while_the_model_answers_asks_only_that_again(stage: Stage) -> None:
+async def test_a_run_killed_while_the_model_answers_asks_only_that_again(tmp_path: Path, client: Client) -> None:
     hold: Hold | None = None
 
     def script(asked: Asked) -> Answer:
@@ -125,7 +143,7 @@ async def test_a_run_killed_while_the_model_answers_asks_only_that_again(stage: 
         return hold
 
     with ModelServer(script) as models:
-        async with demos(stage, models) as runs:
+        async with forked(models, tmp_path, client) as runs:
             for (api, deltas), turn in itertools.product(HELD, range(1, TURNS + 1)):
                 session, hold = f"{api}-{deltas}-{turn}", None
                 pid = await runs.start(session)

@@ -12,7 +12,7 @@ import zlib
 from typing import TYPE_CHECKING
 
 import offline
-from workflow import ToolError
+from nexum_agents import ToolError
 
 if TYPE_CHECKING:
     import httpx
@@ -44,8 +44,8 @@ async def fetch(url: str) -> tuple[str, str]:
     """Content type and text of a page. Whatever goes wrong on the way there becomes a `ToolError`."""
     import httpx
 
+    from offline.publicweb import NotPublicError, PublicWeb
     from offline.web import OfflineWeb
-    from publicweb import NotPublicError, PublicWeb
 
     timeout = httpx.Timeout(READ_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     headers = {"accept-encoding": "gzip", "user-agent": "Mozilla/5.0 (compatible; durable-agent-example)"}

@@ -1,18 +1,20 @@
-"""The SDK's conversation memory made durable: killed anywhere in a run, and used again by the next question."""
+"""The SDK's conversation memory in durable sessions: killed anywhere in a run, and used again by the next question."""
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from agents import OpenAIConversationsSession, SessionSettings, SQLiteSession
-from agents.memory import OpenAIResponsesCompactionSession, Session
+from agents import Agent, OpenAIConversationsSession, Runner, SessionSettings, SQLiteSession
+from agents.memory import Session
+from agents.run_internal import session_persistence
+from agents.testing import ScriptedModel, assistant_message
 from openai import AsyncOpenAI
-from test_durable_agent import KILLED, Desk, Desks, agents, desks, each
+from test_agent_processes import KILLED, Desk, Desks, agents, desks, each
 
-from durable_memory import durable_memory
-from durable_session import DurableCallError, nexum_client
+from nexum_agents import DurableCallError, durable_session
+from nexum_agents.clients import nexum_client
 
 __all__ = ["agents", "desks"]
 
@@ -100,70 +102,71 @@ class BreaksDown(SQLiteSession):
         raise ConnectionError("The line went dead.")
 
 
+async def ask(memory: Session, question: str, session_id: str = "s") -> Any:
+    """One run in a block of its own, by an agent that says the same in every run."""
+    agent = Agent(name="A", model=ScriptedModel([[assistant_message(f"to {question}")]]))
+    with durable_session(session_id):
+        return await Runner.run(agent, question, session=memory)
+
+
+def texts(items: list[Any]) -> list[str]:
+    return [item["content"] if item["role"] == "user" else item["content"][0]["text"] for item in items]
+
+
 async def test_what_was_added_before_its_record_was_lost_is_not_added_again(tmp_path: Path) -> None:
     file = tmp_path / "memory.db"
     await sqlite(file).add_items([said("hello")])
     for kind in (BreaksDown, BreaksDown, SQLiteSession):
-        memory = durable_memory(sqlite(file, kind=kind), "s")
         try:
-            await memory.add_items([said("one"), said("two")])
+            await ask(sqlite(file, kind=kind), "one")
         except ConnectionError:
             assert kind is BreaksDown
-    assert await items_in(file) == [said("hello"), said("one"), said("two")]
+        else:
+            assert kind is SQLiteSession
+    assert texts(await items_in(file)) == ["hello", "one", "to one"]
 
 
-async def test_what_is_said_twice_is_remembered_twice(tmp_path: Path) -> None:
+async def test_what_is_asked_in_two_sessions_is_remembered_twice_and_in_two_runs_of_one_once(tmp_path: Path) -> None:
     file = tmp_path / "memory.db"
     for session_id in ("first", "first", "second"):
-        memory = durable_memory(sqlite(file), session_id)
-        await memory.add_items([said("hello")])
-        await memory.add_items([said("hello")])
-    assert await items_in(file) == [said("hello")] * 4
+        await ask(sqlite(file), "hello", session_id)
+    assert texts(await items_in(file)) == ["hello", "to hello"] * 2
+
+
+async def pop(memory: Session) -> Any:
+    """What the SDK does when it takes back what it has added, in a block of its own."""
+    with durable_session("s"):
+        return await session_persistence._session_pop_item(memory, wrapper=None)
 
 
 async def test_what_was_taken_before_its_record_was_lost_is_not_taken_again(tmp_path: Path) -> None:
     file = tmp_path / "memory.db"
     await sqlite(file).add_items([said("one"), said("two")])
     with pytest.raises(ConnectionError):
-        await durable_memory(sqlite(file, kind=BreaksDown), "s").pop_item()
+        await pop(sqlite(file, kind=BreaksDown))
     for _ in range(2):
-        assert await durable_memory(sqlite(file), "s").pop_item() == said("two")
+        assert await pop(sqlite(file)) == said("two")
     assert await items_in(file) == [said("one")]
-    assert await durable_memory(sqlite(file, "nobody"), "s").pop_item() is None
+    assert await pop(sqlite(file, "nobody")) is None
 
 
-async def test_a_memory_cleared_and_used_again_is_not_cleared_again(tmp_path: Path) -> None:
+async def test_a_limit_of_what_is_remembered_is_heeded(tmp_path: Path) -> None:
     file = tmp_path / "memory.db"
-    await sqlite(file).add_items([said("old")])
+    await sqlite(file).add_items([said(str(number)) for number in range(12)])
     for _ in range(2):
-        memory = durable_memory(sqlite(file), "s")
-        assert await memory.get_items() == [said("old")]
-        await memory.clear_session()
-        await memory.add_items([said("new"), said("newer")])
-        assert await memory.get_items(limit=1) == [said("newer")]
-    assert await items_in(file) == [said("new"), said("newer")]
+        items = (await ask(sqlite(file), "now")).to_input_list()
+        assert texts(items) == [*map(str, range(3, 12)), "now", "to now"]
 
 
-def test_a_durable_memory_is_called_and_set_like_its_own() -> None:
-    memory = durable_memory(sqlite(), "s")
-    assert isinstance(memory, Session)
-    assert (memory.session_id, memory.session_settings) == ("user-1", SessionSettings(limit=9))
+async def test_a_memory_that_the_provider_keeps_is_refused_by_name_before_anything_runs() -> None:
+    memory = OpenAIConversationsSession(openai_client=AsyncOpenAI(api_key="none"))
 
+    async def ask_streamed(memory: Session) -> None:
+        with durable_session("s"):
+            streamed = Runner.run_streamed(Agent(name="A"), "hello", session=memory)
+        async for _ in streamed.stream_events():
+            pass
 
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda openai: OpenAIConversationsSession(openai_client=openai), "OpenAIConversationsSession"),
-        (
-            lambda openai: OpenAIResponsesCompactionSession("x", underlying_session=sqlite(), client=openai),
-            "OpenAIResponsesCompactionSession",
-        ),
-    ],
-)
-def test_a_memory_that_the_provider_keeps_or_condenses_is_refused(
-    make: Callable[[AsyncOpenAI], Any], words: str
-) -> None:
-    with pytest.raises(TypeError, match=words):
-        durable_memory(make(AsyncOpenAI(api_key="none")), "s")
-    with pytest.raises(DurableCallError, match="SESSION_ID"):
-        durable_memory(sqlite(), "no id")
+    for run in (ask(memory, "hello"), ask_streamed(memory)):
+        with pytest.raises(DurableCallError, match="An OpenAIConversationsSession cannot be used in a durable session"):
+            await run

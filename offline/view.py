@@ -1,0 +1,98 @@
+"""What the demo prints around the events of its run: the answer, what was saved, how to go on, and what went wrong."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import openai
+from agents.exceptions import AgentsException
+from rich.markdown import Markdown
+from rich.markup import escape
+
+from nexum_agents import CallEvent, DurableCallError
+from nexum_agents.events import Saved, counted
+from nexum_agents.printing import EventPrinter, answers_to, call_text, nexum_command
+from nexum_runtime import NexumError
+from nexum_runtime.text import error_line, printable
+
+
+class RunView(EventPrinter):
+    """Prints a run as it goes. `again` is the command that runs its session again."""
+
+    def __init__(self, again: str) -> None:
+        super().__init__()
+        self.again = again
+        self.saved = Saved()
+        self.unsettled: list[CallEvent] = []  # calls that may or may not have run
+        self.code = 0  # to exit with
+
+    @property
+    def stored(self) -> str:
+        """`1 turn and 2 calls`, or "" before there are any."""
+        return counted(self.turns, self.calls)
+
+    @property
+    def interrupted(self) -> str:
+        """What Ctrl-C says."""
+        return f"Interrupted{f'; {self.stored} stored' if self.stored else ''}. Go on with: {self.again}"
+
+    def answer(self, text: str) -> None:
+        self.console.print()
+        if self.console.is_terminal:
+            self.console.print(Markdown(printable(text), hyperlinks=False), soft_wrap=False)
+        else:
+            self.as_it_is(text)
+        self.console.print()
+
+    def _is_unsettled(self, event: CallEvent) -> None:
+        self.unsettled.append(event)
+
+    def footer(self) -> None:
+        if self.saved.turns or self.saved.calls:
+            self.console.print(f"[yellow]⚡ {self.saved}.[/]")
+        what = "Run it again"
+        if "stored" in self.kinds and "unrecorded" not in self.kinds:
+            what += f", and {'all of it' if self.turns else 'every call'} is cached ⚡"
+        if self.unsettled:
+            self._ask_to_settle()
+            what = "Then run it again"
+        self.as_it_is(f"{what}:\n  {self.again}")
+
+    def stopped(self, why: str) -> None:
+        """The run ended without an answer."""
+        self.code = 1
+        if self.kinds:
+            self.console.print()
+        self.console.print(f"[red]{escape(error_line(why))}[/]")
+        if self.unsettled:
+            self._ask_to_settle()
+        if self.asked:
+            self.console.print("[yellow]Waits for your yes, now or later:[/]")
+            for event in self.asked.values():
+                self.as_it_is(f"  {call_text(event)}\n{answers_to(event)}")
+        what = f"Stored so far: {self.stored}. Go on with" if self.stored else "Try again with"
+        self.as_it_is(f"{what}:\n  {self.again}")
+
+    def _ask_to_settle(self) -> None:
+        count = len(self.unsettled)
+        calls = "1 call that" if count == 1 else f"{count} calls that"
+        is_not = "is not" if count == 1 else "are not"
+        self.console.print(f"[red]Unsettled: {calls} may or may not have run, and {is_not} run again.[/]")
+        self.as_it_is(
+            "Find out, and say it with the command and one of\n"
+            "--result 'what it returned', --failed 'why', or --retry to have it attempted again:"
+        )
+        for event in self.unsettled:
+            self.as_it_is(f"  {call_text(event)}\n    {nexum_command('resolve', event)}")
+
+
+@contextmanager
+def what_went_wrong(view: RunView) -> Iterator[None]:
+    """Say in a sentence what ends a run."""
+    try:
+        yield
+    except (DurableCallError, NexumError) as error:
+        view.stopped(str(error))
+    except AgentsException as error:
+        view.stopped(f"The agent stopped: {error}")
+    except openai.OpenAIError as error:  # litellm's errors are among them
+        view.stopped(f"The model could not be asked: {error}")
