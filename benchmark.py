@@ -3,9 +3,7 @@
     python benchmark.py [--rounds 9] [--only floor calls] [--full] [--json FILE] [--chart FOLDER]
     python benchmark.py --live      # the demo's agent with a real model on the real web; needs a key
 
-Real servers and workers in a temporary folder, no key and no network. It measures in rounds, each of them everything
-once in another order, and tells medians with the least and the most of the rounds. You will see, two minutes later, a
-table for each section and what it means, and what was compared within each round.
+Real servers and workers in a temporary folder, no key and no network. After two minutes you see a table a section.
 
     floor    one synced commit, one round trip, and a call written by hand with nothing else in it
     calls    a call that is executed, and one that is recorded already; how many in a second
@@ -13,6 +11,7 @@ table for each section and what it means, and what was compared within each roun
     dbos     DBOS on its default SQLite, if it is installed (requirements-dev.txt)
     sizes    results from 1 KB to 5 MB
     growth   with a hundred, ten thousand, and by --full or --only growth a million stored calls
+    long     three hundred turns, plain and replayed; only by --full or --only long
 """
 
 from offline import ctrl_c
@@ -46,7 +45,7 @@ from nexum_runtime import NexumError
 from nexum_runtime.text import error_line
 from offline.screen import interruptible
 
-SECTIONS = ("floor", "calls", "agent", "dbos", "sizes", "growth")
+SECTIONS = ("floor", "calls", "agent", "dbos", "sizes", "growth", "long")
 NOT_INSTALLED = "not installed; get it with: pip install -r requirements-dev.txt"
 TOGETHER = ("floor", "calls", "agent", "dbos", "live")  # in the same rounds; the others by themselves, in a few
 ROUNDS_FEW = 3
@@ -114,7 +113,11 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     arguments = parse_arguments()
     results, console = Results(), Console()
-    names = ["live"] if arguments.live else arguments.only or list(SECTIONS)
+    names = (
+        ["live"]
+        if arguments.live
+        else arguments.only or [name for name in SECTIONS if arguments.full or name != "long"]
+    )
     if "dbos" in names and not dbos.is_installed():
         names.remove("dbos")
         console.print(f"DBOS is left out: it is {NOT_INSTALLED}")

@@ -21,6 +21,7 @@ COMPARISONS = [
     Comparison("slow tool: a call above plain", "agent_slow.cold_tools", "agent_slow.plain", per=CALLS, goal=4),
     Comparison("… and its turn", "agent_slow.cold", "agent_slow.plain", per=CALLS, goal=7),
     Comparison("agent, all replayed ÷ plain", "agent.all", "agent.plain", goal=1.3),
+    Comparison("300 turns, replayed ÷ plain", "long.replayed", "long.plain", goal=1.15),
     Comparison("cold call ÷ DBOS", "calls.idempotent", "dbos.step", goal=1),
     Comparison("50 calls at a time ÷ DBOS", "calls.at_50", "dbos.at_50", goal=1, at_least=True),
     Comparison("cached call of a tool ÷ DBOS", "calls.tool_cached", "dbos.step_again", goal=1),

@@ -1,4 +1,4 @@
-"""The agent's model: it makes twenty calls in twenty turns, and answers at once."""
+"""The agent's model: it makes twenty calls in twenty turns, or as many as it is told, and answers at once."""
 
 from typing import Any
 
@@ -12,14 +12,14 @@ MAX_TURNS = CALLS + 1
 
 
 class Counting(Model):
-    """Looks up two numbers in its first turn, one in each further one, and answers in the twentieth."""
+    """Looks up two numbers in its first turn, one in each further one, and answers in the last."""
 
-    def __init__(self, delay_ms: int) -> None:
-        self._delay_ms = delay_ms
+    def __init__(self, delay_ms: int, calls: int = CALLS) -> None:
+        self._delay_ms, self._calls = delay_ms, calls
 
     async def get_response(self, system_instructions: str | None, input: Any, *_: Any, **__: Any) -> ModelResponse:
         made = 0 if isinstance(input, str) else sum(item.get("type") == "function_call" for item in input)
-        numbers = range(made, min(made + (1 if made else 2), CALLS))
+        numbers = range(made, min(made + (1 if made else 2), self._calls))
         calls = [
             ResponseFunctionToolCall(
                 type="function_call",
