@@ -126,9 +126,9 @@ def main() -> int:
     arguments = parse_arguments()
     session_id = os.environ.get("SESSION_ID") or f"demo-{secrets.token_hex(3)}"
     model, mode = choose_model(arguments.offline)
-    screen.header(arguments.question, session_id, model or "the SDK's default", mode)
     again = screen.command_line(session_id, arguments)
     ctrl_c.says(f"Interrupted. Go on with: {again}")
+    screen.header(arguments.question, session_id, model or "the SDK's default", mode)
     from offline.view import RunView, what_went_wrong
 
     logging.getLogger("openai.agents").setLevel(logging.CRITICAL)  # what goes wrong is said once, below
