@@ -1,23 +1,82 @@
-"""The client of the Nexum server that this process uses, one for each event loop."""
+"""The client of each event loop, for as long as the loop lasts.
+
+A client belongs to one event loop, and no caller knows whether its call is the last one. So a client is closed with its
+loop. `shutdown_asyncgens()` does it: `asyncio.run` and its like call that when all tasks have ended, and the SDK's
+`Runner.run_sync` at the end of each run, on a loop that it leaves open. A loop that is closed without it does it then.
+"""
 
 import asyncio
 import os
-from weakref import WeakKeyDictionary
+import threading
+import warnings
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, suppress
 
 from agents import get_current_span, get_current_trace
 
 from nexum_runtime import Client
+from nexum_runtime.client.connection import calls_ended
 from nexum_runtime.wire import DEFAULT_ADDRESS
 
-_clients: WeakKeyDictionary[asyncio.AbstractEventLoop, Client] = WeakKeyDictionary()
+_clients: dict[asyncio.AbstractEventLoop, Client] = {}  # until their loops end
 
 
 def nexum_client() -> Client:
-    """The client of this event loop; NEXUM_ADDRESS says where the server is."""
+    """The client of the running event loop. NEXUM_ADDRESS says where its server is.
+
+    The address is that of the call that makes it, the first one of a loop.
+    Raises InvalidRequest for what is not an address, and ForkedWhileConnected.
+    """
     loop = asyncio.get_running_loop()
-    if loop not in _clients:
-        _clients[loop] = Client(os.environ.get("NEXUM_ADDRESS", DEFAULT_ADDRESS), span_attributes=_sdk_ids)
-    return _clients[loop]
+    client = _clients.get(loop)
+    if client is None:
+        address = os.environ.get("NEXUM_ADDRESS", DEFAULT_ADDRESS)
+        client = _clients[loop] = Client(address, span_attributes=_sdk_ids)
+        _close_with(loop)
+    return client
+
+
+def _close_with(loop: asyncio.AbstractEventLoop) -> None:
+    end = _until_the_end(loop)
+    with ExitStack() as quietly:
+        if getattr(loop, "_asyncgens_shutdown_called", True):  # by `run_sync`: asyncio warns of what comes later
+            quietly.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore", ResourceWarning)
+        with suppress(StopIteration):
+            anext(end).send(None)  # from here on the loop knows it
+    close_loop = loop.close
+
+    def close() -> None:
+        try:
+            if not (loop.is_running() or loop.is_closed()):
+                _run(loop, end)
+        finally:
+            close_loop()
+
+    vars(loop)["close"] = close
+
+
+async def _until_the_end(loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None, None]:
+    try:
+        yield
+    finally:
+        vars(loop).pop("close", None)
+        await _clients.pop(loop).close()
+        await calls_ended()
+
+
+def _run(loop: asyncio.AbstractEventLoop, end: AsyncGenerator[None, None]) -> None:
+    def run() -> None:
+        loop.run_until_complete(end.aclose())
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        run()
+    else:  # another loop runs in this thread, where no second one can
+        thread = threading.Thread(target=run, name="nexum-close")
+        thread.start()
+        thread.join()
 
 
 def _sdk_ids() -> dict[str, str]:

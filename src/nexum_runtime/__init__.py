@@ -1,13 +1,20 @@
 """What Nexum lacks on any package index: its server and command (`nexum`), and an asyncio client and worker."""
 
 import os
+import sys
 from importlib.util import find_spec
 
 # gRPC looks at these once, when it is imported. It writes to stderr of every handshake that fails, and again at every
 # new try; what is wrong is said in an error. Its event engine hands each message through more threads than the
-# transport that it has besides, which is slower for what Nexum does: short messages, one after the other.
+# transport that it has besides, which is slower for what Nexum does: short messages, one after the other. What it does
+# about a fork ends the parent or the child by SIGSEGV with that transport; `forking` has what is done instead.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_client,-event_engine_listener")
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+if "grpc" in sys.modules:  # someone has imported it before, so it looks again
+    from grpc._cython import cygrpc
+
+    getattr(cygrpc, "reset_grpc_config_vars", lambda: None)()
 
 if find_spec("nexum") is None or find_spec("nexum.proto") is None:
     raise ImportError(
@@ -20,6 +27,7 @@ from nexum_runtime.client.approval import human_approval
 from nexum_runtime.client.local import LocalEffect
 from nexum_runtime.errors import (
     ExecutionTimeout,
+    ForkedWhileConnected,
     InvalidRequest,
     LimitExceeded,
     NexumError,
@@ -34,6 +42,7 @@ from nexum_runtime.worker import Worker
 __all__ = [
     "Client",
     "ExecutionTimeout",
+    "ForkedWhileConnected",
     "InvalidRequest",
     "LimitExceeded",
     "LocalEffect",

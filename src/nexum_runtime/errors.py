@@ -29,6 +29,10 @@ class Unauthenticated(NexumError):
     """UNAUTHENTICATED: the server demands a token, and got none or another one."""
 
 
+class ForkedWhileConnected(NexumError):
+    """This process was forked while its parent had an open connection; it cannot have one. See `forking`."""
+
+
 class ExecutionTimeout(NexumError):
     """The execution had not ended when the caller's time was up. It goes on; asking again finds it."""
 

@@ -82,7 +82,7 @@ class Calls:
             raise
         finally:
             timer.cancel()
-            del self._answers[number]
+            del self._answers[number], answer  # what it may have raised refers to this frame: see `_end`
         return response, told, Claim(partial(self._leave, number, lost), lost) if wire.TASK_ID in told else None
 
     def close(self) -> None:
@@ -123,6 +123,7 @@ class Calls:
         finally:
             if stream is self._stream:
                 self._end(error)
+            del error  # it may refer to this frame
 
     def _settle(self, header: Any, response: Any) -> None:
         answer = self._answers.get(header.task_id)
@@ -137,7 +138,8 @@ class Calls:
         answer.set_result((response, told))
 
     def _end(self, error: Exception) -> None:
-        stream, self._stream, self._writing = self._stream, None, None
+        # gRPC holds on to a connection for as long as there is a call: in a cycle, until the next garbage collection.
+        stream, self._stream, self._writing, self._reading = self._stream, None, None, None
         self._waiting.clear()
         if stream is not None:
             stream.cancel()

@@ -15,7 +15,7 @@ import grpc
 from nexum.proto import nexum_pb2 as pb
 from nexum.proto import nexum_pb2_grpc as pb_grpc
 
-from nexum_runtime import tracing, wire
+from nexum_runtime import forking, tracing, wire
 from nexum_runtime.client import local
 from nexum_runtime.client.calls import Broken, Calls, Claim, Refused
 from nexum_runtime.client.connection import RECONNECT_SECONDS_MAX, RECONNECT_SECONDS_MIN, RPC_SECONDS, Connection
@@ -87,6 +87,7 @@ class Client:
         self._calls = Calls(lambda: stream_calls(metadata=server.metadata({})))
         self._has_calls = True  # as far as is known
         self._attend = server.streaming_extension("Attend", pb.PollRequest, pb.AckResponse)
+        forking.opened(self)
 
     async def __aenter__(self) -> "Client":
         return self
@@ -95,8 +96,10 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        self._calls.close()
-        await self._server.channel.close()
+        if not forking.is_unusable():  # else what there is belongs to the parent
+            forking.closed(self)
+            self._calls.close()
+            await self._server.close()
 
     async def check(self, seconds: float = 2.0) -> None:
         """Return when a Nexum server answers at the address; raise ServerUnavailable if none does in time."""
@@ -315,7 +318,10 @@ class Client:
             if on_wait is not None and not (waits_for == "worker" and wire.CLAIM in wishes):  # then it is about to be
                 on_wait(waits_for)
         if unavailable is not None:
-            raise unavailable
+            try:
+                raise unavailable
+            finally:
+                del unavailable  # which refers to this frame, and that to the connection
         raise ExecutionTimeout(
             f"Execution {execution_id} had not ended after {timeout:g} s. It goes on without you; "
             f"see what it does with: nexum show {execution_id}",
@@ -333,6 +339,7 @@ class Client:
         self, request: Any, metadata: dict[str, str], seconds: float
     ) -> tuple[Any, dict[str, Any], Claim | None] | None:
         """A call on the stream of calls; None when the server knows none, being older."""
+        forking.check()
         if not self._has_calls:
             return None
         try:

@@ -1,5 +1,7 @@
 """The way to a server: its address, the token and the certificates for it, and what gRPC says of it in our words."""
 
+import asyncio
+import logging
 import os
 import re
 import ssl
@@ -8,7 +10,7 @@ from typing import Any
 
 import grpc
 
-from nexum_runtime import wire
+from nexum_runtime import forking, wire
 from nexum_runtime.errors import (
     DatabaseUnavailable,
     InvalidRequest,
@@ -18,8 +20,11 @@ from nexum_runtime.errors import (
     ServerUnavailable,
     Unauthenticated,
 )
+from nexum_runtime.wire import keepalive
 
 RPC_SECONDS = 10.0  # for an answer that does not wait for anything
+SETTLE_SECONDS = 0.005  # after a channel was closed, until gRPC has told its event loop how the calls have ended
+CALLS_END_SECONDS = 1.0  # what the calls of an event loop that ends get to hear of it, on a busy machine
 RECONNECT_SECONDS_MIN, RECONNECT_SECONDS_MAX = 0.1, 1.0
 
 # Another try may succeed: the server is restarting, went away in mid-call, or its disk is full.
@@ -41,6 +46,7 @@ class Connection:
     """Of one client. `token` and `tls_ca` are as `Client` has them."""
 
     def __init__(self, address: str, token: str | None, tls_ca: Path | None) -> None:
+        forking.begin()
         wire.split_address(address)  # gRPC would take anything, and never connect
         self.address = address
         token = token or os.environ.get("NEXUM_TOKEN")
@@ -48,7 +54,13 @@ class Connection:
         self._tls_ca = tls_ca or _path_from_environment("NEXUM_TLS_CA")
         self.channel = _channel(address, self._tls_ca)
 
+    async def close(self) -> None:
+        """Cut off the calls under way. Returns when gRPC has no more to tell this event loop, which may end then."""
+        await self.channel.close()
+        await asyncio.sleep(SETTLE_SECONDS)
+
     def metadata(self, metadata: dict[str, str]) -> tuple[tuple[str, str], ...]:
+        forking.check()
         for key, value in metadata.items():
             if not wire.fits_header(value):  # gRPC would say so in no words of ours
                 raise InvalidRequest(f"{key} is {value[:80]!r}; it must be printable ASCII.")
@@ -112,8 +124,22 @@ class Connection:
         )
 
 
+async def calls_ended() -> None:
+    """Return when this event loop has no call under way, or CALLS_END_SECONDS later: one that is left keeps the
+    connection open, though its channel was closed."""
+    if calls := [task for task in asyncio.all_tasks() if _is_of_a_call(task)]:
+        await asyncio.wait(calls, timeout=CALLS_END_SECONDS)
+
+
+def _is_of_a_call(task: "asyncio.Task[Any]") -> bool:
+    """Whether gRPC runs this task for a call."""
+    code = getattr(task.get_coro(), "cr_code", None)
+    return "/grpc/" in getattr(code, "co_filename", "")
+
+
 def _channel(address: str, tls_ca: Path | None) -> Any:
     options = [
+        *keepalive.both_ends(),
         ("grpc.enable_http_proxy", 0),  # a proxy for web pages is none for Nexum
         ("grpc.use_local_subchannel_pool", 1),  # what another client has tried in vain is tried anew
         ("grpc.max_receive_message_length", -1),  # the server has the limits
@@ -132,6 +158,15 @@ def _channel(address: str, tls_ca: Path | None) -> Any:
     except OSError as error:
         raise InvalidRequest(f"Cannot read the certificates in {tls_ca} (NEXUM_TLS_CA): {error.strerror}.") from None
     return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(certificates), options=options)
+
+
+def _is_not_for_a_closed_loop(record: logging.LogRecord) -> bool:
+    """Any loop that runs hands on what gRPC tells another one. If that is closed by then, asyncio logs an error."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, RuntimeError) and "PollerCompletionQueue._handle_events" in record.getMessage())
+
+
+logging.getLogger("asyncio").addFilter(_is_not_for_a_closed_loop)
 
 
 def _path_from_environment(name: str) -> Path | None:

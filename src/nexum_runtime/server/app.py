@@ -19,6 +19,7 @@ from nexum_runtime.server.rpc.peers import Registrations, TokenCheck, Waiting
 from nexum_runtime.server.rpc.service import NexumService
 from nexum_runtime.server.store.sqlite import SqliteStore
 from nexum_runtime.text import MIB
+from nexum_runtime.wire import keepalive
 
 DRAIN_SECONDS = 3.0
 # A message up to this many times the limit is still read, to be refused in a sentence that names both sizes.
@@ -99,6 +100,7 @@ class Server:
         self._grpc = grpc.aio.server(
             interceptors=[TokenCheck(self._config.token)] if self._config.token else [],
             options=[
+                *keepalive.server(),
                 ("grpc.so_reuseport", 0),  # a second server on this port is an error, not a rival
                 ("grpc.max_receive_message_length", OVERSIZE_READ * self._config.max_message_mib * MIB),
                 ("grpc.max_send_message_length", -1),
