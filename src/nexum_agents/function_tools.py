@@ -6,7 +6,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from agents import FunctionTool
+from agents import FunctionSpanData, FunctionTool, get_current_span
 from mcp.types import Tool
 
 from nexum_agents import seams
@@ -22,6 +22,7 @@ from nexum_agents.workflows import LOCAL_NODE, Recorded
 Invoke = Callable[[], Awaitable[Any]]  # what the SDK does at the seam, and returns there
 
 GENERATED_ERROR, CUSTOM_DATA = "generated_error", "custom_data"  # in a note: see seams.Invocation
+MCP_DATA, SPAN_ERROR = "mcp_data", "span_error"  # in a note: what the call's span tells of it in a trace
 CANCELLED = "cancelled"  # in a note: the tool raised CancelledError
 
 
@@ -58,13 +59,16 @@ async def _called(scope: Scope, tool: FunctionTool, context: Any, arguments: str
         return await _agent_called(scope.place("agent", name, asked, number), name, asked, context, invoke)
     note: dict[str, Any] = {}
     raised: list[ToolFailed] = []
+    made: list[bool] = []  # in this run
 
     async def call() -> Any:
+        made.append(True)
         inside = current_scope()
         try:
             found = seams.invocation(await invoke(), context)
             if found.is_generated_error and inside is not None and inside.unknown is not None:
                 raise inside.unknown  # the SDK would ask the model to try again what may have happened
+            note.update(_told_by_the_span())
             return _noted(note, found)
         except ToolFailed as error:  # of a step inside, and the tool tells no model of its failures
             raised.append(error)
@@ -81,6 +85,8 @@ async def _called(scope: Scope, tool: FunctionTool, context: Any, arguments: str
             keep_error=partial(_is_cancelled_by_itself, note),
             note=note,
         )
+        if not made:
+            _tell_the_span(note)
     except ToolFailed as failed:
         if failed in raised and not seams.tells_failures(tool, context):
             raise
@@ -124,6 +130,25 @@ def _as_noted(output: Any, note: dict[str, Any], context: Any) -> Any:
     """What the SDK is given at the seam."""
     custom_data = from_value(note[CUSTOM_DATA], "") if CUSTOM_DATA in note else None
     return seams.invocation_result(seams.Invocation(output, note.get(GENERATED_ERROR, False), custom_data), context)
+
+
+def _told_by_the_span() -> dict[str, Any]:
+    """What the call has told the SDK's trace, for a replay to tell as well."""
+    span = get_current_span()
+    if span is None or not isinstance(span.span_data, FunctionSpanData):
+        return {}
+    told = {MCP_DATA: span.span_data.mcp_data, SPAN_ERROR: span.error}
+    with suppress(Unrecordable):
+        return {name: to_recorded(value) for name, value in told.items() if value}
+    return {}
+
+
+def _tell_the_span(note: dict[str, Any]) -> None:
+    span = get_current_span()
+    if span is not None and isinstance(span.span_data, FunctionSpanData):
+        span.span_data.mcp_data = note.get(MCP_DATA, span.span_data.mcp_data)
+        if SPAN_ERROR in note:
+            span.set_error(note[SPAN_ERROR])
 
 
 def _is_cancelled_by_itself(note: dict[str, Any], error: BaseException) -> bool:

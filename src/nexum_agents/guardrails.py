@@ -65,6 +65,8 @@ async def _found(guardrail: Any, content: dict[str, Any], check: Any) -> Any:
     scope = current_scope()
     assert scope is not None
     scope.check()
+    if not callable(guardrail.guardrail_function):  # the SDK says so
+        return await check()
 
     async def run() -> Any:
         found = await check()
@@ -74,7 +76,8 @@ async def _found(guardrail: Any, content: dict[str, Any], check: Any) -> Any:
             found = replace(found, output_info=_plain(found.output_info))
         return found
 
-    name = f"guardrail:{guardrail.get_name()}"
+    function = guardrail.guardrail_function
+    name = f"guardrail:{guardrail.name or getattr(function, '__name__', type(function).__name__)}"
     place = scope.place("guardrail", name, content)
     found = await recorded(place, name, content, run)
     if _has_tripped(found):

@@ -122,11 +122,11 @@ class RecordedModel(StandIn):
                     events.append(event)
                     if isinstance(event, ResponseCompletedEvent):  # recorded before anything follows from it
                         usage = event.response.usage
-                        output = event.response.output or [e.item for e in events if e.type == ITEM_DONE]
+                        output = event.response.output or [e.item for e in events if kind_of(e) == ITEM_DONE]
                         await turn.record(events, output, (usage and usage.total_tokens) or 0)
                         event = _completed(turn.recorded)
-                    elif event.type in ENDS_BADLY:
-                        await turn.fail(f"The model's answer ended in {event.type}{_why(event)}")
+                    elif kind_of(event) in ENDS_BADLY:
+                        await turn.fail(f"The model's answer ended in {kind_of(event)}{_why(event)}")
                     yield event
             finally:
                 if close := getattr(stream, "aclose", None):
@@ -400,6 +400,11 @@ def _completed(events: Any) -> ResponseCompletedEvent:
         if isinstance(event, ResponseCompletedEvent):
             return event
     raise Unrecordable("it is no turn of a model")
+
+
+def kind_of(event: Any) -> str:
+    """An event's type. A provider's stream may have anything in it."""
+    return str(getattr(event, "type", ""))
 
 
 def _why(event: Any) -> str:

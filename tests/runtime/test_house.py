@@ -30,7 +30,7 @@ ROOMS = {  # a folder, or some modules → what it may import of this package, b
 }
 LIBRARIES = {"nexum", "grpc", "google", "pydantic_core", "rich", "typer", "opentelemetry"}
 OF_AGENTS = r"\b(nexum_agents|durable_\w+|function_tool|tool_call\w*|submit_task|Runner)\b"
-SPEAKS_GRPC = "client worker wire server.rpc server.app"
+SPEAKS_GRPC = "client worker wire server.rpc server.app __init__"  # the last one sets it up
 SQL = r"\s*(SELECT|INSERT (OR \w+ )?INTO|UPDATE \w+ SET|DELETE FROM|(CREATE|ALTER|DROP) (TABLE|INDEX|VIEW)|PRAGMA) "
 
 
