@@ -1,4 +1,4 @@
-# make demo, test, check, benchmark, chaos, fuzz, dist: each sets up .venv first when it is missing or out of date.
+# make demo, test, check, benchmark, chaos, fuzz, dist, sdk-suite: each sets up .venv first when it is missing or old.
 
 NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 BIN = .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
-.PHONY: demo test check benchmark chaos fuzz dist constraints
+.PHONY: demo test check benchmark chaos fuzz dist sdk-suite constraints
 
 demo: .venv/for-use
 	$(BIN)/python demo.py --offline --dev
@@ -33,6 +33,10 @@ ROUNDS = 20
 
 chaos: .venv/for-development
 	@$(BIN)/python tests/chaos/chaos.py --rounds $(ROUNDS)
+
+# openai-agents' own tests, plain and inside durable sessions. Some of its files: make sdk-suite ONLY="tests/test_run.py"
+sdk-suite: .venv/for-development
+	@$(BIN)/python tests/sdk_suite/run.py $(if $(ONLY),--only $(ONLY))
 
 # A wheel in dist/, tried in an empty environment.
 dist: .venv/for-use
