@@ -163,6 +163,16 @@ def _words(error: BaseException) -> str:
     return str(error) or (type(error).__name__ if isinstance(error, Exception) else "")
 
 
+async def replayed(place: Place, name: str, arguments: dict[str, Any]) -> Any:
+    """What is recorded of a call that never returns None, or None. Raises DurableCallError."""
+    if (outputs := await place.scope.session.recorded(place.execution_id)) is None:
+        return None
+    found = Recorded.model_validate(outputs[LOCAL_NODE])
+    event = CallEvent("cached", place.execution_id, name, arguments, saved_ms=found.duration_ms)
+    place.scope.session.tell(event)
+    return from_value(found.result, found.form)
+
+
 def unknown_outcome(tool_name: str, outcome: Outcome) -> OutcomeUnknown:
     """What the model is told of a call whose outcome is not known."""
     return OutcomeUnknown(_unknown(tool_name, why(outcome)))

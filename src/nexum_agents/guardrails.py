@@ -6,7 +6,7 @@ from typing import Any
 from agents import InputGuardrailResult, OutputGuardrailResult
 from pydantic_core import to_jsonable_python
 
-from nexum_agents.calls import recorded
+from nexum_agents.calls import recorded, replayed
 from nexum_agents.recording import Unrecordable, to_recorded
 from nexum_agents.sessions import current_scope
 
@@ -68,21 +68,27 @@ async def _found(guardrail: Any, content: dict[str, Any], check: Any) -> Any:
     if not callable(guardrail.guardrail_function):  # the SDK says so
         return await check()
 
-    async def run() -> Any:
-        found = await check()
-        try:
-            to_recorded(found)
-        except Unrecordable:  # objects of other classes become plain JSON, in this run as in every replay
-            found = replace(found, output_info=_plain(found.output_info))
-        return found
-
     function = guardrail.guardrail_function
     name = f"guardrail:{guardrail.name or getattr(function, '__name__', type(function).__name__)}"
     place = scope.place("guardrail", name, content)
-    found = await recorded(place, name, content, run)
-    if _has_tripped(found):
+    if (found := await replayed(place, name, content)) is not None:
+        return found
+    # A check may run beside the turn, and stops it at once when it trips. So it waits for nothing before, and what
+    # tripped is not recorded: the next run checks anew.
+    with scope.inside(place):
+        checked = await check()
+    if _has_tripped(checked):
         scope.tripped.append((place.id, place.times))
-    return found
+        return checked
+    try:
+        to_recorded(checked)
+    except Unrecordable:  # objects of other classes become plain JSON, in this run as in every replay
+        checked = replace(checked, output_info=_plain(checked.output_info))
+
+    async def found_now() -> Any:
+        return checked
+
+    return await recorded(place, name, content, found_now, "read")
 
 
 def _has_tripped(found: Any) -> bool:

@@ -5,6 +5,7 @@ A value is recorded in the first of these forms that brings it back equal:
     form ""      as recording.py writes it: JSON, and the SDK's own objects (images, files, …)
     form "typed" by the return annotation of the function: what pydantic makes of it, and validates again on the way
                  back. The type is the annotation's, never a name in the record
+    form "tuple" a tuple of texts, images and files, which the SDK tells as those
     form "text"  `str(value)`, which is what the SDK tells the model. Then the first run sees that text as well
     form "error" what was raised, as text: for an error that the SDK tells the model, and goes on
 """
@@ -12,6 +13,7 @@ A value is recorded in the first of these forms that brings it back equal:
 import inspect
 import typing
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -21,7 +23,7 @@ from nexum_agents import seams
 from nexum_agents.recording import Unrecordable, from_recorded, to_recorded
 from nexum_runtime.wire import is_nested_too_deeply
 
-TYPED, TEXT, ERROR = "typed", "text", "error"
+TYPED, TUPLE, TEXT, ERROR = "typed", "tuple", "text", "error"
 
 
 class Value(NamedTuple):
@@ -35,7 +37,8 @@ class Value(NamedTuple):
 def to_value(value: Any, returns: Any = None) -> Value:
     """How `value` is recorded; `returns` is the annotation of the function that returned it."""
     if isinstance(value, tuple) and seams.is_structured_output(value):
-        value = list(value)  # of texts, images and files, which the SDK tells alike
+        with suppress(Unrecordable):
+            return Value(value, to_recorded(list(value)), TUPLE)
     try:
         recorded = to_recorded(value)
         if not is_nested_too_deeply(recorded):
@@ -57,6 +60,8 @@ def to_value(value: Any, returns: Any = None) -> Value:
 
 def from_value(recorded: Any, form: str, returns: Any = None) -> Any:
     """The value that `to_value` was given. Raises Unrecordable when it cannot be made here."""
+    if form == TUPLE:
+        return tuple(from_recorded(recorded))
     if form != TYPED:
         return from_recorded(recorded)
     adapter = _adapter(returns)

@@ -371,6 +371,17 @@ async def test_numbers_that_are_no_json_reach_the_tool_as_they_do_without_a_sess
     assert happened == ["locate", "locate"]
 
 
+async def test_a_guardrail_that_trips_at_once_keeps_the_model_beside_it_from_being_asked() -> None:
+    def check(context: Any, agent: Any, input: Any) -> GuardrailFunctionOutput:
+        return GuardrailFunctionOutput(None, tripwire_triggered=True)
+
+    model = Fake("done")
+    agent = Agent(name="A", model=model, input_guardrails=[InputGuardrail(check)])
+    with pytest.raises(InputGuardrailTripwireTriggered):
+        await ask(agent)
+    assert model.asked == 0
+
+
 async def stream(agent: Agent[Any], session_id: str = "s") -> Any:
     """A streamed run, read to its end, in a block of its own."""
     with durable_session(session_id):
@@ -444,6 +455,7 @@ class Opaque:
         (float("nan"), None),
         (["ok.txt", b"caf\xe9.txt".decode("utf-8", "surrogateescape")], None),
         (ToolOutputImage(image_url="data:image/png;base64,aaaa"), None),
+        ((ToolOutputImage(image_url="data:image/png;base64,aaaa"),), None),
         (None, None),
         (2**70, None),
     ],

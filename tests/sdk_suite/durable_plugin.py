@@ -23,9 +23,10 @@ from typing import Any
 
 import pytest
 from _pytest.runner import runtestprotocol
-from nexum_agents import durable_session
 from replaying import Replayed, remember, replay
 from watching import Call, Watch, watching
+
+from nexum_agents import durable_session
 
 PATIENCE_SECONDS = 60.0  # for one run of one test; hardly one takes a second
 AND_AGAIN_SECONDS = 5.0  # should it catch what ends it

@@ -33,8 +33,9 @@ from agents.lifecycle import AgentHooksBase, RunHooksBase
 from agents.mcp import MCPServer
 from agents.tool import _FailureHandlingFunctionToolInvoker as Invoker
 from agents.tool_guardrails import ToolInputGuardrail, ToolOutputGuardrail
-from nexum_agents import durable_session
 from watching import Call, Watch, subclasses
+
+from nexum_agents import durable_session
 
 # What does the work: of objects of a class, the function in an attribute. Of most function tools it is an `Invoker`.
 WORK = {

@@ -160,13 +160,17 @@ def _channel(address: str, tls_ca: Path | None) -> Any:
     return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(certificates), options=options)
 
 
-def _is_not_for_a_closed_loop(record: logging.LogRecord) -> bool:
-    """Any loop that runs hands on what gRPC tells another one. If that is closed by then, asyncio logs an error."""
+def _is_not_of_the_poller(record: logging.LogRecord) -> bool:
+    """Any loop that runs hands on what gRPC tells another one.
+
+    If that one is closed by then (RuntimeError), or was quicker (BlockingIOError), asyncio logs an error that is none.
+    """
     error = record.exc_info[1] if record.exc_info else None
-    return not (isinstance(error, RuntimeError) and "PollerCompletionQueue._handle_events" in record.getMessage())
+    is_none = isinstance(error, RuntimeError | BlockingIOError)
+    return not (is_none and "PollerCompletionQueue._handle_events" in record.getMessage())
 
 
-logging.getLogger("asyncio").addFilter(_is_not_for_a_closed_loop)
+logging.getLogger("asyncio").addFilter(_is_not_of_the_poller)
 
 
 def _path_from_environment(name: str) -> Path | None:
