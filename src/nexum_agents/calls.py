@@ -16,6 +16,7 @@ from nexum_agents.sessions import WAIT_SECONDS, Effect, Place
 from nexum_agents.values import ERROR, TEXT, Value, from_value, to_value
 from nexum_agents.workflows import LOCAL_CALL, LOCAL_NODE, Recorded, ToolCall
 from nexum_runtime import LimitExceeded, NexumError, Outcome, TaskError
+from nexum_runtime.text import error_text
 from nexum_runtime.wire import canonical_json, is_nested_too_deeply
 
 Call = Callable[[], Awaitable[Any]]
@@ -130,7 +131,7 @@ async def recorded(
             if isinstance(error, TaskError) and error.unknown:
                 scope.unknown = OutcomeUnknown(_unknown(name, str(error)))
             if isinstance(error, Exception):
-                tell("failed", detail=f"{type(error).__name__}: {error}")
+                tell("failed", detail=error_text(error))
             raise
         if isinstance(error, LimitExceeded | Unrecordable) and (
             raised or returned

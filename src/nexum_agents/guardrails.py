@@ -22,7 +22,9 @@ def check_input(plain: Any) -> Any:
             return (await plain(self, agent, input, context)).output
 
         content = {"agent": getattr(agent, "name", ""), "checked": _plain(input)}
-        return InputGuardrailResult(guardrail=self, output=await _found(self, content, check))
+        return InputGuardrailResult(
+            guardrail=self, output=await _found(self, content, check, waits=not self.run_in_parallel)
+        )
 
     return run
 
@@ -38,7 +40,7 @@ def check_output(plain: Any) -> Any:
             return (await plain(self, context, agent, agent_output)).output
 
         content = {"agent": getattr(agent, "name", ""), "checked": _plain(agent_output)}
-        output = await _found(self, content, check)
+        output = await _found(self, content, check, waits=False)
         return OutputGuardrailResult(guardrail=self, agent=agent, agent_output=agent_output, output=output)
 
     return run
@@ -56,12 +58,12 @@ def check_tool(plain: Any) -> Any:
 
         content = {"tool": data.context.tool_name, "arguments": data.context.tool_arguments}
         content |= {"output": _plain(data.output)} if hasattr(data, "output") else {}
-        return await _found(self, content, check)
+        return await _found(self, content, check, waits=True)
 
     return run
 
 
-async def _found(guardrail: Any, content: dict[str, Any], check: Any) -> Any:
+async def _found(guardrail: Any, content: dict[str, Any], check: Any, *, waits: bool) -> Any:
     scope = current_scope()
     assert scope is not None
     scope.check()
@@ -73,8 +75,8 @@ async def _found(guardrail: Any, content: dict[str, Any], check: Any) -> Any:
     place = scope.place("guardrail", name, content)
     if (found := await replayed(place, name, content)) is not None:
         return found
-    # A check may run beside the turn, and stops it at once when it trips. So it waits for nothing before, and what
-    # tripped is not recorded: the next run checks anew.
+    # A check may run beside the turn and other checks, and stops them at once when it trips. So it waits for nothing
+    # before, nor afterwards: its record is there when the run ends. What tripped is not recorded, but checked anew.
     with scope.inside(place):
         checked = await check()
     if _has_tripped(checked):
@@ -88,7 +90,11 @@ async def _found(guardrail: Any, content: dict[str, Any], check: Any) -> Any:
     async def found_now() -> Any:
         return checked
 
-    return await recorded(place, name, content, found_now, "read")
+    recording = recorded(place, name, content, found_now, "read")
+    if not waits:
+        scope.add_job(recording)
+        return checked
+    return await recording
 
 
 def _has_tripped(found: Any) -> bool:

@@ -22,7 +22,7 @@ import re
 import threading
 import warnings
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar, Token
 from types import TracebackType
@@ -37,7 +37,7 @@ from nexum_agents.errors import DurableCallError, OutcomeUnknown
 from nexum_agents.events import DurableEvent, OnEvent, Saved
 from nexum_agents.workflows import ASKED_ANEW, TURN_NODE
 from nexum_runtime import Client, NexumError, ServerUnavailable
-from nexum_runtime.text import shorten
+from nexum_runtime.text import error_text, shorten
 from nexum_runtime.wire import EFFECTS
 
 SESSION_ID_CHARS = 64
@@ -254,6 +254,7 @@ class Scope:
         self.told_of_error = False  # of a call: a run inside ended in an error
         self.unknown: OutcomeUnknown | None = None  # of a call: a step inside that may or may not have happened
         self.models: dict[tuple[int, str], Any] = {}  # what stands for the models that it asks, by id and name
+        self._jobs: set[asyncio.Task[Any]] = set()
         self._made: Counter[str] = Counter()  # by what they are: how many alike
         self._given_back: defaultdict[str, set[int]] = defaultdict(set)
         self._runs: defaultdict[str, set[int]] = defaultdict(set)  # alike runs that are under way, or ended well
@@ -316,6 +317,12 @@ class Scope:
         """Whether the model had been told, before this block, of what its last turn came to."""
         return self.is_replaying and self.session.recorded_turns[self.key] > self.turns
 
+    def add_job(self, job: Coroutine[Any, Any, Any]) -> None:
+        """What this run does beside, and waits for before it ends."""
+        task = asyncio.create_task(job)
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
+
     @contextmanager
     def inside(self, place: "Place") -> "Iterator[Scope]":
         """What runs in the block runs inside that call."""
@@ -338,6 +345,7 @@ class Scope:
         try:
             await self.session.open()
             yield run
+            await asyncio.gather(*run._jobs)
         except BaseException as error:
             taken.discard(number)
             await run._ended_by(error)
@@ -349,7 +357,7 @@ class Scope:
         blamed: dict[str, tuple[int, str]] = {}
         if seams.is_of_the_answer(error) or seams.is_of_a_guardrail(error):
             ids = [self.last_turn, *self.tripped] if seams.is_of_the_answer(error) else self.tripped
-            why = shorten(f"{type(error).__name__}: {error}", WHY_CHARS)
+            why = shorten(error_text(error), WHY_CHARS)
             blamed = {id: (times, why) for id, times in filter(None, ids)}
         scope = self.parent
         while scope is not None and not scope.is_run:

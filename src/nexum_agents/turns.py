@@ -38,7 +38,7 @@ from nexum_agents.sessions import TURN, WAIT_SECONDS, Place, Scope, current_scop
 from nexum_agents.standin import StandIn
 from nexum_agents.workflows import MODEL_TURN, TURN_NODE, Recorded
 from nexum_runtime import LimitExceeded, LocalEffect, NexumError, Outcome
-from nexum_runtime.text import shorten
+from nexum_runtime.text import error_text, shorten
 from nexum_runtime.wire import NEW
 
 SAYS_CHARS = 60
@@ -170,7 +170,7 @@ async def _turn(model: str, args: tuple[Any, ...], named: dict[str, Any], *, str
         turn.tell("failed", detail=str(error))
         raise scope.stop(str(error)) from None
     except Exception as error:
-        turn.tell("failed", detail=f"{type(error).__name__}: {error}")
+        turn.tell("failed", detail=error_text(error))
         raise
     finally:
         if not turn.is_over:  # when it is asked again, by the SDK say, it is the same turn

@@ -76,3 +76,12 @@ def redact(text: str) -> str:
 @lru_cache(1_000)
 def _is_of_a_secret(name: str) -> bool:
     return any(word in name.upper() for word in SECRET_NAMES)
+
+
+def error_text(error: BaseException) -> str:
+    """`ValueError: its words`, also of an error that cannot be put into words."""
+    try:
+        words = str(error)
+    except Exception:
+        words = "(its words cannot be had)"
+    return f"{type(error).__name__}: {words}"

@@ -32,7 +32,7 @@ from nexum_runtime.errors import (
     TaskError,
 )
 from nexum_runtime.idempotency import idempotent_by, key_of
-from nexum_runtime.text import redact
+from nexum_runtime.text import error_text, redact
 from nexum_runtime.wire import batches
 
 FIRST_WAIT_MS, WAIT_MS = 1_500, 8_000  # of one Execute: short at first, so that `on_wait` can speak up early
@@ -213,7 +213,7 @@ class Client:
                     await local_effect.give_up(str(error), **how)
                     raise
                 except Exception as error:
-                    await local_effect.give_up(f"{type(error).__name__}: {error}", retryable=False)
+                    await local_effect.give_up(error_text(error), retryable=False)
                     raise
             _tell(span, local_effect.outcome or replace(found, status="FAILED"))
 

@@ -26,6 +26,7 @@ from nexum_runtime.errors import (
     ServerUnavailable,
     TaskError,
 )
+from nexum_runtime.text import error_text
 from nexum_runtime.worker.attempt import CANCEL_SECONDS, Attempt
 
 LEASE_MS = 10_000
@@ -248,7 +249,7 @@ class Worker:
             await self._report(client.fail, task_id, str(error), **flags)
         else:
             log.debug("%s failed", task_id, exc_info=error)
-            await self._report(client.fail, task_id, f"{type(error).__name__}: {error}")
+            await self._report(client.fail, task_id, error_text(error))
 
     async def _deliver(self, client: Client, workflow: Any, task_id: str, output_json: str) -> None:
         """Tell the server the result, by the stream if one is open: what is not acknowledged is told again."""

@@ -33,6 +33,7 @@ from nexum_runtime.server.rpc.messages import (
 from nexum_runtime.server.rpc.outbox import Answers
 from nexum_runtime.server.rpc.peers import Waiting
 from nexum_runtime.server.rules.snapshots import Snapshot
+from nexum_runtime.text import error_text
 from nexum_runtime.wire import batches
 
 log = logging.getLogger("nexum.service")
@@ -51,7 +52,7 @@ class _Calls:
         self.answered.discard(number)
         if not job.cancelled() and (error := job.exception()) is not None:
             log.error("%s: %s", type(error).__name__, error, exc_info=error)
-            answers.refuse(number, grpc.StatusCode.INTERNAL.name, f"{type(error).__name__}: {error}"[:DETAILS_LIMIT])
+            answers.refuse(number, grpc.StatusCode.INTERNAL.name, error_text(error)[:DETAILS_LIMIT])
         answers.wake()
 
 
