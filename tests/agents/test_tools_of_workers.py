@@ -1091,7 +1091,7 @@ serve(tools=[add])
 async def test_serve_executes_until_it_is_told_to_stop(tmp_path: Path, address: str) -> None:
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 0)):
+    for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
         worker = Process([sys.executable, script], tmp_path / "log", env=environment(NEXUM_ADDRESS=address))
         worker.start()
         await worker.says("Worker for add, 8 at once")
