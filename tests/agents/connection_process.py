@@ -4,6 +4,7 @@ It says what came of it in lines of JSON. The server is at NEXUM_ADDRESS.
 """
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -11,7 +12,6 @@ import sys
 import threading
 import time
 import uuid
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -25,8 +25,10 @@ if "grpc-first" in sys.argv:
 from nexum import workflow
 from pydantic import BaseModel
 
+import nexum_agents.clients
 from nexum_agents.clients import nexum_client
 from nexum_runtime import Client, NexumError
+from nexum_runtime.client import connection
 
 CALL_SECONDS = 10.0
 DEATH_SECONDS = 15.0
@@ -90,6 +92,11 @@ def run_until_complete() -> None:
     loop = asyncio.new_event_loop()
     loop.run_until_complete(call())
     loop.close()
+
+
+def run_until_complete_at_once() -> None:
+    connection.SETTLE_SECONDS = 0.0
+    run_until_complete()
 
 
 def unfinished() -> None:
@@ -183,7 +190,6 @@ def left_open() -> None:
     """At the end of the process its loop is neither closed nor shut down."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
-    warnings.filterwarnings("ignore", "unclosed event loop", ResourceWarning)
     loop.run_until_complete(call())
     tell(left=loop.is_closed())
 
@@ -267,6 +273,29 @@ def connected(count: int) -> None:
     thread.join()
     made.clear()
     tell(parent=attempt(), child=forked(attempt))
+
+
+def idle(count: int) -> None:
+    """Between two calls on a loop that stays open, with its client; some children let go of what they can."""
+    loop = asyncio.new_event_loop()
+    clients: list[Client] = []
+
+    async def use() -> str:
+        clients[:] = [nexum_client()]
+        await clients[0].executions(limit=1)  # a stream would hold all that there is to let go of
+        return "answered"
+
+    def let_go() -> str:
+        clients.clear()
+        vars(nexum_agents.clients)["_clients"].clear()
+        gc.collect()
+        return "wants none"
+
+    loop.run_until_complete(use())
+    for number in range(count):
+        child: Callable[[], Any] = [attempt, lambda: attempt(clients[0]), let_go][number % 3]
+        tell(child=forked(child), parent=loop.run_until_complete(use()))
+    loop.close()
 
 
 def pools(count: int) -> None:

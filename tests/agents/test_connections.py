@@ -30,9 +30,10 @@ PROCESS_SECONDS = 120.0
 async def told_by(address: str, what: str, how: str, count: int, *more: str) -> list[dict[str, Any]]:
     """What such a process says, which must write nothing to stderr."""
     command = [sys.executable, "-X", "dev", "-W", "error", str(PROGRAM), what, how, str(count), *more]
+    settings = environment(NEXUM_ADDRESS=address, OPENAI_AGENTS_DISABLE_TRACING="1")
     finished = await run(
         *command,
-        env=environment(NEXUM_ADDRESS=address, OPENAI_AGENTS_DISABLE_TRACING="1"),
+        env={name: value for name, value in settings.items() if not name.startswith("GRPC_")},
         seconds=PROCESS_SECONDS,
     )
     # asyncio's debug mode also tells what took long, which on a busy machine may be anything.
@@ -49,6 +50,7 @@ async def told_by(address: str, what: str, how: str, count: int, *more: str) -> 
     [
         ("asyncio_run", 100),
         ("run_until_complete", 100),
+        ("run_until_complete_at_once", 20),
         ("unfinished", 50),
         ("refused", 20),
         ("threads", 25),
@@ -63,7 +65,7 @@ async def test_event_loops_that_have_ended_leave_no_connection_and_print_nothing
 ) -> None:
     [told] = await told_by(address, "loops", how, count)
     assert told["after"] == told["before"]
-    assert told["after"]["connections"] == 0
+    assert (told["after"]["connections"], told["after"]["threads"]) == (0, 1)
 
 
 async def test_a_loop_left_open_at_the_end_of_the_process_prints_nothing(address: str) -> None:
@@ -118,6 +120,12 @@ async def test_a_process_that_forks_while_connected_goes_on_and_its_child_is_tol
     for number, each in enumerate(told):
         assert each["child"].startswith("wants none" if number % 3 == 2 else FORKED), each
     assert last == {"parent": "answered", "child": "answered"}  # everything is closed by then
+
+
+async def test_a_process_that_forks_between_two_calls_goes_on_and_its_child_is_told(address: str) -> None:
+    for number, each in enumerate(await told_by(address, "forks", "idle", 30)):
+        assert each["parent"] == "answered"
+        assert each["child"].startswith("wants none" if number % 3 == 2 else FORKED), each
 
 
 async def test_a_process_that_is_forked_when_all_clients_are_closed_has_connections_of_its_own(address: str) -> None:
@@ -302,18 +310,30 @@ async def test_a_pause_that_is_shorter_than_the_time_to_answer_breaks_nothing(wa
         assert not way.flows[0].ended_by
 
 
-@pytest.mark.parametrize("kind", ["ours", "stock"])
-async def test_pings_keep_an_idle_connection_and_do_not_end_it(way: Way, kind: str) -> None:
-    options = keepalive.both_ends() if kind == "ours" else []
-    async with grpc.aio.insecure_channel(way.address, options=options) as channel:
-        stub = pb_grpc.NexumServiceStub(channel)
+async def test_a_client_may_ping_for_as_long_as_it_is_idle(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keepalive, "QUIET_MS", 500)  # of the client: the server, which has begun, has more patience
+    async with Way(server.port) as way, Client(way.address) as client:
+        await client.executions()
+        await lasts(way, pings=5)  # gRPC sends one in a second at most
+        await client.executions()
+        assert len(way.flows) == 1
+
+
+async def test_a_stock_client_answers_the_pings_of_the_server(way: Way) -> None:
+    async with grpc.aio.insecure_channel(way.address) as stock:
+        stub = pb_grpc.NexumServiceStub(stock)
         await stub.ListExecutions(pb.ListRequest(limit=1))
-        [flow] = way.flows
-        sent = dict(flow.sent)
-        await eventually(lambda: all(flow.sent[who] > sent[who] + 8 for who in sent), "pings and their answers")
+        await lasts(way, pings=5)
         await stub.ListExecutions(pb.ListRequest(limit=1))
-        assert way.flows == [flow]
-        assert not flow.ended_by
+        assert len(way.flows) == 1
+
+
+async def lasts(way: Way, pings: int) -> None:
+    """Wait until that many were sent, and answered. Fails when the connection ends."""
+    flow = way.flows[0]
+    enough = {who: sent + pings for who, sent in flow.sent.items()}
+    await eventually(lambda: flow.ended_by or all(flow.sent[who] >= enough[who] for who in enough))
+    assert not flow.ended_by
 
 
 async def test_a_server_that_is_stopped_for_a_moment_keeps_its_connections(impatient: None, tmp_path: Path) -> None:
