@@ -278,14 +278,15 @@ class Scope:
     def expect(self, calls: Iterable[tuple[str, str, Any]]) -> None:
         """Number the calls of a turn, (call id, tool, arguments) each, in their order: they may begin in another."""
         for call_id, tool, arguments in calls:
-            self._expected[call_id, digest([tool, arguments])].append(self._next_call(tool, arguments))
+            alike = canonical([tool, arguments])
+            self._expected[call_id, alike].append(self._next_call(alike))
 
     def number_of_call(self, call_id: str, tool: str, arguments: Any) -> int:
-        expected = self._expected[call_id, digest([tool, arguments])]
-        return expected.popleft() if expected else self._next_call(tool, arguments)
+        alike = canonical([tool, arguments])
+        expected = self._expected.get((call_id, alike))
+        return expected.popleft() if expected else self._next_call(alike)
 
-    def _next_call(self, tool: str, arguments: Any) -> int:
-        alike = digest(["call", tool, arguments])
+    def _next_call(self, alike: str) -> int:
         self._made[alike] += 1
         return self._made[alike] - 1
 
@@ -465,16 +466,23 @@ def check_session_id(session_id: str) -> None:
 
 def digest(value: Any) -> str:
     """16 hexadecimal digits that are the same for the same JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:DIGEST_CHARS]
+
+
+def canonical(value: Any) -> str:
+    """The same text for the same JSON."""
     try:
-        text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
+        return _ENCODER.encode(value)
     except TypeError:  # keys that cannot be sorted
-        text = json.dumps(_plain(value), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_CHARS]
+        return _ENCODER.encode(_plain(value))
 
 
 def _plain(value: Any) -> Any:
     """What JSON has no form for: models and data classes by their parts, and what has none by its type."""
     return to_jsonable_python(value, fallback=lambda other: type(other).__name__)
+
+
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_plain)  # made once
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
