@@ -99,10 +99,7 @@ async def recorded(
             raised.append(error)
             if not keep_error(error):
                 raise
-            words = (
-                str(error) or type(error).__name__ if isinstance(error, Exception) else str(error)
-            )  # as the SDK has it
-            value = Value(None, words, ERROR)
+            value = Value(None, _words(error), ERROR)
         else:
             returned.append(result if exactly else value.value)
             if exactly and value.form == TEXT:

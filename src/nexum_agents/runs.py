@@ -35,6 +35,7 @@ def start_streaming(plain: Any) -> Any:
     async def start_streaming(*args: Any, **options: Any) -> Any:
         scope, has_begun = current_scope(), False
         if scope is None:
+            tell_if_left_out()
             return await plain(*args, **options)
         try:
             scope.check()
