@@ -68,6 +68,13 @@ async def test_event_loops_that_have_ended_leave_no_connection_and_print_nothing
     assert (told["after"]["connections"], told["after"]["threads"]) == (0, 1)
 
 
+async def test_event_loops_of_processes_in_each_other_s_way_leave_no_connection(address: str) -> None:
+    """gRPC is slow then, and tells an event loop late that what it was writing has ended."""
+    processes = [told_by(address, "loops", "run_until_complete_at_once", 40) for _ in range(6)]
+    for [told] in await asyncio.gather(*processes):
+        assert told["after"] == told["before"]
+
+
 async def test_a_loop_left_open_at_the_end_of_the_process_prints_nothing(address: str) -> None:
     assert await told_by(address, "loops", "left_open", 0) == [{"left": False}]
 

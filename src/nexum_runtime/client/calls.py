@@ -19,6 +19,7 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from typing import Any
@@ -28,6 +29,8 @@ from nexum.proto import nexum_pb2 as pb
 
 from nexum_runtime import wire
 from nexum_runtime.wire import batches
+
+LET_GO_SECONDS = 1.0
 
 
 class Refused(Exception):
@@ -60,6 +63,7 @@ class Calls:
         self._answers: dict[str, asyncio.Future[tuple[Any, dict[str, Any]]]] = {}  # by the number of the call
         self._waiting: deque[list[Any]] = deque()  # messages that are to be sent
         self._writing: asyncio.Task[None] | None = None
+        self._last_writing: asyncio.Task[None] | None = None  # of any stream
         self._reading: asyncio.Task[None] | None = None
 
     async def ask(
@@ -88,6 +92,14 @@ class Calls:
     def close(self) -> None:
         self._end(Broken("The client was closed."))
 
+    async def closed(self) -> None:
+        """Return when gRPC has let go of what was being written: an event loop that ends before that keeps the
+        connection open. The stream was cancelled or its channel closed, and it does so at once, but for a busy machine.
+        """
+        if self._last_writing is not None and not self._last_writing.done():
+            await asyncio.wait([self._last_writing], timeout=LET_GO_SECONDS)
+        self._last_writing = None
+
     def _leave(self, number: str, ended: "asyncio.Future[None]") -> None:
         if not ended.done():
             self._send(number, "", pb.StartRequest())
@@ -100,15 +112,16 @@ class Calls:
             setattr(self._reading, "_log_destroy_pending", False)  # noqa: B010
         self._waiting.append([pb.CompleteRequest(task_id=number, output_json=header), request])
         if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(self._write(self._stream))
+            self._writing = self._last_writing = asyncio.create_task(self._write(self._stream))
 
     async def _write(self, stream: Any) -> None:
-        """Whoever reads the stream is told why it cannot be written to."""
-        try:
+        """Whoever reads the stream is told why it cannot be written to.
+
+        That this was cancelled is kept for nobody: the error would refer to the stream, and hold its connection.
+        """
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):
             while self._waiting and stream is self._stream:
                 await stream.write(batches.pack(batches.take(self._waiting)))
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            pass
 
     async def _read(self, stream: Any) -> None:
         error: Exception = Broken("The server has ended the stream.")

@@ -100,6 +100,7 @@ class Client:
             forking.closed(self)
             self._calls.close()
             await self._server.close()
+            await self._calls.closed()
 
     async def check(self, seconds: float = 2.0) -> None:
         """Return when a Nexum server answers at the address; raise ServerUnavailable if none does in time."""
