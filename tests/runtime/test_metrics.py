@@ -175,6 +175,17 @@ async def test_nothing_else_is_served_there(server: Server) -> None:
     assert (await fetch(f"{url_of(server)}?name=x"))[0] == 200
 
 
+async def test_its_health_is_told_to_anyone(tmp_path: Path) -> None:
+    server = Server(ServerConfig(tmp_path / "nexum.db", port=0, metrics_port=0, token="secret-of-the-server"))
+    await server.start()
+    try:
+        assert (await fetch(url_of(server)))[0] == 401
+        url = url_of(server).replace("/metrics", "/healthz")
+        assert await asyncio.to_thread(lambda: urllib.request.urlopen(url).read()) == b"ok\n"
+    finally:
+        await server.stop()
+
+
 async def test_whoever_sends_no_request_keeps_nobody_out_for_long(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ import socket
 import stat
 import sys
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -233,6 +234,21 @@ async def test_a_database_url_may_begin_at_the_root_and_options_win_over_the_env
     dev = Dev(folder, "--port", "0", "--db", "given.db", NEXUM_DATABASE_URL="sqlite:///other.db")
     dev.start()
     assert (await dev.ready())[1] == folder / "given.db"
+
+
+async def test_a_database_url_that_is_not_nexum_s_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "here"
+    folder.mkdir()
+    dev = Dev(folder, "--port", "0", DATABASE_URL="postgresql://localhost/shop")
+    dev.start()
+    await dev.says("DATABASE_URL is set, and is not for Nexum: it reads NEXUM_DATABASE_URL")
+    assert (await dev.ready())[1] == folder / ".nexum" / "local.db"
+
+
+async def test_the_command_says_which_it_is() -> None:
+    finished = await run(NEXUM, "--version")
+    assert finished.code == 0
+    assert finished.stdout == f"nexum {version('openai-agents-nexum')}, speaking with nexum-py {version('nexum-py')}\n"
 
 
 async def test_the_database_is_a_hidden_folder_s_when_nothing_else_is_said(tmp_path: Path) -> None:

@@ -246,6 +246,17 @@ async def test_an_answer_goes_to_the_node_that_waits(client: Client, address: st
 
 
 @pytest.mark.usefixtures("waiting")
+async def test_an_answer_may_be_given_in_the_words_of_the_original_command(client: Client, address: str) -> None:
+    server = ("-s", address)
+    answered = await nexum("nowhere:1", "approve", "s/two:first", "--approver", "anna", *server)
+    assert answered == Finished(0, "Approved.\n", "")
+    refused = await nexum("nowhere:1", "reject", "s/two:second", "--reason", "no", "--approver", "bob", *server)
+    assert refused == Finished(0, "Rejected.\n", "")
+    assert (await client.status("s/two")).error == "Rejected by bob: no"
+    assert_refused(await nexum(address, "approve", "s/e:nope"), "no")
+
+
+@pytest.mark.usefixtures("waiting")
 async def test_who_answers_what_is_answered_is_told_so(address: str) -> None:
     await nexum(address, "approve", "s/e", "--as", "anna")
     told = "Node approve of s/e was approved by anna already; nothing was changed."

@@ -9,6 +9,7 @@ from nexum import workflow
 from processes import Finished
 
 from nexum_runtime import Client
+from nexum_runtime.cli.base import FAILED
 
 
 def checkout(*nodes: tuple[str, list[str]]) -> Any:
@@ -46,7 +47,9 @@ async def test_diff_tells_which_nodes_came_went_and_changed(client: Client, addr
     await client.register(OLD)
     assert_refused(await nexum(address, "diff", "checkout"), "Workflow 'checkout' has one version only")
     await client.register(NEW)
-    told = (await nexum(address, "diff", "checkout")).stdout.splitlines()
+    finished = await nexum(address, "diff", "checkout")
+    assert finished.code == FAILED
+    told = finished.stdout.splitlines()
     old, new = OLD.version_hash, NEW.version_hash
     assert told == [
         f"checkout  {old[:19]} → {new[:19]}  BREAKING",
@@ -54,7 +57,9 @@ async def test_diff_tells_which_nodes_came_went_and_changed(client: Client, addr
         "  + check  EFFECT",
         "  ~ ship  EFFECT after pay  →  EFFECT after pay, check",
     ]
-    assert json.loads((await nexum(address, "diff", "checkout", "--json")).stdout) == {
+    finished = await nexum(address, "diff", "checkout", "--json")
+    assert finished.code == FAILED
+    assert json.loads(finished.stdout) == {
         "workflow_id": "checkout",
         "from": old,
         "to": new,
@@ -80,8 +85,9 @@ async def test_a_version_may_be_named_by_how_its_hash_begins(client: Client, add
     assert (await nexum(address, "diff", "checkout", old, new)).stdout.startswith(first)
     turned = f"checkout  {NEW.version_hash[:19]} → {OLD.version_hash[:19]}"
     assert (await nexum(address, "diff", "checkout", new, old)).stdout.startswith(turned)
-    same = (await nexum(address, "diff", "checkout", new, new)).stdout
-    assert same == f"checkout  {NEW.version_hash[:19]} → {NEW.version_hash[:19]}  IDENTICAL\n"
+    same = await nexum(address, "diff", "checkout", new, new)
+    assert same.code == 0
+    assert same.stdout == f"checkout  {NEW.version_hash[:19]} → {NEW.version_hash[:19]}  IDENTICAL\n"
 
 
 async def test_diff_refuses_in_a_sentence_what_it_does_not_find(client: Client, address: str) -> None:

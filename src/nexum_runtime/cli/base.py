@@ -32,7 +32,31 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,  # a token may be among them, and older versions of typer show them
 )
 
-Address = Annotated[str, typer.Option(envvar="NEXUM_ADDRESS", help="Where the server is.", metavar="HOST:PORT")]
+Address = Annotated[
+    str,
+    typer.Option(
+        "--address", "--server", "-s", envvar="NEXUM_ADDRESS", help="Where the server is.", metavar="HOST:PORT"
+    ),
+]
+
+
+@app.callback()
+def nexum(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=lambda on: _tell_version(on), help="Say which this is.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _tell_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from importlib.metadata import version
+
+        print(f"nexum {version('openai-agents-nexum')}, speaking with nexum-py {version('nexum-py')}")
+        raise typer.Exit
+
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
 
 

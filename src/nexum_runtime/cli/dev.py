@@ -47,7 +47,7 @@ def dev(
             envvar="NEXUM_METRICS_PORT",
             min=0,
             max=65535,
-            help="Serve metrics for Prometheus, at /metrics on this port.",
+            help="Serve metrics for Prometheus at /metrics on this port, and /healthz.",
         ),
     ] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON, an object a line.")] = False,
@@ -97,6 +97,9 @@ def dev(
             log.info("%s", sentence)
         else:
             print(sentence, flush=True)
+
+    if db is None and os.environ.get("DATABASE_URL") and not os.environ.get("NEXUM_DATABASE_URL"):
+        log.warning("DATABASE_URL is set, and is not for Nexum: it reads NEXUM_DATABASE_URL, and uses its own default.")
 
     async def serve() -> None:
         server = Server(config)

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 SESSION_LIMIT = 10_000  # executions of a session that one command takes on
 
-Approver = Annotated[str, typer.Option("--as", metavar="NAME", help="Who says so.  [default: you]", show_default=False)]
+Approver = Annotated[
+    str, typer.Option("--as", "--approver", metavar="NAME", help="Who says so.  [default: you]", show_default=False)
+]
 
 
 @app.command(epilog=examples("nexum approvals", "nexum approvals my-session --json"))
@@ -101,8 +103,8 @@ def approve(
 
     async def send() -> str:
         async with Client(address) as client:
-            node_id = node or await _the_pending_node(client, execution)
-            return await client.approve(execution, node_id, approver or _user(), comment) or "Approved."
+            which = (execution, node) if node else await _the_pending(client, execution)
+            return await client.approve(*which, approver or _user(), comment) or "Approved."
 
     print(run(send()))
 
@@ -123,8 +125,8 @@ def reject(
 
     async def send() -> str:
         async with Client(address) as client:
-            node_id = node or await _the_pending_node(client, execution)
-            return await client.reject(execution, node_id, approver or _user(), reason) or "Rejected."
+            which = (execution, node) if node else await _the_pending(client, execution)
+            return await client.reject(*which, approver or _user(), reason) or "Rejected."
 
     print(run(send()))
 
@@ -251,12 +253,16 @@ async def _pending(client: "Client", name: str) -> list[Any]:
     return [each for each in waiting if not name or each.execution_id == name or each.execution_id.startswith(session)]
 
 
-async def _the_pending_node(client: "Client", execution: str) -> str:
-    """The node of this very execution that waits: what a person has not seen must not be answered by accident."""
+async def _the_pending(client: "Client", execution: str) -> tuple[str, str]:
+    """This very execution, or EXECUTION:NODE, and its node that waits: what a person has not seen must not be answered
+    by accident."""
     waiting = await _pending(client, execution)
     own = [each for each in waiting if each.execution_id == execution]
     if len(own) == 1:
-        return str(own[0].node_id)
+        return execution, str(own[0].node_id)
+    alone, colon, node = execution.rpartition(":")
+    if colon and not waiting:
+        return alone, node
     if own:
         raise InvalidRequest(f"Say which node of {execution}: {', '.join(each.node_id for each in own)}.")
     if waiting:

@@ -7,6 +7,7 @@ import typer
 
 from nexum_runtime import wire
 from nexum_runtime.cli.base import (
+    FAILED,
     HASH_CHARS,
     Address,
     Json,
@@ -93,7 +94,8 @@ def diff(
 ) -> None:
     """Compare the nodes of two versions of a workflow.
 
-    By default the newest with the one before it; when one version is named, that one with the newest.
+    By default the newest with the one before it; when one version is named, that one with the newest. Ends with 1 when
+    the change is BREAKING.
     """
     from nexum_runtime.client import Client
 
@@ -107,10 +109,16 @@ def diff(
     compared = _compared(before, after)
     if as_json:
         print_json(compared)
-        return
+    else:
+        _print_compared(before, after, compared)
+    if compared["compatibility"] == "BREAKING":
+        raise typer.Exit(FAILED)
+
+
+def _print_compared(before: Any, after: Any, compared: dict[str, Any]) -> None:
     hashes = f"{before.version_hash[:HASH_CHARS]} → {after.version_hash[:HASH_CHARS]}"
     out = console()
-    out.print(f"{shown(workflow)}  {shown(hashes)}  {compared['compatibility']}", soft_wrap=True)
+    out.print(f"{shown(after.workflow_id)}  {shown(hashes)}  {compared['compatibility']}", soft_wrap=True)
     for node, definition in compared["removed"].items():
         out.print(f"  [red]- {shown(node)}  {shown(_node_text(definition))}[/]", soft_wrap=True)
     for node, definition in compared["added"].items():

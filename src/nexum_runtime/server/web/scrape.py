@@ -1,4 +1,4 @@
-"""The metrics over HTTP, for whoever scrapes them: GET /metrics, and nothing else."""
+"""HTTP for whoever watches the server: GET /metrics, and /healthz, which says that it answers."""
 
 import asyncio
 import ssl
@@ -40,9 +40,13 @@ async def _answer(request: bytes, metrics: Callable[[], Awaitable[str]], token: 
     line, *lines = request.decode("latin-1").split("\r\n")
     method, _, target = line.partition(" ")
     headers = {name.strip().lower(): value.strip() for name, _, value in (each.partition(":") for each in lines)}
+    path = target.partition(" ")[0].partition("?")[0]
+    is_read = method in ("GET", "HEAD")
+    if is_read and path == "/healthz":  # without a token: whoever looks after processes has none, and learns nothing
+        return _response("200 OK", "ok\n", with_body=method == "GET")
     if token is not None and not wire.bears(headers.get(wire.AUTHORIZATION, ""), token):
         return _response("401 Unauthorized", "This Nexum server demands its token: Authorization: Bearer …\n")
-    if method not in ("GET", "HEAD") or target.partition(" ")[0].partition("?")[0] != "/metrics":
+    if not is_read or path != "/metrics":
         return _response("404 Not Found", "The metrics are at /metrics.\n")
     return _response("200 OK", await metrics(), with_body=method == "GET")
 
