@@ -16,6 +16,7 @@ from slow_disk import hold_commits
 
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
 from nexum_runtime.server.engine.engine import ABSENCE_MS, SWEEP_INTERVAL_MS, Engine
+from nexum_runtime.server.engine.workers import POLLS_RENEW_MS
 from nexum_runtime.server.model.contract import StoreUnavailable
 from nexum_runtime.server.model.shapes import Claimed, Resolution, Started, StartOrder, Verdict
 from nexum_runtime.server.rules.executions import TIMERS_AT_ONCE
@@ -483,6 +484,41 @@ async def test_heartbeats_keep_a_lease_for_as_long_as_the_worker_lives(bench: Be
     assert await bench.engine.complete(task_id, "1") == ""
     assert "LeaseExpired run 1" not in await bench.story()
     assert (await bench.snapshot()).attempts == 1
+
+
+async def polls_of_a_worker_without_heartbeats(bench: Bench, worker_id: str, ms: int) -> None:
+    for _ in range(ms // STEP_MS):
+        await bench.pass_time(STEP_MS)
+        await bench.engine.poll(worker_id, "h", ["other"], LEASE_MS, renews=True)
+
+
+async def test_polls_keep_the_leases_of_a_worker_that_sends_no_heartbeats(bench: Bench) -> None:
+    await bench.register(ONE)
+    await bench.start()
+    task_id = await bench.claim()
+    await polls_of_a_worker_without_heartbeats(bench, "worker", 600_000)
+    assert await bench.engine.complete(task_id, "1") == ""
+    assert "LeaseExpired run 1" not in await bench.story()
+
+
+async def test_polls_keep_no_other_worker_s_lease(bench: Bench) -> None:
+    await bench.register(ONE)
+    await bench.start()
+    await bench.claim("silent")
+    await polls_of_a_worker_without_heartbeats(bench, "lively", LEASE_MS)
+    assert (await bench.story())[-1] == "LeaseExpired run 1"
+
+
+async def test_polls_do_not_keep_for_ever_what_its_worker_may_have_lost(bench: Bench) -> None:
+    await bench.register(ONE)
+    await bench.start()
+    await bench.claim()
+    await polls_of_a_worker_without_heartbeats(bench, "worker", POLLS_RENEW_MS + 2 * LEASE_MS)
+    assert (await bench.story())[-1] == "LeaseExpired run 1"
+    second = await bench.claim()
+    await polls_of_a_worker_without_heartbeats(bench, "worker", 2 * LEASE_MS)
+    assert await bench.engine.complete(second, "1") == ""
+    assert (await bench.story())[-2:] == ["TaskCompleted run 2", "ExecutionCompleted"], "each attempt has its own time"
 
 
 async def test_a_heartbeat_keeps_no_other_worker_s_lease(bench: Bench) -> None:

@@ -18,9 +18,10 @@ from nexum.proto import nexum_pb2 as pb
 from processes import LOOK_SECONDS, TESTS, environment, eventually, run
 from pydantic import BaseModel
 
-from nexum_runtime import Client
+from nexum_runtime import Client, wire
 from nexum_runtime import Worker as StreamingWorker
 from nexum_runtime.server.app import Server
+from nexum_runtime.server.engine import workers
 
 
 class Page(BaseModel):
@@ -45,6 +46,17 @@ def count(context: ContextView) -> Count:
 COUNTING = workflow("counting").effect("fetch", Page, fetch).compute("count", Count, count).build()
 
 
+async def slow(context: ContextView) -> Page:
+    ATTEMPTS.append(context.input["url"])
+    await asyncio.sleep(2 * SHORT_LEASE_MS / 1000)
+    return Page(text="done")
+
+
+ATTEMPTS: list[str] = []
+SHORT_LEASE_MS = 3_000
+SLOW = workflow("slow").effect("fetch", Page, slow).build()
+
+
 async def in_a_thread(work: Callable[[NexumClient], Coroutine[Any, Any, Any]], port: int) -> Any:
     """Run stock code in a thread with an event loop of its own, as nobody else's would survive it."""
 
@@ -56,6 +68,25 @@ async def in_a_thread(work: Callable[[NexumClient], Coroutine[Any, Any, Any]], p
             client.close()
 
     return await asyncio.to_thread(thread)
+
+
+async def test_a_tool_that_takes_longer_than_the_lease_runs_once_in_a_stock_worker(
+    server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "LEASE_MS_DEFAULT", SHORT_LEASE_MS)
+    monkeypatch.setattr(workers, "RENEW_MS", SHORT_LEASE_MS // 10)
+    ATTEMPTS.clear()
+
+    async def work(stock: NexumClient) -> Any:
+        stock.register_workflow(SLOW)
+        execution_id = stock.start_execution("slow", {"url": "x"})
+        return execution_id, await Worker([SLOW], port=server.port).run_until_complete(execution_id)
+
+    execution_id, outputs = await in_a_thread(work, server.port)
+    assert outputs == {"fetch": {"text": "done"}}
+    assert ATTEMPTS == ["x"]
+    (history,) = [each async for each in client.history(execution_id)]
+    assert history["attempts"] == 1
 
 
 async def test_an_effect_feeds_a_compute_node(server: Server, client: Client) -> None:

@@ -310,13 +310,26 @@ class Engine:
     # Tasks
 
     async def poll(
-        self, worker_id: str, version_hash: str, workflow_ids: list[str], lease_ms: int, wait_ms: int = 0
+        self,
+        worker_id: str,
+        version_hash: str,
+        workflow_ids: list[str],
+        lease_ms: int,
+        wait_ms: int = 0,
+        *,
+        renews: bool = False,
     ) -> Claimed | None:
-        """Claim the READY task that was scheduled first, waiting up to `wait_ms` for one."""
+        """Claim the READY task that was scheduled first, waiting up to `wait_ms` for one.
+
+        `renews`: the worker sends no heartbeats, and that it asks is its sign of life for what it holds.
+        """
         check_name("worker id", worker_id)
         check_name("version hash", version_hash)
         if self.closing.is_set():
             return None
+
+        if renews and self._workers.is_to_renew(worker_id):
+            await self._commits.make(lambda tx, _: self._renew(tx, worker_id), renews=True)
 
         async def look() -> Claimed | None:
             claiming = self._commits.make(
@@ -327,6 +340,11 @@ class Engine:
         asking = self._workers.asking(worker_id, version_hash, workflow_ids)
         with asking, self._ready.waiter(version_hash) as woken:
             return await look() or await woken.next(self.closing, look, wait_ms)
+
+    def _renew(self, tx: Transaction, worker_id: str) -> None:
+        task_ids = self._workers.renewable(worker_id, [task.task_id for task in tx.held(worker_id)])
+        if task_ids:
+            tx.renew_leases(worker_id, self._clock(), [task_key(each) for each in task_ids])
 
     async def _claiming(
         self,

@@ -10,6 +10,8 @@ from nexum_runtime import wire
 
 SEEN_MS = 65_000  # a worker counts as here for so long after its last word: longer than any poll is held
 WORKERS_LIMIT = 10_000  # remembered, the latest ones
+RENEW_MS = 5_000  # at most so often a poll renews the leases of its worker
+POLLS_RENEW_MS = 900_000  # of one attempt: whoever only polls may have lost it, and would keep it from all others
 ASKS_LIMIT = 100  # workflows that one worker is remembered to have asked for
 
 
@@ -17,6 +19,8 @@ ASKS_LIMIT = 100  # workflows that one worker is remembered to have asked for
 class _Worker:
     heard_ms: int
     asking: int = 0  # polls that are held
+    renewed_ms: int = 0
+    held_since_ms: dict[str, int] = field(default_factory=dict)  # by task id, of one that only polls
     asks: OrderedDict[tuple[str, str], None] = field(default_factory=OrderedDict)  # (workflow id, version hash)
 
 
@@ -49,6 +53,20 @@ class Workers:
             yield
         finally:
             worker.asking -= 1
+
+    def is_to_renew(self, worker_id: str) -> bool:
+        """Whether a poll of this worker, which sends no heartbeats, is to renew its leases now."""
+        worker, now_ms = self.heard(worker_id), self._clock()
+        if 0 <= now_ms - worker.renewed_ms < RENEW_MS:
+            return False
+        worker.renewed_ms = now_ms
+        return True
+
+    def renewable(self, worker_id: str, task_ids: Sequence[str]) -> list[str]:
+        """Those of the attempts that this worker holds whose leases its polls still renew."""
+        worker, now_ms = self.heard(worker_id), self._clock()
+        worker.held_since_ms = {task_id: worker.held_since_ms.get(task_id, now_ms) for task_id in task_ids}
+        return [each for each, since_ms in worker.held_since_ms.items() if now_ms - since_ms < POLLS_RENEW_MS]
 
     def seen(self, held: dict[str, int]) -> list[dict[str, Any]]:
         """Those of the last minute, the one heard of last first. `held` is how many tasks each has."""

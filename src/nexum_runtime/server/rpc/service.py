@@ -67,6 +67,7 @@ class NexumService:
                 [named] if named else await self._registrations.served(context.peer(), request.version_hash),
                 lease_ms(metadata),
                 whole_number(metadata, wire.WAIT_MS, 0, 0, wire.WAIT_MS_LIMIT),
+                renews=wire.LEASE_MS not in metadata,  # it is not a worker of ours
             )
         if claimed is None:
             return pb.PollResponse(has_task=False)
