@@ -2,18 +2,50 @@
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
 from nexum_runtime.text import printable, redact
 
+_attempt: ContextVar[tuple[str, int] | None] = ContextVar("nexum_logged_attempt", default=None)
 _OF_EVERY_RECORD = vars(logging.makeLogRecord({})).keys() | {"message", "asctime"}
+
+
+@contextmanager
+def about_attempt(execution_id: str, attempt: int) -> Iterator[None]:
+    """What is logged inside, by whatever logger and in threads that take the context along, says which attempt it is
+    about."""
+    token = _attempt.set((execution_id, attempt))
+    try:
+        yield
+    finally:
+        _attempt.reset(token)
+
+
+def attempt_fields(execution_id: str, attempt: int | None) -> dict[str, str | int]:
+    """What a line of JSON says of an execution, and of one attempt if it is about one."""
+    session, slash, _ = execution_id.partition("/")
+    which: dict[str, str | int] = {"session": session} if slash else {}
+    return which | {"execution": execution_id} | ({"attempt": attempt} if attempt else {})
+
+
+def _tell_attempt(record: logging.LogRecord) -> bool:
+    if (attempt := _attempt.get()) is not None and not hasattr(record, "execution"):
+        vars(record).update(attempt_fields(*attempt))
+    return True
 
 
 class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Control characters shown, secrets left out; further lines are indented, so that none looks like an entry."""
-        return printable(redact(super().format(record))).replace("\n", "\n    ")
+        text = super().format(record)
+        if _attempt.get() is not None:
+            first, newline, rest = text.partition("\n")
+            text = f"{first}  · {vars(record)['execution']} attempt {vars(record)['attempt']}{newline}{rest}"
+        return printable(redact(text)).replace("\n", "\n    ")
 
 
 class _JsonFormatter(logging.Formatter):
@@ -37,4 +69,5 @@ def log_to_stderr(line_format: str, time_format: str | None = None, *, as_json: 
     """Log warnings, and what loggers of a lower level of their own let through; `as_json` an object a line."""
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonFormatter() if as_json else _Formatter(line_format, time_format))
+    handler.addFilter(_tell_attempt)
     logging.basicConfig(handlers=[handler], level=logging.WARNING)

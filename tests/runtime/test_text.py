@@ -1,18 +1,22 @@
 """What is shown of a text: control characters spelled out, secrets by their names."""
 
+import asyncio
 import json
 import logging
 import os
+import re
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from command import claim, start
 from processes import NexumDev, Process, environment
 from test_demo import ROOT
 
 from nexum_agents import submit_tool_call
-from nexum_runtime.logs import log_to_stderr
+from nexum_runtime import Client
+from nexum_runtime.logs import about_attempt, log_to_stderr
 from nexum_runtime.text import GIB, duration_text, error_line, printable, printable_line, redact, size_text
 from nexum_runtime.wire import canonical_json
 
@@ -179,6 +183,65 @@ async def test_the_server_and_the_worker_log_json_if_asked_to(tmp_path: Path, mo
     done = next(each for each in told if each["message"].startswith("web_search done in "))
     assert (done["tool"], done["level"]) == ("web_search", "INFO")
     assert done["message"] == f"web_search done in {done['duration_ms']} ms"
+    assert (done["session"], done["execution"].rpartition("/")[2], done["attempt"]) == ("s1", "0", 1)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+async def test_what_is_logged_in_an_attempt_says_which_one_it_is_also_in_threads(
+    as_json: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    log_to_stderr("%(message)s", as_json=as_json)
+    log = logging.getLogger("a tool's own")
+    log.warning("before")
+    with about_attempt("s1/web_search/3fa2/0", 2):
+        await asyncio.to_thread(log.warning, "slow\nvery slow")
+    log.warning("after")
+    lines = capsys.readouterr().err.splitlines()
+    if as_json:
+        about = [{key: json.loads(line).get(key) for key in ("session", "execution", "attempt")} for line in lines]
+        nothing = {"session": None, "execution": None, "attempt": None}
+        assert about == [nothing, {"session": "s1", "execution": "s1/web_search/3fa2/0", "attempt": 2}, nothing]
+    else:
+        assert lines == ["before", "slow  · s1/web_search/3fa2/0 attempt 2", "    very slow", "after"]
+
+
+async def test_a_verbose_server_logs_what_becomes_of_executions_and_no_other_does(tmp_path: Path) -> None:
+    for options in (("--verbose",), ("--verbose", "--log-json"), ()):
+        folder = tmp_path / "-".join(("server", *options))
+        folder.mkdir()
+        async with NexumDev(folder, *options) as nexum, Client(nexum.address) as client:
+            await start(client, "s1/echo/0")
+            await client.fail(await claim(client), "no luck", retryable=True)
+            await client.complete(await claim(client, wait_ms=5_000, lease_ms=1_000), '{"text": "é"}')
+            nexum.terminate()
+            await nexum.ended()
+        told = [line for line in nexum.output.splitlines() if "s1/echo/0" in line]
+        if "--log-json" in options:
+            entries = [json.loads(line) for line in told]
+            assert [entry["event"] for entry in entries] == STORY
+            assert {(entry["session"], entry["execution"]) for entry in entries} == {("s1", "s1/echo/0")}
+            assert [entry.get("attempt") for entry in entries] == [None, 1, 1, 2, 2, None]
+        elif options:
+            words = [line.partition("INFO s1/echo/0 ")[2] for line in told]
+            assert words[0] == "started"
+            assert words[1] == "run: attempt 1 by worker-1"
+            assert re.fullmatch(r"run: attempt 1 failed after .+, next in .+: no luck", words[2])
+            assert words[3] == "run: attempt 2 by worker-1"
+            assert re.fullmatch(r"run: attempt 2 done in .+, result of 14 B stored", words[4])
+            assert words[5:] == ["completed"]
+        else:
+            assert told == []
+
+
+STORY = [
+    "ExecutionStarted",
+    "AttemptStarted",
+    "AttemptFailed",
+    "AttemptStarted",
+    "TaskCompleted",
+    "ExecutionCompleted",
+]
 
 
 def test_sizes_and_durations_are_told_in_units_that_a_person_can_picture() -> None:

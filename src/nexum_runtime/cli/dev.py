@@ -51,6 +51,9 @@ def dev(
         ),
     ] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON, an object a line.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Log each start, attempt, retry, loss and end of an execution.")
+    ] = False,
     insecure: Annotated[
         bool,
         typer.Option(
@@ -103,6 +106,11 @@ def dev(
 
     async def serve() -> None:
         server = Server(config)
+        if verbose:
+            from nexum_runtime.cli import events
+
+            events.log.setLevel(logging.INFO)
+            server.store.watch = events.EventLog()
         await server.start()
         shown_host = "localhost" if host == "127.0.0.1" else f"[{host}]" if ":" in host else host
         guards = "".join(f" · {what}" for what, on in (("TLS", config.tls), ("token demanded", config.token)) if on)

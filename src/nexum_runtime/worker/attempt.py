@@ -16,6 +16,7 @@ from nexum_runtime import tracing, wire
 from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import TaskError
 from nexum_runtime.idempotency import idempotent_by
+from nexum_runtime.logs import about_attempt
 from nexum_runtime.text import duration_text
 
 T = TypeVar("T")
@@ -90,7 +91,8 @@ class Attempt:
     async def _end(self, output_json: str, error: BaseException | None) -> None:
         self._has_ended = True
         try:
-            await self._tell(self, output_json, error)
+            with about_attempt(self.claimed.execution_id, wire.attempt_number(self.task_id)):
+                await self._tell(self, output_json, error)
         finally:
             if not self.over.done():
                 self.over.set_result(None)
@@ -117,7 +119,8 @@ class Attempt:
             attempt=wire.attempt_number(claimed.task_id),
             worker=self._worker_id,
         )
-        with idempotent_by(claimed.idempotency_key), span as told, told.running():
+        attempt = about_attempt(claimed.execution_id, wire.attempt_number(claimed.task_id))
+        with idempotent_by(claimed.idempotency_key), attempt, span as told, told.running():
             result = await self._within(task_input.get("timeout_ms"), node.handler, context)
             told.tell(outcome="completed")
         try:

@@ -11,7 +11,7 @@ Times are integer epoch milliseconds, JSON travels as text and comes back as the
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -256,6 +256,8 @@ class Transaction(Reader, Protocol):
 
 class Store(ABC):
     metrics: Metrics  # of what it has committed
+    # Told of the events of each commit: (execution id, time, type, node, attempt, data as JSON).
+    watch: Callable[[Sequence[tuple[Any, ...]]], None] | None = None
 
     async def write(self, work: Callable[[Transaction], T]) -> T:
         """Run `work` as one transaction. Raises what `work` raised (then nothing is kept), or StoreUnavailable."""

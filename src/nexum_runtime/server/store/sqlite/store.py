@@ -199,7 +199,10 @@ class SqliteStore(Store):
         for write, result in results:
             write.settle(result)
         committed = [write.events for write, _ in results]  # counted when those who wait have been woken
-        asyncio.get_running_loop().call_soon(self.metrics.committed, commit_seconds, committed)
+        loop = asyncio.get_running_loop()
+        loop.call_soon(self.metrics.committed, commit_seconds, committed)
+        if self.watch is not None:
+            loop.call_soon(self.watch, [event for events in committed for event in events])
 
     def _next_of_group(self, size: int) -> "list[_Write]":
         return [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP_LIMIT - size))]
