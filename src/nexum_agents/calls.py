@@ -12,12 +12,14 @@ from nexum_agents.clients import nexum_client
 from nexum_agents.errors import OutcomeUnknown, ToolFailed
 from nexum_agents.events import CallEvent
 from nexum_agents.recording import Unrecordable
-from nexum_agents.sessions import WAIT_SECONDS, Effect, Place
+from nexum_agents.sessions import WAIT_SECONDS, Effect, Place, Scope
 from nexum_agents.values import ERROR, TEXT, Value, from_value, to_value
 from nexum_agents.workflows import LOCAL_CALL, LOCAL_NODE, Recorded, ToolCall
 from nexum_runtime import LimitExceeded, NexumError, Outcome, TaskError
-from nexum_runtime.text import error_text
+from nexum_runtime.text import error_text, shorten
 from nexum_runtime.wire import canonical_json, is_nested_too_deeply
+
+SHOWN_CHARS = 200  # of a record that cannot be read
 
 Call = Callable[[], Awaitable[Any]]
 
@@ -34,6 +36,23 @@ def parsed_arguments(arguments: str) -> dict[str, Any] | str:
     except (ValueError, RecursionError):
         return arguments
     return arguments if not isinstance(parsed, dict) or is_nested_too_deeply(parsed) else parsed
+
+
+def record_of(scope: Scope, name: str, outputs: dict[str, Any], node_id: str) -> Recorded:
+    """What is recorded of a call. Raises DurableCallError for what is no record: it is nothing to tell a model."""
+    try:
+        return Recorded.model_validate(outputs[node_id])
+    except (KeyError, ValueError):  # pydantic's errors are ValueErrors
+        recorded = shorten(canonical_json(outputs.get(node_id)), SHOWN_CHARS)
+        raise scope.stop(f"What is recorded of {name} is no result of a call: {recorded}") from None
+
+
+def value_of(scope: Scope, name: str, found: Recorded, returns: Any = None) -> Any:
+    """Raises DurableCallError when it cannot be made here."""
+    try:
+        return from_value(found.result, found.form, returns)
+    except Unrecordable as error:
+        raise scope.stop(f"What is recorded of {name} cannot be read here: {error}") from None
 
 
 def shown_arguments(arguments: dict[str, Any] | str) -> dict[str, Any]:
@@ -77,11 +96,8 @@ async def recorded(
         session.tell(CallEvent(kind, place.execution_id, name, shown_arguments(arguments), elapsed_ms, **more))
 
     def replayed(outputs: dict[str, Any]) -> Any:
-        found = Recorded.model_validate(outputs[LOCAL_NODE])
-        try:
-            value = from_value(found.result, found.form, returns)
-        except Unrecordable as error:
-            raise scope.stop(f"What is recorded of {name} cannot be read here: {error}") from None
+        found = record_of(scope, name, outputs, LOCAL_NODE)
+        value = value_of(scope, name, found, returns)
         tell("cached", saved_ms=found.duration_ms)
         if note is not None:
             note.update(found.note)
@@ -165,10 +181,11 @@ async def replayed(place: Place, name: str, arguments: dict[str, Any]) -> Any:
     """What is recorded of a call that never returns None, or None. Raises DurableCallError."""
     if (outputs := await place.scope.session.recorded(place.execution_id)) is None:
         return None
-    found = Recorded.model_validate(outputs[LOCAL_NODE])
+    found = record_of(place.scope, name, outputs, LOCAL_NODE)
+    value = value_of(place.scope, name, found)
     event = CallEvent("cached", place.execution_id, name, arguments, saved_ms=found.duration_ms)
     place.scope.session.tell(event)
-    return from_value(found.result, found.form)
+    return value
 
 
 def unknown_outcome(tool_name: str, outcome: Outcome) -> OutcomeUnknown:

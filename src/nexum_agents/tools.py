@@ -12,13 +12,12 @@ from agents import FunctionTool, RunContextWrapper, default_tool_error_function,
 from agents.tool_context import ToolContext
 
 from nexum_agents import seams
-from nexum_agents.calls import parsed_arguments, shown_arguments, unknown_outcome, why
+from nexum_agents.calls import parsed_arguments, record_of, shown_arguments, unknown_outcome, value_of, why
 from nexum_agents.clients import nexum_client
 from nexum_agents.errors import DurableCallError, ToolFailed, ToolRejected
 from nexum_agents.events import CallEvent
-from nexum_agents.recording import Unrecordable
 from nexum_agents.sessions import Effect, Place, Scope, current_scope, root_of
-from nexum_agents.values import from_value, returns_of
+from nexum_agents.values import returns_of
 from nexum_agents.workflows import APPROVED_TOOL_CALL, NODE, TOOL_CALL, Recorded, ToolCall
 from nexum_runtime import NexumError, Outcome
 from nexum_runtime.wire import ATTEMPTS_DEFAULT, ATTEMPTS_LIMIT, EFFECTS, TIMEOUT_MS_LIMIT
@@ -62,7 +61,7 @@ async def submit_tool_call(
         max_attempts=max_attempts,
         attempt_timeout=attempt_timeout,
     )
-    return from_value(found.result, found.form)
+    return value_of(scope, tool_name, found)
 
 
 def place_of_call(
@@ -108,7 +107,7 @@ async def _submit(
 
     try:
         if (outputs := await session.recorded(place.execution_id)) is not None:
-            result = Recorded.model_validate(outputs[NODE])
+            result = record_of(scope, tool_name, outputs, NODE)
             tell("cached", saved_ms=result.duration_ms)
             return result
         tell("started")
@@ -129,7 +128,7 @@ async def _submit(
     if outcome.status != "COMPLETED":
         tell("failed", detail=why(outcome))
         raise ToolFailed(why(outcome))
-    result = Recorded.model_validate(outcome.outputs[NODE])
+    result = record_of(scope, tool_name, outcome.outputs, NODE)
     if outcome.before == "COMPLETED":  # another process has been there since this block began
         tell("cached", saved_ms=result.duration_ms)
     else:
@@ -193,10 +192,7 @@ class Submitter:
         return self._needs_approval
 
     def _value(self, scope: Scope, found: Recorded) -> Any:
-        try:
-            value = from_value(found.result, found.form, returns_of(self.function))
-        except Unrecordable as error:
-            raise scope.stop(f"What is recorded of {self.tool.name} cannot be read here: {error}") from None
+        value = value_of(scope, self.tool.name, found, returns_of(self.function))
         adapter = seams.output_adapter(self.tool)
         return value if adapter is None else adapter.validate_python(value)
 

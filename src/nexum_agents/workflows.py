@@ -50,7 +50,7 @@ class Recorded(BaseModel):
     """What is recorded of a call or a turn."""
 
     result: Any  # see values.py
-    duration_ms: int
+    duration_ms: int = 0  # a worker of somebody else's may record none
     form: str = ""  # how `result` is to be read: see values.py
     note: dict[str, Any] = {}  # of a call: what is to be known besides
     tokens: int = 0  # of a turn: what the model counted for it

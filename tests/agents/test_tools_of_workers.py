@@ -34,7 +34,7 @@ from nexum_agents import (
     idempotency_key,
     submit_tool_call,
 )
-from nexum_agents.workflows import Recorded, tool_call_workflow
+from nexum_agents.workflows import TOOL_CALL, Recorded, tool_call_workflow
 from nexum_runtime import Client, wire
 
 executed: list[tuple[str, Any]] = []
@@ -369,6 +369,42 @@ async def test_a_call_in_a_replay_that_is_not_recorded_yet_says_that_it_starts(w
 async def test_an_unknown_tool_fails_at_once_and_names_the_known_ones(worker: Worker) -> None:
     with pytest.raises(ToolFailed, match=r"knows no tool 'fly'; it knows weather, add"):
         await submit_tool_call("fly", {}, "s1")
+
+
+async def record(client: Client, output_json: str) -> None:
+    """Be somebody else's worker, which records this."""
+    claimed = await client.poll("stranger", TOOL_CALL, lease_ms=60_000, wait_ms=60_000)
+    assert claimed is not None
+    await client.complete(claimed.task_id, output_json)
+
+
+async def test_a_record_without_a_duration_is_understood(client: Client) -> None:
+    await client.register(TOOL_CALL)
+    recording = asyncio.create_task(record(client, '{"result": "sunny"}'))
+    assert await submit_tool_call("weather", {"city": "Bonn"}, "s1") == "sunny"
+    await recording
+
+
+@pytest.mark.parametrize(
+    "output_json", ['{"text": "sunny"}', "[1]", "null", '{"result": {"$": "agents:Nothing", "x": 1}, "form": "typed"}']
+)
+async def test_a_record_that_cannot_be_read_ends_the_run_and_is_never_told_to_the_model(
+    client: Client, output_json: str
+) -> None:
+    await client.register(TOOL_CALL)
+    recording = asyncio.create_task(record(client, output_json))
+    for run in ("the first", "a replay"):
+        call = [function_call("weather", '{"city": "Bonn"}', call_id="1")]
+        model = ScriptedModel([call, [assistant_message("It is sunny.")]])
+        agent = Agent(name="A", model=model, tools=[durable_tool(weather)])
+        with pytest.raises(DurableCallError, match=r"^What is recorded of weather "), durable_session("s1"):
+            await Runner.run(agent, "q")
+        assert len(model.calls) == (1 if run == "the first" else 0)
+    await recording
+    recording = asyncio.create_task(record(client, output_json))
+    with pytest.raises(DurableCallError, match=r"^What is recorded of weather "):
+        await submit_tool_call("weather", {"city": "Ulm"}, "s2")
+    await recording
 
 
 async def test_arguments_that_do_not_fit_fail_at_once(worker: Worker, client: Client) -> None:

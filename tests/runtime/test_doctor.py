@@ -203,6 +203,7 @@ async def test_an_approval_that_nobody_has_answered_is_named(client: Client, add
     await start(client, "s/e", GATE)
     said = "s/e waits for a person's yes, at approve; see what for, and answer: nexum approvals s/e"
     assert await diagnosed(address) == {"approval": said}
+    assert (await nexum(address, "doctor")).code == 0, "a person who is waited for is nothing that is wrong"
 
 
 async def test_a_full_disk_is_named_while_it_is_full_and_for_a_while_after(tmp_path: Path) -> None:

@@ -208,10 +208,13 @@ async def waiting(client: Client) -> None:
 @pytest.mark.usefixtures("waiting")
 async def test_approvals_tell_what_waits_for_what_and_how_to_answer(client: Client, address: str) -> None:
     since = (await client.approvals())[0].started_at
+    assert '  input {"q":"página"}\n' in (await nexum(address, "approvals", "s")).stdout
     told = await nexum(address, "approvals", "s/e")
     assert told.stdout.splitlines() == [
         f"s/e approve waits since {since[:10]} {since[11:19]} UTC",
-        '  input {"q":"página"}',
+        "  input {",
+        '  "q": "página"',
+        "}",
         "  nexum approve s/e approve",
         '  nexum reject s/e approve --reason "…"',
     ]

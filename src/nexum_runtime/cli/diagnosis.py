@@ -42,6 +42,7 @@ def findings(told: dict[str, Any], approvals: list[Any]) -> Iterator[Finding]:
             "approval",
             f"{each.execution_id} waits for a person's yes, at {each.node_id}; see what for, and answer: "
             f"nexum approvals {each.execution_id}",
+            is_wrong=False,
         )
     for execution_id in told.get("unknown", ()):
         yield Finding(

@@ -1,6 +1,7 @@
 """What people decide: approvals, outcomes that are unknown, what is to stop and what is to be tried again."""
 
 import getpass
+import json
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +26,7 @@ from nexum_runtime.cli.base import (
     shown,
 )
 from nexum_runtime.errors import InvalidRequest, NotFound
-from nexum_runtime.text import shorten
+from nexum_runtime.text import printable, shorten
 
 if TYPE_CHECKING:
     from nexum_runtime.client import Client
@@ -37,7 +38,13 @@ Approver = Annotated[
 ]
 
 
-@app.command(epilog=examples("nexum approvals", "nexum approvals my-session --json"))
+@app.command(
+    epilog=examples(
+        "nexum approvals",
+        "nexum approvals my-session --json",
+        "nexum approvals my-session/save_report/91c0/0",
+    )
+)
 def approvals(
     name: Annotated[
         str, typer.Argument(metavar="EXECUTION_OR_SESSION", help="Only what waits in there.", show_default=False)
@@ -47,7 +54,7 @@ def approvals(
 ) -> None:
     """List what waits for a person's yes.
 
-    With the input it would go on with, and the commands that answer.
+    With the input it would go on with, whole when one execution is named, and the commands that answer.
     """
     from nexum_runtime.client import Client
 
@@ -55,6 +62,8 @@ def approvals(
         async with Client(address) as client:
             waiting = await _pending(client, name)
             return [(each, (await _history(client, each.execution_id))["input"]) for each in waiting]
+
+    from rich.markup import escape
 
     found = run(fetch())
     out = console()
@@ -76,7 +85,11 @@ def approvals(
         out.print(
             f"[bold]{shown(each.execution_id)}[/] {shown(each.node_id)} waits since {shown(since)} UTC", soft_wrap=True
         )
-        out.print(f"  input {shown(shorten(wire.canonical_json(told_input), SHOWN_CHARS))}", style="dim")
+        if name == each.execution_id:  # whoever asks for one wants to read the whole of it
+            whole = json.dumps(told_input, ensure_ascii=False, indent=2)
+            out.print(f"  input {escape(printable(whole))}", soft_wrap=True)
+        else:
+            out.print(f"  input {shown(shorten(wire.canonical_json(told_input), SHOWN_CHARS))}", style="dim")
         for line in answers(each):
             out.print(f"  {shown(line)}", soft_wrap=True)
 
