@@ -1,10 +1,16 @@
 """Puts what this package does at the seams of the SDK, once a process."""
 
+from agents import ApplyPatchTool, CustomTool, LocalShellTool, ShellTool
+
 from nexum_agents import function_tools, guardrails, memory, other_tools, runs, seams, turns
 
 
 def install() -> None:
     """Outside of a durable session each seam passes through."""
+    other_tools.make_replaceable(LocalShellTool, "executor")
+    other_tools.make_replaceable(ShellTool, "executor")
+    other_tools.make_replaceable(CustomTool, "on_invoke_tool")
+    other_tools.make_replaceable(ApplyPatchTool, "editor")
     get_plain = seams.plain("memory_get")
     seams.instrument(
         run=runs.run,

@@ -6,8 +6,10 @@ computer: what these raise ends the run, and the next run tries again.
 
 import copy
 import inspect
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import MISSING, fields, replace
 from typing import Any
 
 from agents.editor import ApplyPatchResult
@@ -20,6 +22,62 @@ from nexum_agents.standin import StandIn
 
 Do = Callable[..., Any]
 
+_instead: ContextVar[dict[tuple[int, str], Any] | None] = ContextVar("nexum_instead", default=None)
+
+
+class Replaceable:
+    """A field of the SDK's tools that holds something else for a call that is under way.
+
+    The tool itself stays the object that it is: hooks, and whoever else is given it, may ask which one it is.
+    """
+
+    def __init__(self, tool_class: type, name: str) -> None:
+        self._name = name
+        self._default = next(field.default for field in fields(tool_class) if field.name == name)
+
+    def __get__(self, tool: Any, owner: type | None = None) -> Any:
+        if tool is None:
+            if self._default is MISSING:
+                raise AttributeError(self._name)
+            return self._default
+        instead = (_instead.get() or {}).get((id(tool), self._name))
+        return self.own(tool) if instead is None else instead
+
+    def __set__(self, tool: Any, value: Any) -> None:
+        vars(tool)[self._name] = value
+
+    def own(self, tool: Any) -> Any:
+        """What the tool's owner put there."""
+        try:
+            return vars(tool)[self._name]
+        except KeyError:
+            raise AttributeError(self._name) from None
+
+
+def make_replaceable(tool_class: type, name: str) -> None:
+    setattr(tool_class, name, Replaceable(tool_class, name))
+
+
+def _own(tool: Any, name: str) -> Any:
+    found = inspect.getattr_static(type(tool), name, None)
+    return found.own(tool) if isinstance(found, Replaceable) else getattr(tool, name)
+
+
+@contextmanager
+def _with_instead(call: Any, field: str, name: str, instead: Any) -> Iterator[Any]:
+    """The call to make, of a tool that has `instead` as its `name`."""
+    tool = getattr(call, field)
+    if not isinstance(inspect.getattr_static(type(tool), name, None), Replaceable):  # a class of the user's has its own
+        durable = copy.copy(tool)
+        setattr(durable, name, instead)
+        yield replace(call, **{field: durable})
+        return
+    token = _instead.set((_instead.get() or {}) | {(id(tool), name): instead})
+    try:
+        yield call
+    finally:
+        _instead.reset(token)
+
 
 def executed(field: str, does: str, content: Callable[..., Any], *, tells_errors: bool = True) -> Callable[[Any], Any]:
     """A seam at which `call.<field>`, a tool, is executed by its function `<does>`.
@@ -31,13 +89,11 @@ def executed(field: str, does: str, content: Callable[..., Any], *, tells_errors
     def seam(plain: Any) -> Any:
         async def execute(cls: Any, *, call: Any, **options: Any) -> Any:
             scope, tool = current_scope(), getattr(call, field)
-            if scope is not None and getattr(tool, does) is not None:
-                durable = copy.copy(tool)
-                setattr(
-                    durable, does, _recorded_function(scope, tool, getattr(tool, does), call, content, tells_errors)
-                )
-                call = replace(call, **{field: durable})
-            return await plain(cls, call=call, **options)
+            if scope is None or (function := _own(tool, does)) is None:
+                return await plain(cls, call=call, **options)
+            durably = _recorded_function(scope, tool, function, call, content, tells_errors)
+            with _with_instead(call, field, does, durably) as durable_call:
+                return await plain(cls, call=durable_call, **options)
 
         return execute
 
@@ -61,11 +117,11 @@ def apply_patch(plain: Any) -> Any:
 
     async def execute(cls: Any, *, call: Any, **options: Any) -> Any:
         scope, tool = current_scope(), call.apply_patch_tool
-        if scope is not None:
-            durable = copy.copy(tool)
-            durable.editor = _Editor(tool.editor, scope, tool.name)
-            call = replace(call, apply_patch_tool=durable)
-        return await plain(cls, call=call, **options)
+        if scope is None:
+            return await plain(cls, call=call, **options)
+        editor = _Editor(_own(tool, "editor"), scope, tool.name)
+        with _with_instead(call, "apply_patch_tool", "editor", editor) as durable_call:
+            return await plain(cls, call=durable_call, **options)
 
     return execute
 

@@ -26,6 +26,7 @@ from agents import (
     ProgrammaticToolCallingTool,
     RunConfig,
     RunContextWrapper,
+    RunHooks,
     Runner,
     ShellCallOutcome,
     ShellCommandOutput,
@@ -403,6 +404,56 @@ async def test_a_local_shell_or_a_computer_that_raises_ends_the_run_and_works_ag
         await run(agent)
     agent.tools = [make("back")]
     assert (await run_twice(agent)).final_output == "done"
+
+
+class ToolsSeen(RunHooks[Any]):
+    """The tools that its hooks were given."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    async def on_tool_start(self, context: Any, agent: Any, tool: Any) -> None:
+        self.seen.append(tool)
+
+    async def on_tool_end(self, context: Any, agent: Any, tool: Any, result: Any) -> None:
+        self.seen.append(tool)
+
+
+@pytest.mark.parametrize(
+    ("make", "call"),
+    [
+        (lambda: custom_of("made"), custom_call("own", "raw text")),
+        (lambda: shell_of("text"), shell_call("ls")),
+        (lambda: local_shell_of("text"), local_shell_call("ls")),
+        (lambda: ApplyPatchTool(editor=Editor(None)), PATCH),
+        (lambda: ComputerTool(computer=Screen("aaaa")), computer_call(LOOK)),
+    ],
+)
+async def test_hooks_are_given_the_very_tool_in_the_first_run_and_in_a_replay(
+    make: Callable[[], Any], call: Any
+) -> None:
+    tool = make()
+    agent = agent_with(tool, turns=[[call], says("done")])
+    for _ in range(2):
+        hooks = ToolsSeen()
+        with durable_session("s"):
+            await Runner.run(agent, "go", hooks=hooks)
+        assert len(hooks.seen) == 2
+        assert all(each is tool for each in hooks.seen)
+    assert len(happened) == 1
+
+
+async def test_another_tool_of_a_class_of_ones_own_is_recorded_as_well() -> None:
+    class OwnShell(ShellTool):
+        def executor(self, request: Any) -> str:
+            happened.append("executed")
+            return "seen"
+
+    tool = OwnShell.__new__(OwnShell)
+    vars(tool).update(vars(ShellTool(executor=lambda request: "never")))
+    del vars(tool)["executor"]
+    await run_twice(agent_with(tool, turns=[[shell_call("ls")], says("done")]))
+    assert happened == ["executed"]
 
 
 async def test_calls_of_other_tools_that_are_alike_are_calls_of_their_own() -> None:
