@@ -230,6 +230,29 @@ async def test_a_cancelled_effect_is_taken_over_at_once_unless_it_happens_once(c
     assert (await lost(client)).endswith(" has gone.")
 
 
+@pytest.mark.parametrize("effect", ["idempotent", "once"])
+async def test_an_effect_that_is_done_is_recorded_also_if_its_caller_is_cancelled_meanwhile(
+    client: Client, effect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete, is_being_told = client.complete, asyncio.Event()
+
+    async def tell_when_it_is_too_late(*arguments: Any) -> str:
+        monkeypatch.setattr(client, "complete", complete)
+        is_being_told.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(client, "complete", tell_when_it_is_too_late)
+    executing = asyncio.create_task(client.run_local(ASK, {}, at_once, execution_id="e", effect=effect))
+    await is_being_told.wait()
+    executing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await executing
+    outcome = await client.run_local(ASK, {}, never, execution_id="e", effect=effect)
+    assert outcome.outputs == {"ask": {"text": "at once"}}
+    assert await story(client) == ["ExecutionStarted", "AttemptStarted", "TaskCompleted", "ExecutionCompleted"]
+
+
 async def test_an_effect_that_fails_while_others_wait_is_executed_by_one_of_them(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:

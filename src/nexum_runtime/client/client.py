@@ -37,6 +37,7 @@ from nexum_runtime.wire import batches
 
 FIRST_WAIT_MS, WAIT_MS = 1_500, 8_000  # of one Execute: short at first, so that `on_wait` can speak up early
 PRUNE_SECONDS = 600.0
+RECORD_SECONDS = 2.0  # what the record of a local effect gets whose caller is cancelled
 JOURNAL_SECONDS = HISTORY_SECONDS = 60.0
 INSPECT_SECONDS = 30.0  # a database that another program writes to is waited for
 ERROR_LIMIT = 16 * 1024  # characters sent of an error's text
@@ -239,7 +240,13 @@ class Client:
                 with idempotent_by(key), effect.span.running():
                     output = await call()
                 crash_point("effect-done")
-                await effect.record(output)
+                try:
+                    await effect.record(output)
+                except asyncio.CancelledError:  # of whoever waits for it; what was done is recorded all the same
+                    recording = asyncio.create_task(effect.record(output))
+                    await asyncio.wait([recording], timeout=RECORD_SECONDS)
+                    recording.cancel()
+                    raise
         assert effect.outcome is not None, "it was recorded, or the block was left by an error"
         return effect.outcome
 
