@@ -42,9 +42,9 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Control characters shown, secrets left out; further lines are indented, so that none looks like an entry."""
         text = super().format(record)
-        if _attempt.get() is not None:
+        if (which := _attempt.get()) is not None:
             first, newline, rest = text.partition("\n")
-            text = f"{first}  · {vars(record)['execution']} attempt {vars(record)['attempt']}{newline}{rest}"
+            text = f"{first}  · {which[0]} attempt {which[1]}{newline}{rest}"
         return printable(redact(text)).replace("\n", "\n    ")
 
 
