@@ -5,7 +5,7 @@ import json
 import sys
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -243,9 +243,8 @@ class Client:
                 try:
                     await effect.record(output)
                 except asyncio.CancelledError:  # of whoever waits for it; what was done is recorded all the same
-                    recording = asyncio.create_task(effect.record(output))
-                    await asyncio.wait([recording], timeout=RECORD_SECONDS)
-                    recording.cancel()
+                    with suppress(Exception):
+                        await asyncio.wait_for(effect.record(output), RECORD_SECONDS)
                     raise
         assert effect.outcome is not None, "it was recorded, or the block was left by an error"
         return effect.outcome
