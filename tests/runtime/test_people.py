@@ -256,7 +256,7 @@ async def test_an_answer_may_be_given_in_the_words_of_the_original_command(clien
     refused = await nexum("nowhere:1", "reject", "s/two:second", "--reason", "no", "--approver", "bob", *server)
     assert refused == Finished(0, "Rejected.\n", "")
     assert (await client.status("s/two")).error == "Rejected by bob: no"
-    assert_refused(await nexum(address, "approve", "s/e:nope"), "no")
+    assert_refused(await nexum(address, "approve", "s/e:nope"), "Node 'nope' of 's/e' waits for no approval.")
 
 
 @pytest.mark.usefixtures("waiting")
