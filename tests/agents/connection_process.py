@@ -99,6 +99,16 @@ def run_until_complete_at_once() -> None:
     run_until_complete()
 
 
+def by_a_stopped_clock() -> None:
+    """As in a test that sets the time."""
+    real = time.time, time.monotonic
+    time.time, time.monotonic = lambda: 1e9, lambda: 100.0
+    try:
+        asyncio.run(call())
+    finally:
+        time.time, time.monotonic = real
+
+
 def unfinished() -> None:
     """The loop ends in the midst of calls."""
 

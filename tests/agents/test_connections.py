@@ -18,7 +18,8 @@ from nexum.proto import nexum_pb2_grpc as pb_grpc
 from processes import PATIENCE_SECONDS, NexumDev, environment, eventually, run
 
 from nexum_agents.clients import nexum_client
-from nexum_runtime import Client, Worker
+from nexum_runtime import Client, ServerUnavailable, Worker
+from nexum_runtime.client import client as client_module
 from nexum_runtime.server.app import Server
 from nexum_runtime.wire import keepalive
 
@@ -51,6 +52,7 @@ async def told_by(address: str, what: str, how: str, count: int, *more: str) -> 
         ("asyncio_run", 100),
         ("run_until_complete", 100),
         ("run_until_complete_at_once", 20),
+        ("by_a_stopped_clock", 5),
         ("unfinished", 50),
         ("refused", 20),
         ("threads", 25),
@@ -168,8 +170,8 @@ class Flow:
 class Way:
     """A way to a port. When it is cut, what is open stays open and carries nothing more; what is opened later works."""
 
-    def __init__(self, to: int) -> None:
-        self._to = to
+    def __init__(self, to: int, delay: float = 0.0) -> None:
+        self._to, self._delay = to, delay  # seconds, each way
         self._going = asyncio.Event()
         self._going.set()
         self._carrying: set[asyncio.Task[None]] = set()
@@ -218,6 +220,7 @@ class Way:
                 while data := await source.read(65536):
                     flow.sent[who] += 1
                     await self._going.wait()
+                    await asyncio.sleep(self._delay)
                     if not flow.is_cut:
                         sink.write(data)
             flow.ended_by.add(who)
@@ -315,6 +318,35 @@ async def test_a_pause_that_is_shorter_than_the_time_to_answer_breaks_nothing(wa
         assert (await waiting).status == "COMPLETED"
         assert len(way.flows) == 1
         assert not way.flows[0].ended_by
+
+
+async def test_a_server_that_is_there_and_does_not_answer_at_once_is_waited_for(way: Way) -> None:
+    way.pause()
+    async with Client(way.address) as client:
+        checking = asyncio.create_task(client.check(0.1))
+        await asyncio.wait({checking}, timeout=1.0)
+        assert not checking.done()
+        way.resume()
+        await checking
+        assert len(way.flows) == 1
+
+
+async def test_a_server_that_never_answers_is_said_to_be_silent(way: Way, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "RPC_SECONDS", 0.5)
+    way.pause()
+    async with Client(way.address) as client:
+        with pytest.raises(
+            ServerUnavailable, match=rf"server at {way.address} has not answered for 0\.5 s: it is paused"
+        ):
+            await client.check(0.1)
+
+
+async def test_a_server_that_is_far_is_reached(server: Server, worker: Worker) -> None:
+    async with Way(server.port, delay=0.4) as far, Client(far.address) as client:
+        await client.check()
+        outcome = await client.execute(DEFINITION, {"n": 1}, timeout=PATIENCE_SECONDS)
+        assert outcome.status == "COMPLETED"
+        assert len(far.flows) == 1
 
 
 async def test_a_client_may_ping_for_as_long_as_it_is_idle(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Runs openai-agents' own tests plain and inside durable sessions, and tells where a session makes a difference.
 
-    python tests/sdk_suite/run.py                                  all of them, about ten minutes
+    python tests/sdk_suite/run.py                                  all of them, about twenty minutes
     python tests/sdk_suite/run.py --only tests/test_run.py ...     some files of the SDK
     python tests/sdk_suite/run.py --sample                         those that `make test` runs, under a minute
 

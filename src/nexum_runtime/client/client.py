@@ -104,11 +104,16 @@ class Client:
             await self._calls.closed()
 
     async def check(self, seconds: float = 2.0) -> None:
-        """Return when a Nexum server answers at the address; raise ServerUnavailable if none does in time."""
+        """Return when a Nexum server answers at the address; raise ServerUnavailable if nothing is there in time.
+
+        A server that is there and slow to answer gets ten seconds, if that is longer.
+        """
         deadline = asyncio.get_running_loop().time() + seconds
         while True:
             try:
-                await self._server.call(self._stub.ListExecutions, pb.ListRequest(limit=1), timeout=seconds)
+                await self._server.call(
+                    self._stub.ListExecutions, pb.ListRequest(limit=1), timeout=max(seconds, RPC_SECONDS)
+                )
                 return
             except ServerUnavailable:
                 if asyncio.get_running_loop().time() >= deadline:
@@ -358,8 +363,10 @@ class Client:
                 raise self._server.error(error) from None
             self._has_calls = False
             return None
-        except (Broken, TimeoutError):
+        except Broken:
             raise ServerUnavailable(self._server.unreachable("")) from None
+        except TimeoutError:
+            raise self._server.silent(seconds) from None
 
     async def status(self, execution_id: str, *, wait_ms: int = 0) -> Outcome:
         """An execution as it is now, or with `wait_ms` as soon as it has ended."""
@@ -415,14 +422,9 @@ class Client:
 
     async def history(self, execution_id: str) -> AsyncIterator[dict[str, Any]]:
         """All that is known of an execution, or of every one under a prefix that ends in "/", oldest first."""
-        call = self._history(
-            pb.StatusRequest(execution_id=execution_id), metadata=self._server.metadata({}), timeout=60.0
-        )
-        try:
-            async for answer in call:
-                yield json.loads(answer.completed_nodes_json)
-        except grpc.aio.AioRpcError as error:
-            raise self._server.error(error) from None
+        request = pb.StatusRequest(execution_id=execution_id)
+        async for answer in self._server.stream(self._history, request, HISTORY_SECONDS):
+            yield json.loads(answer.completed_nodes_json)
 
     async def journal(self, prefix: str) -> dict[str, dict[str, Any]]:
         """The outputs of every COMPLETED execution under a prefix, in one call: `{execution_id: {node: output}}`.
@@ -430,14 +432,9 @@ class Client:
         These are final. Raises ServerUnavailable when no server answers.
         """
         found: dict[str, dict[str, Any]] = {}
-        call = self._journal(
-            pb.StatusRequest(execution_id=prefix), metadata=self._server.metadata({}), timeout=JOURNAL_SECONDS
-        )
-        try:
-            async for part in call:
-                found |= json.loads(part.completed_nodes_json)
-        except grpc.aio.AioRpcError as error:
-            raise self._server.error(error) from None
+        request = pb.StatusRequest(execution_id=prefix)
+        async for part in self._server.stream(self._journal, request, JOURNAL_SECONDS):
+            found |= json.loads(part.completed_nodes_json)
         return found
 
     async def attend(self, worker_id: str) -> AsyncIterator[None]:

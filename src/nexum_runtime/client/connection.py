@@ -5,7 +5,9 @@ import logging
 import os
 import re
 import ssl
+from collections.abc import AsyncIterator
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import grpc
@@ -25,7 +27,8 @@ from nexum_runtime.wire import keepalive
 RPC_SECONDS = 10.0  # for an answer that does not wait for anything
 SETTLE_SECONDS = 0.005  # after a channel was closed, until gRPC has told its event loop how the calls have ended
 CALLS_END_SECONDS = 1.0  # what the calls of an event loop that ends get to hear of it, on a busy machine
-RECONNECT_SECONDS_MIN, RECONNECT_SECONDS_MAX = 0.1, 1.0
+RECONNECT_SECONDS_MIN, RECONNECT_SECONDS_MAX = 0.1, 1.0  # between two attempts
+CONNECT_SECONDS = 20.0  # for one attempt: a server that is far, busy or paused takes its time
 
 # Another try may succeed: the server is restarting, went away in mid-call, or its disk is full.
 PASSING = {
@@ -57,7 +60,9 @@ class Connection:
     async def close(self) -> None:
         """Cut off the calls under way. Returns when gRPC has no more to tell this event loop, which may end then."""
         await self.channel.close()
-        await asyncio.sleep(SETTLE_SECONDS)
+        end = monotonic() + SETTLE_SECONDS
+        while monotonic() < end:  # not by the loop's timers: in a test that stops the clock they never end
+            await asyncio.sleep(0)
 
     def metadata(self, metadata: dict[str, str]) -> tuple[tuple[str, str], ...]:
         forking.check()
@@ -84,11 +89,32 @@ class Connection:
     async def call_with_trailing(
         self, method: Any, request: Any, metadata: dict[str, str], timeout: float
     ) -> tuple[Any, dict[str, Any]]:
-        call = method(request, metadata=self.metadata(metadata), timeout=timeout)
+        call = method(request, metadata=self.metadata(metadata))
         try:
-            return await call, dict(await call.trailing_metadata() or ())
+            # Not by a deadline of gRPC's, which goes by the time of day: that may be set, and stands still in tests.
+            async with asyncio.timeout(timeout):
+                return await call, dict(await call.trailing_metadata() or ())
         except grpc.aio.AioRpcError as error:
             raise self.error(error) from None
+        except TimeoutError:
+            raise self.silent(timeout) from None
+
+    async def stream(self, method: Any, request: Any, patience: float) -> AsyncIterator[Any]:
+        """The messages of an answer that has several; ServerUnavailable if none comes for `patience` seconds."""
+        call = method(request, metadata=self.metadata({}))
+        try:
+            while True:
+                async with asyncio.timeout(patience):
+                    answer = await call.read()
+                if answer is grpc.aio.EOF:
+                    return
+                yield answer
+        except grpc.aio.AioRpcError as error:
+            raise self.error(error) from None
+        except TimeoutError:
+            raise self.silent(patience) from None
+        finally:
+            call.cancel()
 
     def error(self, error: grpc.aio.AioRpcError) -> NexumError:
         return self.error_of(error.code(), error.details() or "")
@@ -99,6 +125,12 @@ class Connection:
                 return DatabaseUnavailable(details)
             return ServerUnavailable(self.unreachable(details))
         return ERRORS.get(code, NexumError)(details or f"Nexum at {self.address} answered {code.name}.")
+
+    def silent(self, seconds: float) -> ServerUnavailable:
+        return ServerUnavailable(
+            f"The Nexum server at {self.address} has not answered for {seconds:g} s: it is paused or very busy, or the "
+            "network drops what is sent to it. Look at its terminal, and try `nexum doctor`."
+        )
 
     def unreachable(self, details: str) -> str:
         """Why no server could be talked to, by the transport's `details`: no server, or not the same TLS as ours."""
@@ -145,7 +177,7 @@ def _channel(address: str, tls_ca: Path | None) -> Any:
         ("grpc.max_receive_message_length", -1),  # the server has the limits
         ("grpc.max_send_message_length", -1),
         ("grpc.initial_reconnect_backoff_ms", int(RECONNECT_SECONDS_MIN * 1000)),
-        ("grpc.min_reconnect_backoff_ms", int(RECONNECT_SECONDS_MIN * 1000)),
+        ("grpc.min_reconnect_backoff_ms", int(CONNECT_SECONDS * 1000)),  # which is only how long an attempt may take
         ("grpc.max_reconnect_backoff_ms", int(RECONNECT_SECONDS_MAX * 1000)),
     ]
     if tls_ca is None:
