@@ -663,9 +663,9 @@ def check_result(story: Story, word: Word) -> Found:
 def check_effects(story: Story, word: Word) -> Found:
     """No effect without an attempt, none twice that may happen once, and one key for all attempts.
 
-    What may be repeated is pushed to a worker before its attempt is committed: with the server that may die.
+    What may be repeated begins, in a worker or here, before its attempt is committed: with the server that may die.
     """
-    lost = 0 if story.once or story.tool in HERE else story.deaths
+    lost = 0 if story.once else story.deaths
     if len(story.effects) > story.attempts + lost:
         yield "duplicate", f"{len(story.effects)} effects in {story.attempts} attempts, and {lost} deaths of the server"
     if story.once and len(story.effects) > 1:
