@@ -214,11 +214,11 @@ class NexumDev(Process):
 
 
 class Terminal:
-    """A command on a terminal of its own, of 80 columns and 24 lines. It runs from the beginning."""
+    """A command on a terminal of its own, of 24 lines. It runs from the beginning."""
 
-    def __init__(self, *command: str, env: Mapping[str, str]) -> None:
+    def __init__(self, *command: str, env: Mapping[str, str], columns: int = 80) -> None:
         self._master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.raw = ""  # all that was written to it
         self._popen = subprocess.Popen(command, env=dict(env), stdin=slave, stdout=slave, stderr=slave)
         os.close(slave)

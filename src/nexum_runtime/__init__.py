@@ -33,6 +33,7 @@ from nexum_runtime.errors import (
     NexumError,
     NotFound,
     ServerUnavailable,
+    SessionStopped,
     TaskError,
     Unauthenticated,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "NotFound",
     "Outcome",
     "ServerUnavailable",
+    "SessionStopped",
     "TaskError",
     "Unauthenticated",
     "Worker",

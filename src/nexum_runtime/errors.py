@@ -21,6 +21,10 @@ class NotFound(NexumError):
     """NOT_FOUND: the server knows no workflow, execution or task of this name."""
 
 
+class SessionStopped(NexumError):
+    """FAILED_PRECONDITION: a person has stopped the session, and nothing of it begins; the text says who, and why."""
+
+
 class LimitExceeded(NexumError):
     """RESOURCE_EXHAUSTED: a message, or a number of calls, is over one of the server's limits; the text names it."""
 

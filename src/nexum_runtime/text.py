@@ -34,6 +34,23 @@ def duration_text(ms: int) -> str:
     return f"{ms} ms" if ms < 1_000 else f"{ms / 1000:.1f} s"
 
 
+def ago_text(ms: int) -> str:
+    """How long ago it was, in the largest unit that fits: "now", "12 s", "3 h"."""
+    seconds = max(ms, 0) // 1000
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")):
+        if seconds >= size:
+            return f"{seconds // size} {unit} ago"
+    return "now"
+
+
+def number_text(number: float) -> str:
+    """With at most four characters of digits: 1,234, 12.3k, 4.5M."""
+    for size, unit in ((1_000_000, "M"), (10_000, "k")):
+        if number >= size:
+            return f"{number / (1000 if unit == 'k' else size):.1f}{unit}"
+    return f"{number:,}"
+
+
 def timestamp(epoch_ms: int) -> str:
     """A time as the protocol has it: "2026-11-25T18:22:11.123Z"."""
     return datetime.fromtimestamp(epoch_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -42,6 +59,14 @@ def timestamp(epoch_ms: int) -> str:
 def shorten(text: str, limit: int) -> str:
     """At most `limit` characters of it, an ellipsis at the end when that is not all."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def middle(text: str, limit: int) -> str:
+    """At most `limit` characters of it, the middle left out: both ends tell one thing from another."""
+    if len(text) <= limit:
+        return text
+    tail = limit // 3
+    return shorten(text, limit - tail) + text[-tail:]
 
 
 def printable(text: str) -> str:

@@ -582,7 +582,7 @@ async def test_two_processes_at_once_execute_an_effect_once_and_both_have_its_re
 
 async def test_a_stream_that_ends_as_the_effect_does_leaves_nobody_present(client: Client) -> None:
     lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    async with local.presence(client, "process-1-a", "task.1", Claim(lambda: None, lost)):
+    async with local.presence(client, "process-1-a", "e1", "task.1", Claim(lambda: None, lost), lambda why: None):
         lost.set_result(None)
     for _ in range(5):
         await asyncio.sleep(0)

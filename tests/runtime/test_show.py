@@ -39,7 +39,7 @@ async def test_ps_lists_the_newest_first(client: Client, address: str) -> None:
     everything = await nexum(address, "ps")
     assert (everything.code, everything.stderr) == (0, "")
     head, *rows = everything.stdout.splitlines()
-    assert head.split() == ["EXECUTION", "STATUS", "STARTED", "(UTC)"]
+    assert head.split() == ["EXECUTION", "STATUS", "STARTED", "(UTC)", "WHAT"]
     assert [row.split()[:2] for row in rows] == [
         ["s1/c", "RUNNING"],
         ["s10:smile:/b", "RUNNING"],
@@ -64,6 +64,7 @@ async def test_ps_lists_the_newest_first(client: Client, address: str) -> None:
         "workflow_id": "echo",
         "version_hash": ECHO.version_hash,
         "status": "COMPLETED",
+        "labels": {},
     }
 
 

@@ -813,7 +813,7 @@ async def test_a_database_of_a_later_nexum_is_refused_and_left_as_it_is(tmp_path
     with pytest.raises(StoreUnavailable) as refused:
         SqliteStore(path)
     assert str(refused.value) == (
-        f"{path} has schema version 99, and this Nexum knows versions up to 3. "
+        f"{path} has schema version 99, and this Nexum knows versions up to 4. "
         "Use the Nexum that wrote it, or another file with --db."
     )
     assert path.read_bytes() == before

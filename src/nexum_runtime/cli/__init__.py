@@ -1,17 +1,20 @@
 """The `nexum` command: flags and printing. Everything it does is in the modules it calls, imported when needed."""
 
-from nexum_runtime.cli import dev, doctor, people, ps, show, upkeep, versions  # each adds its commands
+from nexum_runtime.cli import dev, doctor, people, ps, sessions, show, upkeep, versions  # each adds its commands
 from nexum_runtime.cli.base import app
 
-__all__ = ["app", "dev", "doctor", "main", "people", "ps", "show", "upkeep", "versions"]
+__all__ = ["app", "dev", "doctor", "main", "people", "ps", "sessions", "show", "upkeep", "versions"]
 
 ORDER = [
     "dev",
+    "sessions",
     "ps",
     "show",
     "approvals",
     "approve",
     "reject",
+    "stop",
+    "go",
     "cancel",
     "resolve",
     "retry",

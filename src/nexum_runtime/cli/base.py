@@ -19,6 +19,7 @@ FAILED, USAGE, NO_SERVER = 1, 2, 3  # exit codes; typer makes it 130 after Ctrl-
 SHOWN_CHARS = 200  # of an input or an error
 PIPED_CHARS = 300  # of a line that no terminal shows: the longest id, and the other columns
 COMPLETED_LIMIT = 1_000  # executions that a shell's completion looks at
+OPEN = ("STOPPED", "WAITING", "RUNNING")  # states of what has not ended
 LOOK_SECONDS = 1.0  # between two looks at what goes on
 HASH_CHARS = len("sha256:") + 12  # of a version's hash, where a person reads it
 
@@ -134,8 +135,15 @@ def print_json(value: Any) -> None:
     print(printable(wire.canonical_json(value)), flush=True)  # JSON itself lets some control characters pass
 
 
+def what_text(labels: dict[str, Any]) -> str:
+    """What an execution is, by its labels: `web_search("durable execution")`; "" for one without."""
+    name, text = labels.get("name", ""), labels.get("text", "")
+    return f"{name}({text})" if text else name
+
+
 def color(status: str) -> str:
-    return {"COMPLETED": "green", "FAILED": "red", "CANCELLED": "yellow"}.get(status, "cyan")
+    colors = {"COMPLETED": "green", "FAILED": "red", "UNKNOWN": "red", "CANCELLED": "yellow", "STOPPED": "yellow"}
+    return colors.get(status, "cyan")
 
 
 def counted(number: int, what: str) -> str:

@@ -117,7 +117,7 @@ def approve(
     async def send() -> str:
         async with Client(address) as client:
             which = (execution, node) if node else await _the_pending(client, execution)
-            return await client.approve(*which, approver or _user(), comment) or "Approved."
+            return await client.approve(*which, approver or user(), comment) or "Approved."
 
     print(run(send()))
 
@@ -139,7 +139,7 @@ def reject(
     async def send() -> str:
         async with Client(address) as client:
             which = (execution, node) if node else await _the_pending(client, execution)
-            return await client.reject(*which, approver or _user(), reason) or "Rejected."
+            return await client.reject(*which, approver or user(), reason) or "Rejected."
 
     print(run(send()))
 
@@ -283,7 +283,7 @@ async def _the_pending(client: "Client", execution: str) -> tuple[str, str]:
     raise NotFound(f"{execution} waits for no approval. See what does with: nexum approvals")
 
 
-def _user() -> str:
+def user() -> str:
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a user without a name, as in many containers

@@ -8,6 +8,7 @@ import typer
 
 from nexum_runtime import wire
 from nexum_runtime.cli.base import (
+    OPEN,
     Address,
     Json,
     app,
@@ -18,21 +19,25 @@ from nexum_runtime.cli.base import (
     print_json,
     run,
     shown,
+    what_text,
 )
 from nexum_runtime.cli.watch import redraw, repeat
-from nexum_runtime.errors import NotFound
-from nexum_runtime.text import printable_line
+from nexum_runtime.text import middle, printable_line
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
+    from rich.console import Console, RenderableType
 
     from nexum_runtime.client import Client
 
+STATE_CELLS = 2 + len("COMPLETED  2026-11-25 18:22:11  ")  # of a line, between an id and what it is
+WHAT_CELLS_MIN = 24
 FRAME_LINES = 3  # around the list, on a terminal that it is redrawn on
 
 
 class Status(StrEnum):
+    STOPPED = "STOPPED"
+    UNKNOWN = "UNKNOWN"
+    WAITING = "WAITING"
     RUNNING = "RUNNING"
     COMPLETED = "COMPLETED"
     FAILED = "FAILED"
@@ -68,17 +73,17 @@ def ps(
     """
     from nexum_runtime.client import Client
 
-    async def fetch(client: Client) -> list[Any]:
-        return await client.executions(prefix, limit, status=status or "", workflow_id=workflow)
+    async def fetch(client: Client) -> list[dict[str, Any]]:
+        return await client.listed(prefix, limit, status=status or "", workflow_id=workflow)
 
-    async def once() -> list[Any]:
+    async def once() -> list[dict[str, Any]]:
         async with Client(address) as client:
             return await fetch(client)
 
     async def go_on() -> None:
         async with Client(address) as client:
             if as_json or not out.is_terminal:
-                await _tell_changes(client, fetch, _print_json if as_json else _print_line)
+                await _tell_changes(client, fetch, print_json if as_json else _print_line)
             else:
                 await _redraw(client, fetch, out)
 
@@ -89,76 +94,76 @@ def ps(
     executions = run(once())
     if as_json:
         for execution in executions:
-            _print_json(execution)
+            print_json(execution)
     elif executions:
-        out.print(_table(executions))
+        for line in _lines(executions, out.width if out.is_terminal else None):
+            out.print(line, soft_wrap=True)
         if len(executions) == limit:
             print(f"The newest {limit}; there may be more: --limit")
     else:
         print("No such executions." if prefix or status or workflow else "No executions yet.")
 
 
-async def _redraw(client: "Client", fetch: "Callable[[Client], Awaitable[list[Any]]]", out: "Console") -> None:
-    async def look() -> tuple[list[Any], bool]:
+async def _redraw(
+    client: "Client", fetch: "Callable[[Client], Awaitable[list[dict[str, Any]]]]", out: "Console"
+) -> None:
+    async def look() -> "tuple[list[RenderableType], bool]":
         executions = (await fetch(client))[: max(1, out.height - FRAME_LINES)]
-        return [_table(executions) if executions else "No such executions yet."], False
+        return _lines(executions, out.width) if executions else ["No such executions yet."], False
 
     await redraw(out, look)
 
 
 async def _tell_changes(
-    client: "Client", fetch: "Callable[[Client], Awaitable[list[Any]]]", tell: Callable[[Any], None]
+    client: "Client",
+    fetch: "Callable[[Client], Awaitable[list[dict[str, Any]]]]",
+    tell: Callable[[dict[str, Any]], None],
 ) -> None:
     """A line for each execution that is there, the oldest first, and one whenever a status changes."""
-    known: dict[str, Any] = {}
+    known: dict[str, dict[str, Any]] = {}
     told: dict[str, str] = {}
 
     async def look() -> bool:
-        found = {execution.execution_id: execution for execution in reversed(await fetch(client))}
+        found = {execution["execution_id"]: execution for execution in reversed(await fetch(client))}
         for name, status in list(told.items()):  # what runs is told to its end, also when it is of the newest no more
-            if status == Status.RUNNING and name not in found:
-                try:
-                    known[name].status = (await client.status(name)).status
-                    found[name] = known[name]
-                except NotFound:  # it has ended, and was pruned
+            if status in OPEN and name not in found:
+                if now := [each for each in await client.listed(name, 1) if each["execution_id"] == name]:
+                    found[name] = now[0]
+                else:  # it has ended, and was pruned
                     del told[name]
         for name, execution in found.items():
-            if told.get(name) != execution.status:
+            if told.get(name) != execution["status"]:
                 tell(execution)
-            known[name], told[name] = execution, execution.status
+            known[name], told[name] = execution, execution["status"]
         return False
 
     await repeat(look)
 
 
-def _print_json(execution: Any) -> None:
-    print_json(
-        {
-            "execution_id": execution.execution_id,
-            "workflow_id": execution.workflow_id,
-            "version_hash": execution.version_hash,
-            "status": execution.status,
-            "created_at": execution.created_at,
-        }
-    )
+def _print_line(execution: dict[str, Any]) -> None:
+    started = clock_text(execution["created_at"])
+    print(printable_line(f"{execution['execution_id']}  {execution['status']}  {started}"), flush=True)
 
 
-def _print_line(execution: Any) -> None:
-    started = clock_text(execution.created_at)
-    print(printable_line(f"{execution.execution_id}  {execution.status}  {started}"), flush=True)
+def _lines(executions: list[dict[str, Any]], width: int | None) -> "list[RenderableType]":
+    """A line for each, or some where a terminal is too narrow: its id stays whole, to be copied."""
+    from rich.text import Text
 
-
-def _table(executions: list[Any]) -> "Table":
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("EXECUTION", overflow="fold")
-    table.add_column("STATUS", no_wrap=True)
-    table.add_column("STARTED (UTC)", no_wrap=True)
+    lines: list[RenderableType] = []
+    cells = max(len(execution["execution_id"]) for execution in executions)
+    if width is None or cells + STATE_CELLS <= width:
+        head = f"{'EXECUTION'.ljust(cells)}  STATUS     STARTED (UTC)        WHAT"
+        lines.append(Text(head, "dim", no_wrap=True))
     for execution in executions:
-        table.add_row(
-            shown(execution.execution_id),
-            f"[{color(execution.status)}]{shown(execution.status)}[/]",
-            shown(clock_text(execution.created_at)),
-        )
-    return table
+        name, what = printable_line(execution["execution_id"]), printable_line(what_text(execution["labels"]))
+        status, started = execution["status"], clock_text(execution["created_at"])
+        state = Text(status.ljust(11), color(status)) + Text(started)
+        room = None if width is None else width - cells - STATE_CELLS
+        if room is None or room >= WHAT_CELLS_MIN or (room >= 0 and not what):
+            line = Text(f"{name.ljust(cells)}  ") + state + Text("  " + (what if room is None else middle(what, room)))
+            line.rstrip()
+            lines.append(line)
+            continue
+        assert width is not None, "only a terminal is narrow"
+        lines += [shown(name), Text("  ") + state, *([Text(f"  {middle(what, width - 2)}")] if what else [])]
+    return lines

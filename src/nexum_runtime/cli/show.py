@@ -10,6 +10,7 @@ import typer
 from nexum_runtime import wire
 from nexum_runtime.cli.base import (
     FAILED,
+    OPEN,
     SHOWN_CHARS,
     USAGE,
     Address,
@@ -25,6 +26,7 @@ from nexum_runtime.cli.base import (
     run,
     shown,
     unknown_name,
+    what_text,
 )
 from nexum_runtime.cli.people import answers
 from nexum_runtime.cli.story import Story, offset, short_values_first
@@ -117,8 +119,8 @@ class Look:
         """Look again at what runs, and at what is new."""
         names = [self._name]
         if self.session:
-            found = reversed(await self._client.executions(self.session, SESSION_LIMIT))
-            names = [each.execution_id for each in found if self._may_differ(each.execution_id, each.status)]
+            found = reversed(await self._client.listed(self.session, SESSION_LIMIT))
+            names = [each["execution_id"] for each in found if self._may_differ(each["execution_id"], each["status"])]
         for name in names:
             async for history in self._client.history(name):
                 self.histories[name] = history
@@ -126,7 +128,7 @@ class Look:
 
     @property
     def running(self) -> list[str]:
-        return [name for name, history in self.histories.items() if history["status"] == "RUNNING"]
+        return [name for name, history in self.histories.items() if history["status"] in OPEN]
 
     def lines(self, width: int | None, events: bool) -> "list[RenderableType]":
         """As people read it: Text of one line, or markup. With `events` those of a session, too."""
@@ -140,7 +142,7 @@ class Look:
         return [head, told_input, *self._bars(width, now_ms), *told, *self._words()]
 
     def _may_differ(self, name: str, status: str) -> bool:
-        return status == "RUNNING" or name not in self.histories or self.histories[name]["status"] != status
+        return status in OPEN or name not in self.histories or self.histories[name]["status"] != status
 
     async def _look_for_approvals(self) -> None:
         waiting = await self._client.approvals() if self.running else []
@@ -159,7 +161,7 @@ class Look:
 
         rows = []
         for name, history in self.histories.items():
-            label = name.removeprefix(self.session)
+            label = _label(history, name.removeprefix(self.session)) if self.session else name
             bars, waits = attempts(history, now_ms), self._waits(history, now_ms)
             several = not self.session or len({bar.node_id for bar in bars}) > 1
             if self.session and several:
@@ -177,7 +179,9 @@ class Look:
         """What an execution of which nothing runs waits for; "" when something does, or it is over."""
         from nexum_runtime.cli.timeline import RUNNING, attempts
 
-        if history["status"] != "RUNNING" or any(bar.word == RUNNING[0] for bar in attempts(history, now_ms)):
+        if history["status"] == "STOPPED":
+            return "its session is stopped"
+        if history["status"] not in OPEN or any(bar.word == RUNNING[0] for bar in attempts(history, now_ms)):
             return ""
         if any(each.execution_id == history["execution_id"] for each in self.approvals):
             return "waits for an approval"
@@ -203,6 +207,12 @@ class Look:
             lines.append(f"[cyan]{shown(each.execution_id)}[/] {shown(each.node_id)} waits for your answer:")
             lines += [f"  {shown(line)}" for line in answers(each)]
         return lines
+
+
+def _label(history: dict[str, Any], name: str) -> str:
+    """What it is, and the rest of its id, which two that are the same differ in."""
+    what = what_text(history["labels"])
+    return f"{what} {name.partition('/')[2]}" if what else name
 
 
 def _story(history: dict[str, Any]) -> "list[RenderableType]":

@@ -55,6 +55,8 @@ def event_text(workflow_id: str, event: dict[str, Any], took_ms: int) -> str:
             return f"{node}: attempt {attempt} failed after {duration_text(took_ms)}{late}: {error}"
         case "AttemptReturned":
             return f"{node}: attempt {attempt} returned unused by {worker}"
+        case "AttemptStopped":
+            return f"{node}: attempt {attempt} stopped after {duration_text(took_ms)}: {error}"
         case "LeaseExpired":
             return f"{node}: attempt {attempt} given up after {duration_text(took_ms)}: {error}"
         case "OutcomeResolved":

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.text import Text
 
-from nexum_runtime.text import duration_text, printable_line, shorten
+from nexum_runtime.text import duration_text, middle, printable_line
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 GAP = "┊"
@@ -22,6 +22,7 @@ OUTCOMES = {  # how an attempt ends → its word, its color
     "TaskCompleted": ("", "green"),
     "AttemptFailed": ("failed", "red"),
     "AttemptReturned": ("unused", "dim"),
+    "AttemptStopped": ("stopped", "yellow"),
     "LeaseExpired": ("given up", "yellow"),
     "ExecutionCancelled": ("cancelled", "yellow"),
     "CancelRequested": ("cancelled", "yellow"),
@@ -112,7 +113,7 @@ def timeline(rows: Sequence[Row], width: int | None) -> list[Text]:
     lines = []
     for row in rows:
         bar = row.bar
-        line = Text(_middle(printable_line(row.label), label_cells).ljust(label_cells + 1), no_wrap=True)
+        line = Text(middle(printable_line(row.label), label_cells).ljust(label_cells + 1), no_wrap=True)
         if bar:
             for i, cell in enumerate(_cells(axis.place(bar.start_ms), axis.place(bar.end_ms), bar_cells)):
                 is_gap = cell == " " and i in gaps
@@ -135,11 +136,3 @@ def _cells(start: float, end: float, cells: int) -> str:
     eighths = max(round((end * cells - first) * 8), 1)
     full, rest = divmod(min(eighths, (cells - first) * 8), 8)
     return (" " * first + EIGHTHS[8] * full + (EIGHTHS[rest] if rest else "")).ljust(cells)
-
-
-def _middle(text: str, limit: int) -> str:
-    """At most `limit` characters of it, the middle left out: both ends tell one id from another."""
-    if len(text) <= limit:
-        return text
-    tail = limit // 3
-    return shorten(text, limit - tail) + text[-tail:]

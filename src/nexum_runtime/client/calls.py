@@ -12,7 +12,7 @@ header and what `Execute` takes or returns:
     StatusResponse
 
 A call that gets the task which it claims goes on after its answer, until it is over for the client, or its stream is:
-then the server gives up what has not been completed.
+then the server gives up what has not been completed. A second answer, with `nexum-stop`, says that it is to stop.
 """
 
 import asyncio
@@ -50,6 +50,7 @@ class Claim:
 
     def __init__(self, leave: Callable[[], None], lost: "asyncio.Future[None]") -> None:
         self.leave, self.lost = leave, lost
+        self.stopped: asyncio.Future[str] = lost.get_loop().create_future()  # done when it is to stop, with the reason
 
 
 class Calls:
@@ -61,6 +62,7 @@ class Calls:
         self._ended: asyncio.Future[None] | None = None  # done when that stream has
         self._numbers = count(1)
         self._answers: dict[str, asyncio.Future[tuple[Any, dict[str, Any]]]] = {}  # by the number of the call
+        self._claims: dict[str, Claim] = {}  # likewise, of those that have got their task
         self._waiting: deque[list[Any]] = deque()  # messages that are to be sent
         self._writing: asyncio.Task[None] | None = None
         self._last_writing: asyncio.Task[None] | None = None  # of any stream
@@ -87,7 +89,10 @@ class Calls:
         finally:
             timer.cancel()
             del self._answers[number], answer  # what it may have raised refers to this frame: see `_end`
-        return response, told, Claim(partial(self._leave, number, lost), lost) if wire.TASK_ID in told else None
+        if wire.TASK_ID not in told:
+            return response, told, None
+        claim = self._claims[number] = Claim(partial(self._leave, number, lost), lost)
+        return response, told, claim
 
     def close(self) -> None:
         self._end(Broken("The client was closed."))
@@ -101,6 +106,7 @@ class Calls:
         self._last_writing = None
 
     def _leave(self, number: str, ended: "asyncio.Future[None]") -> None:
+        self._claims.pop(number, None)
         if not ended.done():
             self._send(number, "", pb.StartRequest())
 
@@ -139,6 +145,9 @@ class Calls:
             del error  # it may refer to this frame
 
     def _settle(self, header: Any, response: Any) -> None:
+        if (claim := self._claims.get(header.task_id)) is not None and not claim.stopped.done():
+            claim.stopped.set_result(json.loads(header.input_json).get(wire.STOP, ""))
+            return
         answer = self._answers.get(header.task_id)
         if answer is None or answer.done():  # whoever asked has left
             return
@@ -154,6 +163,7 @@ class Calls:
         # gRPC holds on to a connection for as long as there is a call: in a cycle, until the next garbage collection.
         stream, self._stream, self._writing, self._reading = self._stream, None, None, None
         self._waiting.clear()
+        self._claims.clear()
         if stream is not None:
             stream.cancel()
         if self._ended is not None and not self._ended.done():

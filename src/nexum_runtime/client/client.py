@@ -19,7 +19,7 @@ from nexum_runtime import forking, tracing, wire
 from nexum_runtime.client import local
 from nexum_runtime.client.calls import Broken, Calls, Claim, Refused
 from nexum_runtime.client.connection import RECONNECT_SECONDS_MAX, RECONNECT_SECONDS_MIN, RPC_SECONDS, Connection
-from nexum_runtime.client.local import LocalEffect, Patience
+from nexum_runtime.client.local import Labels, LocalEffect, Patience, Stopped
 from nexum_runtime.client.outcome import Outcome, Waiting
 from nexum_runtime.client.outgoing import Outgoing
 from nexum_runtime.crash import crash_point
@@ -78,6 +78,10 @@ class Client:
         self._execute = server.extension("Execute", pb.StartRequest, pb.StatusResponse)
         self._resolve = server.extension("Resolve", pb.RejectRequest, pb.AckResponse)
         self._prune = server.extension("Prune", pb.StatusRequest, pb.AckResponse)
+        self._executions = server.extension("Executions", pb.ListRequest, pb.StatusResponse)
+        self._list_sessions = server.extension("ListSessions", pb.ListRequest, pb.StatusResponse)
+        self._stop_session = server.extension("StopSession", pb.RejectRequest, pb.AckResponse)
+        self._go_session = server.extension("GoSession", pb.StatusRequest, pb.AckResponse)
         self._inspect = server.extension("Inspect", pb.StatusRequest, pb.StatusResponse)
         self._definition = server.extension("Definition", pb.WorkflowIR, pb.WorkflowIR)
         self._heartbeat = server.extension("Heartbeat", pb.PollRequest, pb.AckResponse)
@@ -147,17 +151,20 @@ class Client:
         restart: Literal["failed", "unknown"] | None = None,
         timeout: float = 120.0,
         on_wait: Callable[[Waiting], None] | None = None,
+        labels: Labels | None = None,
     ) -> Outcome:
         """Start an execution, or find the one of this id, and wait for its end.
 
         A server that is away in the middle is waited for. `on_wait` is told, after a second or two and from then on
         now and then, what the call is waiting for. `input` is any JSON value, `effect` one of `wire.EFFECTS`.
         `timeout` is how many seconds to wait here, not counting the time that a person takes to approve something;
-        `attempt_timeout` is how many one attempt at a task may take.
+        `attempt_timeout` is how many one attempt at a task may take. `labels` say what it is to who lists it: texts by
+        the names "kind", "name", "text", "run" and "outcome", and under "numbers" what adds up over a session.
         Raises ExecutionTimeout when the time is up (the execution goes on), besides the errors of the class.
         """
         wishes = {
             wire.EXECUTION_ID: execution_id or f"exec-{uuid.uuid4()}",
+            wire.LABELS: wire.json_text(labels) if labels else None,
             wire.MAX_ATTEMPTS: max_attempts,
             wire.RESTART: restart,
             wire.EFFECT: effect,
@@ -179,6 +186,7 @@ class Client:
         restart: Literal["failed", "unknown"] | None = None,
         timeout: float = 120.0,
         on_wait: Callable[[Waiting], None] | None = None,
+        labels: Labels | None = None,
     ) -> AsyncIterator["LocalEffect"]:
         """An execution of a one-node workflow whose effect happens here, in this process, and not in a worker.
 
@@ -201,6 +209,7 @@ class Client:
             wire.EFFECT: effect,
             wire.CLAIM: owner,
             wire.LEASE_MS: local.LEASE_MS,
+            wire.LABELS: wire.json_text(labels) if labels else None,
         }
         with self._traced("local_effect", workflow, wishes) as span:
             claim_it = partial(self._until_over, workflow, input, wishes, timeout, on_wait)
@@ -211,7 +220,7 @@ class Client:
                 _tell(span, found)
                 yield local_effect
                 return
-            async with local.presence(self, owner, task_id, claim):
+            async with local.presence(self, owner, execution_id, task_id, claim, local_effect.stop):
                 crash_point("task-claimed")
                 try:
                     yield local_effect
@@ -242,8 +251,13 @@ class Client:
             if effect.outcome is None:
                 call = function if again is None or effect.before == wire.NEW else again
                 key = key_of(options["execution_id"], effect.node_id, workflow.version_hash)
-                with idempotent_by(key), effect.span.running():
-                    output = await call()
+                try:
+                    with idempotent_by(key), effect.span.running():
+                        async with effect.until_stopped():
+                            output = await call()
+                except Stopped:
+                    assert effect.outcome is not None, "it was asked for"
+                    return effect.outcome
                 crash_point("effect-done")
                 try:
                     await effect.record(output)
@@ -386,6 +400,19 @@ class Client:
         answer = await self._server.call(self._stub.ListExecutions, request, {wire.PREFIX: prefix} if prefix else {})
         return list(answer.executions)
 
+    async def listed(
+        self, prefix: str = "", limit: int = 20, *, status: str = "", workflow_id: str = ""
+    ) -> list[dict[str, Any]]:
+        """`executions` as people are told of them: `status` is STOPPED, UNKNOWN, WAITING, RUNNING, COMPLETED, FAILED or
+        CANCELLED.
+
+        Each is `{"execution_id", "workflow_id", "version_hash", "status", "created_at", "labels": {…}}`.
+        """
+        request = pb.ListRequest(limit=limit, status=status, workflow_id=workflow_id)
+        metadata = {wire.PREFIX: prefix} if prefix else {}
+        answer = await self._server.call(self._executions, request, metadata, timeout=INSPECT_SECONDS)
+        return list(json.loads(answer.completed_nodes_json))
+
     async def versions(self, workflow_id: str = "") -> list[Any]:
         """All versions of a workflow, or of every one, the newest first, as nexum-py's VersionInfo messages."""
         answer = await self._server.call(
@@ -426,16 +453,48 @@ class Client:
         async for answer in self._server.stream(self._history, request, HISTORY_SECONDS):
             yield json.loads(answer.completed_nodes_json)
 
-    async def journal(self, prefix: str) -> dict[str, dict[str, Any]]:
+    async def journal(self, prefix: str, *, to_go_on: bool = False) -> dict[str, dict[str, Any]]:
         """The outputs of every COMPLETED execution under a prefix, in one call: `{execution_id: {node: output}}`.
 
-        These are final. Raises ServerUnavailable when no server answers.
+        These are final. Raises ServerUnavailable when no server answers, and SessionStopped `to_go_on` with a session
+        that is stopped.
         """
         found: dict[str, dict[str, Any]] = {}
-        request = pb.StatusRequest(execution_id=prefix)
-        async for part in self._server.stream(self._journal, request, JOURNAL_SECONDS):
+        request, metadata = pb.StatusRequest(execution_id=prefix), {wire.TO_GO_ON: "true"} if to_go_on else {}
+        async for part in self._server.stream(self._journal, request, JOURNAL_SECONDS, metadata):
             found |= json.loads(part.completed_nodes_json)
         return found
+
+    async def sessions(self, prefix: str = "", limit: int = 20) -> list[dict[str, Any]]:
+        """Sessions whose id begins with `prefix`, the one of which an execution was started last first.
+
+        Each is `{"session_id", "state", "stopped", "began_at_ms", "heard_at_ms", "executions", "kinds", "runs",
+        "numbers", "unknown", "asks", "waiting", "running"}`; docs/command.md says what they are.
+        """
+        request, metadata = pb.ListRequest(limit=limit), {wire.PREFIX: prefix} if prefix else {}
+        answer = await self._server.call(self._list_sessions, request, metadata, timeout=INSPECT_SECONDS)
+        return list(json.loads(answer.completed_nodes_json))
+
+    async def stop_session(self, session_id: str, by: str = "", reason: str = "") -> dict[str, list[str]]:
+        """From now on nothing of this session begins, and what runs of it is stopped, but for what happens once.
+
+        Returns `{"stopped": [execution id], "let_finish": [execution id]}`. Raises NotFound for one that is not known.
+        """
+        request = pb.RejectRequest(execution_id=session_id, approver=by, reason=reason)
+        return dict(json.loads((await self._server.call(self._stop_session, request)).message))
+
+    async def go_session(self, session_id: str) -> bool:
+        """Let a stopped session go on. Returns whether it was stopped. Raises NotFound for one that is not known."""
+        return bool((await self._server.call(self._go_session, pb.StatusRequest(execution_id=session_id))).ok)
+
+    async def why_stopped(self, execution_id: str) -> str | None:
+        """Why an execution does not go on: "" when it was cancelled, None when nothing keeps it from that."""
+        outcome = await self.status(execution_id)
+        if outcome.status == "CANCELLED":
+            return ""
+        session_id = execution_id.partition("/")[0]
+        found = [each for each in await self.sessions(session_id, 1) if each["session_id"] == session_id]
+        return str(found[0]["stopped"]["words"]) if found and found[0]["stopped"] else None
 
     async def attend(self, worker_id: str) -> AsyncIterator[None]:
         """Be seen by the server as this worker: yields when it does. Its tasks are given up when this ends."""
@@ -530,10 +589,14 @@ class Client:
         if reason := wire.too_large("The result", output_json, self._max_message_bytes):
             raise LimitExceeded(reason)
 
-    async def complete(self, task_id: str, output_json: str) -> str:
-        """Record a task's result. Returns "", or in words why it was not recorded. Raises LimitExceeded."""
+    async def complete(self, task_id: str, output_json: str, labels: Labels | None = None) -> str:
+        """Record a task's result, and say with `labels` anew what its execution is.
+
+        Returns "", or in words why it was not recorded. Raises LimitExceeded.
+        """
         self.check_size(output_json)
-        if asked := await self._ask(pb.StartRequest(input_json=output_json), {wire.COMPLETES: task_id}, RPC_SECONDS):
+        metadata = {wire.COMPLETES: task_id} | ({wire.LABELS: wire.json_text(labels)} if labels else {})
+        if asked := await self._ask(pb.StartRequest(input_json=output_json), metadata, RPC_SECONDS):
             return str(asked[1][wire.MESSAGE])
         request = pb.CompleteRequest(task_id=task_id, output_json=output_json)
         return str((await self._server.call(self._stub.CompleteTask, request)).message)

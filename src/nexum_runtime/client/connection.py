@@ -20,6 +20,7 @@ from nexum_runtime.errors import (
     NexumError,
     NotFound,
     ServerUnavailable,
+    SessionStopped,
     Unauthenticated,
 )
 from nexum_runtime.wire import keepalive
@@ -41,6 +42,7 @@ ERRORS: dict[grpc.StatusCode, type[NexumError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.NOT_FOUND: NotFound,
     grpc.StatusCode.RESOURCE_EXHAUSTED: LimitExceeded,
+    grpc.StatusCode.FAILED_PRECONDITION: SessionStopped,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
 }
 
@@ -64,13 +66,15 @@ class Connection:
         while monotonic() < end:  # not by the loop's timers: in a test that stops the clock they never end
             await asyncio.sleep(0)
 
-    def metadata(self, metadata: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    def metadata(self, metadata: dict[str, str]) -> tuple[tuple[str, str | bytes], ...]:
         forking.check()
         for key, value in metadata.items():
-            if not wire.fits_header(value):  # gRPC would say so in no words of ours
+            if not key.endswith("-bin") and not wire.fits_header(value):  # gRPC would say so in no words of ours
                 raise InvalidRequest(f"{key} is {value[:80]!r}; it must be printable ASCII.")
         token = {wire.AUTHORIZATION: f"Bearer {self._token}"} if self._token else {}
-        return tuple((metadata | token).items())
+        return tuple(
+            (key, value.encode() if key.endswith("-bin") else value) for key, value in (metadata | token).items()
+        )
 
     def streaming_extension(self, name: str, request: Any, response: Any) -> Any:
         path = f"/{wire.EXTENSIONS}/{name}"
@@ -99,9 +103,11 @@ class Connection:
         except TimeoutError:
             raise self.silent(timeout) from None
 
-    async def stream(self, method: Any, request: Any, patience: float) -> AsyncIterator[Any]:
+    async def stream(
+        self, method: Any, request: Any, patience: float, metadata: dict[str, str] | None = None
+    ) -> AsyncIterator[Any]:
         """The messages of an answer that has several; ServerUnavailable if none comes for `patience` seconds."""
-        call = method(request, metadata=self.metadata({}))
+        call = method(request, metadata=self.metadata(metadata or {}))
         try:
             while True:
                 async with asyncio.timeout(patience):

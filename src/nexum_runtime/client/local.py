@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 from nexum_runtime import tracing, wire
 from nexum_runtime.client.calls import Claim
 from nexum_runtime.client.outcome import Outcome, Waiting
-from nexum_runtime.errors import DatabaseUnavailable, NexumError, NotFound, ServerUnavailable
+from nexum_runtime.errors import DatabaseUnavailable, NexumError, NotFound, ServerUnavailable, SessionStopped
 
 T = TypeVar("T")
 
@@ -29,11 +29,19 @@ RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.1, 1.0
 SPEAK_UP_SECONDS = 1.5  # of waiting for a server, before `on_wait` is told
 
 
+Labels = dict[str, Any]  # as wire.LABELS has them
+
+
+class Stopped(Exception):
+    """What was executed is not wanted any more: it was cancelled. It has been cut short, or has not begun."""
+
+
 class Server(Protocol):
     """What a local effect asks of its server: some of the calls of `Client`."""
 
     async def status(self, execution_id: str) -> Outcome: ...
-    async def complete(self, task_id: str, output_json: str) -> str: ...
+    async def complete(self, task_id: str, output_json: str, labels: Labels | None = None) -> str: ...
+    async def why_stopped(self, execution_id: str) -> str | None: ...
     async def fail(
         self, task_id: str, error: str, *, retryable: bool = True, unknown: bool = False, begun: bool = True
     ) -> str: ...
@@ -61,8 +69,43 @@ class LocalEffect:
         self._server, self._found, self._task_id, self._patience = server, found, task_id, patience
         self._claim_anew = claim_anew
         self._is_open = bool(task_id)
+        self._why: str | None = None  # that it is to stop: why its session was stopped, or "" when it was cancelled
+        self._cut: Callable[[], object] | None = None  # cuts short what is executed
 
-    async def record(self, output: Any) -> Outcome:
+    def stop(self, why: str) -> None:
+        """It is not wanted any more: `why` its session was stopped, or "" when it was cancelled."""
+        if self._is_open and self._why is None:
+            self._why = why
+            if self._cut is not None:
+                self._cut()
+
+    @asynccontextmanager
+    async def until_stopped(self) -> AsyncIterator[None]:
+        """A block in which the effect is executed; it is cut short when it is not wanted any more.
+
+        Then raises SessionStopped if its session was stopped, else Stopped, with `outcome` as it is.
+        """
+        if self._why is None:
+            task = asyncio.current_task()
+            assert task is not None, "an effect is executed in a task"
+            before = task.cancelling()
+            self._cut = task.cancel
+            try:
+                yield
+            except asyncio.CancelledError:
+                if self._why is None or task.uncancel() > before:
+                    raise
+            else:
+                return
+            finally:
+                self._cut = None
+        self._is_open = False
+        if self._why:
+            raise SessionStopped(self._why)
+        self.outcome = await self._patience.with_server(lambda: self._server.status(self._found.execution_id))
+        raise Stopped
+
+    async def record(self, output: Any, labels: Labels | None = None) -> Outcome:
         """Record the effect's result, any JSON value; `outcome` is what is recorded, by this word or an earlier one.
 
         A server that is away is waited for. Raises ServerUnavailable, and for what cannot be recorded LimitExceeded,
@@ -71,7 +114,7 @@ class LocalEffect:
         self._is_open = False
         try:
             output_json = wire.json_text(output)
-            message = await self._complete(output_json)
+            message = await self._complete(output_json, labels)
         except ServerUnavailable:
             raise
         except Exception as error:
@@ -83,12 +126,14 @@ class LocalEffect:
             self.outcome = replace(self._found, status="COMPLETED", outputs={self.node_id: output})
         return self.outcome
 
-    async def _complete(self, output_json: str) -> str:
+    async def _complete(self, output_json: str, labels: Labels | None) -> str:
         """Returns "", or in words why it was not recorded."""
         with ExitStack() as at_the_end:
             while True:
                 try:
-                    return await self._patience.with_server(partial(self._server.complete, self._task_id, output_json))
+                    return await self._patience.with_server(
+                        partial(self._server.complete, self._task_id, output_json, labels)
+                    )
                 except NotFound:  # it was begun before its start was synced, and then the server, or its disk, failed
                     found, self._task_id, claim = await self._claim_anew()
                     if not self._task_id:
@@ -136,10 +181,13 @@ def new_owner() -> str:
 
 
 @asynccontextmanager
-async def presence(server: Server, owner: str, task_id: str, claim: Claim | None) -> AsyncIterator[None]:
+async def presence(
+    server: Server, owner: str, execution_id: str, task_id: str, claim: Claim | None, stop: Callable[[str], None]
+) -> AsyncIterator[None]:
     """Keep the lease of this owner's task, and let the server see its end: what is open then is given up at once.
 
-    Without a `claim` that it sees, as with a server that went away since, by a call of its own (Attend).
+    Without a `claim` that it sees, as with a server that went away since, by a call of its own (Attend). `stop` is
+    called when the task is not wanted any more: see `LocalEffect.stop`.
     """
     loop = asyncio.get_running_loop()
     keeping: list[asyncio.Task[None]] = []
@@ -150,13 +198,18 @@ async def presence(server: Server, owner: str, task_id: str, claim: Claim | None
             keeping.append(asyncio.create_task(_attend(server, owner)))
 
     def beat() -> None:
-        keeping.append(asyncio.create_task(_beat(server, owner, task_id)))
+        keeping.append(asyncio.create_task(_beat(server, owner, execution_id, task_id, stop)))
+
+    def stopped(told: "asyncio.Future[str]") -> None:
+        if not is_over and not told.cancelled():
+            stop(told.result())
 
     timer = loop.call_later(_heartbeat_seconds(), beat)
     if claim is None:
         attend()
     else:
         claim.lost.add_done_callback(attend)
+        claim.stopped.add_done_callback(stopped)
     try:
         yield
     finally:
@@ -178,10 +231,11 @@ async def _attend(server: Server, owner: str) -> None:
         await asyncio.sleep(RETRY_SECONDS_MIN)
 
 
-async def _beat(server: Server, owner: str, task_id: str) -> None:
+async def _beat(server: Server, owner: str, execution_id: str, task_id: str, stop: Callable[[str], None]) -> None:
     while True:
-        with suppress(NexumError):  # what should stop goes on: its word is refused, or still of use
-            await server.heartbeat(owner, [task_id])
+        with suppress(NexumError):  # what another process has begun anew goes on here as well: the first word counts
+            if await server.heartbeat(owner, [task_id]) and (why := await server.why_stopped(execution_id)) is not None:
+                stop(why)
         await asyncio.sleep(_heartbeat_seconds())
 
 

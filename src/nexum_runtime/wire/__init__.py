@@ -28,6 +28,8 @@ TIMEOUT_MS = "nexum-timeout-ms"  # how long one attempt may take
 RESTART = "nexum-restart"  # "failed" or "unknown": start an ended execution of this id afresh
 WAIT_MS = "nexum-wait-ms"  # hold the answer until there is something to say
 LEASE_MS = "nexum-lease-ms"  # how long the attempt claimed by this call may stay silent
+LABELS = "nexum-labels-bin"  # StartExecution, Execute, and when it COMPLETES: what the execution is. JSON in UTF-8: the
+# texts "kind", "name", "text", "run" and "outcome", of LABEL_CHARS at most, and "numbers", which add up by their names
 CLAIM = "nexum-claim"  # StartExecution, Execute: a worker id: the caller itself takes the first ready task
 COMPLETES = "nexum-completes"  # StreamCalls: the call is a CompleteTask of this task id
 WORKFLOW_ID = "nexum-workflow-id"  # PollTask, StreamTasks: only tasks of this workflow
@@ -44,7 +46,8 @@ OLDER_THAN_MS = "nexum-older-than-ms"  # Prune
 DRY_RUN = "nexum-dry-run"  # Prune: "true" only counts
 TRACEPARENT = "traceparent"  # StartExecution, Execute: W3C's trace context, handed on to the worker
 AUTHORIZATION = "authorization"  # "Bearer {token}", on every call when the server demands a token
-PREFIX = "nexum-prefix"  # ListExecutions: only ids that begin with this
+PREFIX = "nexum-prefix"  # ListExecutions, ListSessions: only ids that begin with this
+TO_GO_ON = "nexum-to-go-on"  # Journal: "true" is refused for a session that is stopped
 
 # Trailing metadata
 STATUS = "nexum-status"  # what the id was before the call: NEW, or the execution's status
@@ -54,6 +57,9 @@ TASK_ID = "nexum-task-id"  # the attempt that `nexum-claim` got, if it got one
 WAITS_FOR = "nexum-waits-for"  # "worker" when none of its tasks runs and one could, "approval" when a person is asked
 ATTEMPTS = "nexum-attempts"  # tries since the execution was last started
 MAX_MESSAGE_BYTES = "nexum-max-message-bytes"  # RegisterWorkflow: the largest input or result that is accepted
+
+STOP = "nexum-stop"  # StreamCalls, after the answer of a claim: its task is to be stopped, and why, or "" when it was
+# cancelled
 
 MESSAGE = "nexum-message"  # StreamCalls: of a CompleteTask
 
@@ -70,6 +76,7 @@ LEASE_MS_DEFAULT, LEASE_MS_MIN, LEASE_MS_LIMIT = 60_000, 1_000, 3_600_000
 WAIT_MS_LIMIT = 60_000
 SLOTS_LIMIT = 1_000
 TIMEOUT_MS_LIMIT = 86_400_000
+LABEL_CHARS = 200
 TOKEN_CHARS_MIN, TOKEN_CHARS_LIMIT = 8, 1_000  # a shorter one could be guessed, a longer one fills the header
 MESSAGE_MIB_DEFAULT = 16
 NESTING_LIMIT = 200  # levels of lists and objects in each other; parsers and printers of JSON give up at some depth

@@ -30,13 +30,14 @@ from nexum_runtime.server.model.contract import (
     EventRow,
     Execution,
     Reader,
+    Session,
     Store,
     StoreUnavailable,
     Transaction,
     Workflow,
 )
 from nexum_runtime.server.model.shapes import Claimed, Notices, Resolution, Started, StartOrder, Taker, Verdict
-from nexum_runtime.server.model.states import ExecutionStatus, TaskStatus
+from nexum_runtime.server.model.states import STORED, ExecutionStatus, State, TaskStatus
 from nexum_runtime.server.rules import snapshots
 from nexum_runtime.server.rules.attempts import RETRY_DELAY_MS_MAX, Attempts, is_current, is_wanted, task_key
 from nexum_runtime.server.rules.checks import (
@@ -45,11 +46,13 @@ from nexum_runtime.server.rules.checks import (
     check_json,
     check_name,
     check_size,
+    checked_labels,
     checked_order,
     checked_resolution,
 )
 from nexum_runtime.server.rules.course import Course, not_registered
 from nexum_runtime.server.rules.executions import Executions
+from nexum_runtime.server.rules.sessions import Sessions, check_that_it_goes_on
 from nexum_runtime.server.rules.snapshots import Snapshot
 from nexum_runtime.text import MIB
 
@@ -61,6 +64,7 @@ STOP_KEPT_MS = 600_000  # how long a worker that has gone quiet is still told wh
 FAILURE_KEPT_MS = 300_000  # how long it is told that the store failed
 STOPS_LIMIT = 10_000  # attempts that workers are still to be told to stop, the latest ones
 PRUNE_BATCH = 200  # executions deleted in one transaction, so that pruning holds up nobody
+LOOKED_AT_LIMIT = 100_000  # executions, for those of a state
 JOURNAL_PART_CHARS = 1_000_000  # about, of outputs in one message of a journal
 
 log = logging.getLogger("nexum.engine")
@@ -102,6 +106,9 @@ class Engine:
         course = Course(clock)
         self._attempts = Attempts(clock, jitter, course)
         self._executions = Executions(clock, course, self._attempts)
+        self._sessions = Sessions(clock)
+        # task id → how the process is told that executes it itself
+        self._told_to_stop: dict[str, Callable[[str], None]] = {}
         self._giver = Giver(self._streams, self._attempts, self._commits, self._jobs, self.closing)
 
     # Workflows
@@ -147,7 +154,9 @@ class Engine:
                 started, found = await self._start(order, patient=True)
                 found = found or woken.ended  # by the commit that its start shares
             if found is None:
-                found = await self._end_of(order.execution_id, woken, wait_ms, or_ready=bool(order.claim))
+                found = await self._end_of(
+                    order.execution_id, woken, wait_ms, or_ready=bool(order.claim), or_stopped=True
+                )
         return started, found
 
     async def execute_here(self, order: StartOrder, wait_ms: int) -> AsyncGenerator[tuple[Started, Snapshot], None]:
@@ -163,7 +172,7 @@ class Engine:
             starting.add_done_callback(partial(pass_on, told))
             started, found = await self._claiming(starting, lambda found: found[0].claimed, told)
             if found is None:
-                found = await self._end_of(order.execution_id, woken, wait_ms, or_ready=True)
+                found = await self._end_of(order.execution_id, woken, wait_ms, or_ready=True, or_stopped=True)
         if started.claimed is None:
             yield started, found
             return
@@ -222,11 +231,22 @@ class Engine:
     async def _read_snapshot(self, execution_id: str) -> Snapshot:
         return await self._store.read(lambda reader: snapshots.read(reader, execution_id, self._clock()))
 
-    async def _end_of(self, execution_id: str, woken: Waiter, wait_ms: int, or_ready: bool) -> Snapshot:
-        """The execution as soon as it is over, or as it is when the time is up."""
+    async def _end_of(
+        self, execution_id: str, woken: Waiter, wait_ms: int, or_ready: bool, *, or_stopped: bool = False
+    ) -> Snapshot:
+        """The execution as soon as it is over, or as it is when the time is up.
+
+        With `or_stopped`, raises SessionStopped as soon as its session is stopped and it is not over.
+        """
+
+        def read(reader: Reader) -> Snapshot:
+            found = snapshots.read(reader, execution_id, self._clock())
+            if or_stopped and found.execution.status == ExecutionStatus.RUNNING:
+                check_that_it_goes_on(reader, execution_id)
+            return found
 
         async def look() -> Snapshot | None:
-            found = woken.ended or await self._read_snapshot(execution_id)
+            found = await self._store.read(read) if woken.ended is None else woken.ended
             return found if snapshots.is_over(found, or_ready) else None
 
         return await woken.next(self.closing, look, wait_ms) or await self._read_snapshot(execution_id)
@@ -237,12 +257,38 @@ class Engine:
             check_execution_id(prefix)
         return await self._store.read(lambda reader: reader.executions(workflow_id, status, prefix, limit))
 
+    async def listed(self, workflow_id: str, state: str, prefix: str, limit: int) -> list[tuple[Execution, State]]:
+        """The newest first, each with its state; an empty filter lets all pass."""
+        if prefix:
+            check_execution_id(prefix)
+        if state and state not in list(State):
+            raise InvalidRequest(f"{state[:40]!r} is no state; there are {', '.join(State)}.")
+        stored = STORED.get(State(state), state) if state else ""
+        # Of these states there are few, and the store does not tell them apart.
+        looked_at = limit if state in ("", State.COMPLETED, State.CANCELLED) else LOOKED_AT_LIMIT
+
+        def read(reader: Reader) -> list[tuple[Execution, State]]:
+            found: list[tuple[Execution, State]] = []
+            for execution in reader.executions(workflow_id, stored, prefix, looked_at):
+                if len(found) == limit:
+                    break
+                its_state = snapshots.state_of(reader, execution)
+                if not state or its_state == state:
+                    found.append((execution, its_state))
+            return found
+
+        return await self._store.read(read)
+
     async def history(self, execution_id: str) -> tuple[Snapshot, list[EventRow]]:
-        """An execution and its events, in the order they happened."""
+        """An execution with its state, and its events in the order they happened."""
         check_execution_id(execution_id)
-        return await self._store.read(
-            lambda reader: (snapshots.read(reader, execution_id, self._clock()), reader.events(execution_id))
-        )
+
+        def read(reader: Reader) -> tuple[Snapshot, list[EventRow]]:
+            found = snapshots.read(reader, execution_id, self._clock())
+            state = snapshots.state_of(reader, found.execution)
+            return found._replace(state=state), reader.events(execution_id)
+
+        return await self._store.read(read)
 
     async def journal(self, prefix: str) -> AsyncGenerator[str, None]:
         """What the COMPLETED executions under a prefix have recorded, `{execution_id: {node: output}}`, in parts."""
@@ -263,6 +309,41 @@ class Engine:
         """Cancel a RUNNING execution and all its open tasks. Returns what came of it, in words."""
         check_execution_id(execution_id)
         return await self._commits.make(lambda tx, notices: self._executions.cancel(tx, notices, execution_id))
+
+    # Sessions
+
+    async def sessions(self, prefix: str, limit: int) -> list[Session]:
+        """Those whose id begins with `prefix`, the one of which an execution was started last first."""
+        if prefix:
+            check_execution_id(prefix)
+        return await self._store.read(lambda reader: reader.sessions(prefix, limit))
+
+    async def stop_session(self, session_id: str, by: str, reason: str) -> dict[str, list[str]]:
+        """Stop a session: see `Sessions.stop`."""
+        if by:
+            check_name("name of who stops it", by)
+        return await self._commits.make(
+            lambda tx, notices: self._sessions.stop(tx, notices, session_id, by, reason[:ERROR_LIMIT])
+        )
+
+    async def go_session(self, session_id: str) -> bool:
+        """Let a session go on. Returns whether it was stopped."""
+        return await self._commits.make(lambda tx, notices: self._sessions.go(tx, notices, session_id))
+
+    async def check_that_it_goes_on(self, execution_id: str) -> None:
+        """Raise SessionStopped if the session of this execution is stopped."""
+        await self._store.read(lambda reader: check_that_it_goes_on(reader, execution_id))
+
+    @contextmanager
+    def telling_to_stop(self, task_id: str, tell: Callable[[str], None]) -> Iterator[None]:
+        """Call `tell` when this task is to stop: with the reason when its session was stopped, else with ""."""
+        self._told_to_stop[task_id] = tell
+        if task_id in self._stops:  # since a moment ago
+            tell("")
+        try:
+            yield
+        finally:
+            self._told_to_stop.pop(task_id, None)
 
     async def resolve(self, execution_id: str, node_id: str, word: Resolution) -> str:
         """Take a person's word on an execution that ended without a result. Returns what came of it, in words."""
@@ -366,14 +447,14 @@ class Engine:
             if found is not None:
                 await self._commits.make(lambda tx, notices: self._attempts.give_back(tx, notices, found.task))
 
-    async def complete(self, task_id: str, output_json: str) -> str:
+    async def complete(self, task_id: str, output_json: str, labels_json: str = "") -> str:
         """Record a task's result. The first word wins; returns "" if it was this one, else why nothing changed.
 
         A result over the limit fails the task instead.
         """
-        return await self.record(task_id, output_json)
+        return await self.record(task_id, output_json, checked_labels(labels_json) if labels_json else "")
 
-    def record(self, task_id: str, output_json: str) -> asyncio.Future[str]:
+    def record(self, task_id: str, output_json: str, labels_json: str = "") -> asyncio.Future[str]:
         """`complete`, begun at once: what is begun at the same moment is committed together."""
         try:
             check_size("The result", output_json, self.max_message_bytes)
@@ -386,7 +467,7 @@ class Engine:
             return refused
 
         def work(tx: Transaction, notices: Notices) -> str:
-            return self._attempts.complete(tx, notices, task_id, output_json)
+            return self._attempts.complete(tx, notices, task_id, output_json, labels_json)
 
         recording = self._commits.begin(work)
         recording.add_done_callback(partial(self._recorded, task_id))
@@ -624,8 +705,13 @@ class Engine:
             self._giver.backlog.add((workflow_id, version_hash))
             self._ready.wake(version_hash)
             self._watched.wake(execution_id)
+        for execution_id in notices.stopped:
+            self._watched.wake(execution_id)
         for task in notices.stop:
             self._streams.release(task.task_id)
+            if tell := self._told_to_stop.pop(task.task_id, None):
+                self._unheard.discard(task.task_id)
+                tell(notices.stopped.get(task.execution_id, ""))
             if task.worker_id is not None:
                 self._stops[task.task_id] = (task.worker_id, self._clock())
                 if len(self._stops) > STOPS_LIMIT:

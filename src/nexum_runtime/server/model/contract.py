@@ -38,6 +38,12 @@ class Workflow:
     active_executions: int = 0
 
 
+def session_of(execution_id: str) -> str:
+    """What stands before the first "/" of an execution's id; "" for one without a session."""
+    session_id, slash, _ = execution_id.partition("/")
+    return session_id if slash else ""
+
+
 class Execution(NamedTuple):
     execution_id: str
     workflow_id: str
@@ -51,6 +57,11 @@ class Execution(NamedTuple):
     error_code: ErrorCode | None
     created_at_ms: int
     ended_at_ms: int | None
+    labels_json: str | None = None  # see wire.LABELS
+
+    @property
+    def session_id(self) -> str:
+        return session_of(self.execution_id)
 
 
 class Task(NamedTuple):
@@ -87,6 +98,34 @@ class Approval:
 
 
 @dataclass(frozen=True)
+class Stop:
+    """That a session is stopped: nothing of it begins."""
+
+    at_ms: int
+    by: str  # who says so; may be empty
+    reason: str  # may be empty
+
+
+@dataclass(frozen=True)
+class Session:
+    """What is known of a session."""
+
+    session_id: str
+    began_at_ms: int
+    heard_at_ms: int  # when an execution of it began or ended last
+    stop: Stop | None
+    executions: int
+    kinds: dict[str, int]  # by the kind that their labels say: how many executions
+    runs: int  # how many different ones the labels name
+    numbers: dict[str, int]  # the sums of the numbers in the labels
+    unknown: list[str]  # ids of executions whose outcome is unknown, a few
+    asks: list[str]  # ids of executions that wait for a person, a few
+    waiting: list[str]  # ids of executions of which a task could be claimed and none runs, a few
+    running: list[str]  # ids of executions of which a task runs, a few
+    last: Execution | None  # the one that was started last
+
+
+@dataclass(frozen=True)
 class EventRow:
     at_ms: int
     type: Event
@@ -114,6 +153,15 @@ class Reader(Protocol):
 
     def executions(self, workflow_id: str, status: str, prefix: str, limit: int) -> list[Execution]:
         """The newest first; an empty filter lets all pass."""
+
+    def sessions(self, prefix: str, limit: int) -> list[Session]:
+        """Those whose id begins with `prefix`, the one of which an execution was started last first."""
+
+    def knows_session(self, session_id: str) -> bool:
+        """Whether an execution of it was ever started."""
+
+    def stop_of(self, session_id: str) -> Stop | None:
+        """Why nothing of a session begins, or None when it may."""
 
     def count_running(self, prefix: str, limit: int) -> int:
         """How many RUNNING executions' ids begin with `prefix`, counted up to `limit`."""
@@ -171,7 +219,14 @@ class Transaction(Reader, Protocol):
     def make_latest(self, workflow_id: str, version_hash: str) -> None:
         """Make a version that is known the one registered last."""
 
-    def add_execution(self, execution: Execution) -> None: ...
+    def add_execution(self, execution: Execution) -> None:
+        """Its session is heard of by it."""
+
+    def label(self, execution_id: str, labels_json: str) -> None:
+        """Say anew what an execution is."""
+
+    def set_stop(self, session_id: str, stop: Stop | None) -> None:
+        """Stop a session that is known, or let it go on."""
 
     def move_execution(
         self,
@@ -231,7 +286,7 @@ class Transaction(Reader, Protocol):
     ) -> Task | None:
         """The READY task of these workflows that was scheduled first, now RUNNING with one attempt more.
 
-        With `execution_id`, of this execution alone.
+        None of a session that is stopped. With `execution_id`, of this execution alone.
         """
 
     def renew_leases(self, worker_id: str, now_ms: int, task_keys: Collection[str] | None = None) -> None:

@@ -21,6 +21,7 @@ class StartOrder(NamedTuple):
     claim: str = ""  # a worker id: whoever gives this order takes the first task itself …
     lease_ms: int = wire.LEASE_MS_DEFAULT  # … and may be silent for so long
     traceparent: str = ""  # for whoever executes it
+    labels_json: str = ""  # what it is, see wire.LABELS
 
 
 @dataclass(frozen=True)
@@ -77,4 +78,5 @@ class Notices:
     ended: dict[str, Ending | None] = field(default_factory=dict)  # by execution id
     ready: set[tuple[str, str, str]] = field(default_factory=set)  # (workflow id, version hash, execution id)
     stop: list[Task] = field(default_factory=list)  # attempts whose worker should stop
+    stopped: dict[str, str] = field(default_factory=dict)  # execution id → why, of those whose session was stopped
     silent: set[str] = field(default_factory=set)  # workers whose leases have ended

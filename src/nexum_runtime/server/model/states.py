@@ -5,7 +5,8 @@ execution  RUNNING ─→ COMPLETED | FAILED | CANCELLED
 
 task       READY ─→ RUNNING                 claimed by a worker: one attempt
            RUNNING ─→ DONE                  its result is recorded, once and for all
-           RUNNING ─→ READY                 the attempt failed or its lease expired, and attempts are left
+           RUNNING ─→ READY                 the attempt failed or its lease expired, and attempts are left; or its
+                                            session was stopped
            RUNNING, READY ─→ FAILED         ... and none are left
            RUNNING, READY ─→ CANCELLED
            READY, FAILED ─→ DONE            the late word of an attempt that had been given up
@@ -25,6 +26,25 @@ class ExecutionStatus(StrEnum):
     COMPLETED = "COMPLETED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
+
+
+class State(StrEnum):
+    """How an execution, or a session, is said to be wherever people read it: never the same thing by two words."""
+
+    STOPPED = "STOPPED"  # it would run, but its session is stopped
+    UNKNOWN = "UNKNOWN"  # it may or may not have happened; a person has to say
+    WAITING = "WAITING"  # for a person's answer
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+
+STORED = {  # how the executions of a state are stored
+    State.STOPPED: ExecutionStatus.RUNNING,
+    State.UNKNOWN: ExecutionStatus.FAILED,
+    State.WAITING: ExecutionStatus.RUNNING,
+}
 
 
 class TaskStatus(StrEnum):
@@ -52,6 +72,7 @@ class Event(StrEnum):
     ATTEMPT_STARTED = "AttemptStarted"
     ATTEMPT_FAILED = "AttemptFailed"
     ATTEMPT_RETURNED = "AttemptReturned"  # claimed, but the worker was gone before it could be told
+    ATTEMPT_STOPPED = "AttemptStopped"  # its session was stopped: it begins again when that goes on
     LEASE_EXPIRED = "LeaseExpired"
     OUTCOME_RESOLVED = "OutcomeResolved"  # a person's word on what became of it, or that it is to be tried again
     APPROVAL_REQUESTED = "ApprovalRequested"

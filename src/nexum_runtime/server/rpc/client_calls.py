@@ -22,6 +22,7 @@ from nexum_runtime.server.rpc.messages import (
     Trailing,
     answering,
     details,
+    labels_of,
     metadata_of,
     outcome_metadata,
     start_order,
@@ -120,7 +121,9 @@ class ClientCalls:
                     await self._answer_claim(number, request, metadata, answers)
                     return
                 if wire.COMPLETES in metadata:
-                    message = await self._engine.complete(metadata[wire.COMPLETES], request.input_json)
+                    message = await self._engine.complete(
+                        metadata[wire.COMPLETES], request.input_json, labels_of(metadata)
+                    )
                     response, told = pb.StatusResponse(), {wire.MESSAGE: message}
                 else:
                     response, trailing = await self._execute(request, metadata)
@@ -143,6 +146,12 @@ class ClientCalls:
                     span.tell(before=started.before, outcome=snapshot.execution.status)
                     asking.close()  # from here on it is only present
                     answers.put(number, _as_texts(_trailing(started, snapshot)), status_response(snapshot))
+                    if started.claimed is not None:
+                        tell = self._engine.telling_to_stop(
+                            started.claimed.task.task_id,
+                            lambda why: answers.put(number, {wire.STOP: why}, pb.StatusResponse()),
+                        )
+                        asking.enter_context(tell)
 
 
 def _metadata_of_call(text: str) -> dict[str, str]:

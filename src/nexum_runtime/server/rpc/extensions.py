@@ -10,9 +10,9 @@ from nexum.proto import nexum_pb2 as pb
 from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, NexumError
 from nexum_runtime.server.engine.engine import Engine
-from nexum_runtime.server.model.contract import EventRow, StoreUnavailable
+from nexum_runtime.server.model.contract import EventRow, Execution, Session, StoreUnavailable
 from nexum_runtime.server.model.shapes import Resolution
-from nexum_runtime.server.model.states import ExecutionStatus
+from nexum_runtime.server.model.states import ExecutionStatus, State
 from nexum_runtime.server.rpc.client_calls import ClientCalls
 from nexum_runtime.server.rpc.messages import (
     LIST_LIMIT,
@@ -27,7 +27,9 @@ from nexum_runtime.server.rpc.messages import (
 )
 from nexum_runtime.server.rpc.peers import Registrations, Waiting
 from nexum_runtime.server.rpc.worker_calls import WorkerCalls
+from nexum_runtime.server.rules.sessions import words_of
 from nexum_runtime.server.rules.snapshots import Snapshot
+from nexum_runtime.text import timestamp
 
 AGE_MS_LIMIT = 10**14  # of what is pruned: 3,000 years
 
@@ -59,9 +61,40 @@ class NexumExtensions:
         )
         return pb.AckResponse(ok=True, message=wire.canonical_json({"executions": executions, "bytes": size_bytes}))
 
+    @answering
+    async def StopSession(self, request: Any, context: Context) -> Any:
+        """Stop the session `execution_id`: who says so is the `approver`, and why the `reason`.
+
+        `message` is `{"stopped": [execution id], "let_finish": [execution id]}`.
+        """
+        told = await self._engine.stop_session(request.execution_id, request.approver, request.reason)
+        return pb.AckResponse(ok=True, message=wire.canonical_json(told))
+
+    @answering
+    async def GoSession(self, request: Any, context: Context) -> Any:
+        """Let the session `execution_id` go on; `ok` is whether it was stopped."""
+        return pb.AckResponse(ok=await self._engine.go_session(request.execution_id))
+
+    @answering
+    async def ListSessions(self, request: Any, context: Context) -> Any:
+        """Sessions, the latest first: `completed_nodes_json` is a list of what `session_json` tells."""
+        limit = min(request.limit, LIST_LIMIT) if request.limit > 0 else LIST_LIMIT
+        found = await self._engine.sessions(metadata_of(context).get(wire.PREFIX, ""), limit)
+        return pb.StatusResponse(completed_nodes_json=wire.canonical_json([session_json(each) for each in found]))
+
+    @answering
+    async def Executions(self, request: Any, context: Context) -> Any:
+        """`ListExecutions` with states and labels: `status` filters by a state, `completed_nodes_json` is a list."""
+        limit = min(request.limit, LIST_LIMIT) if request.limit > 0 else LIST_LIMIT
+        prefix = metadata_of(context).get(wire.PREFIX, "")
+        found = await self._engine.listed(request.workflow_id, request.status, prefix, limit)
+        return pb.StatusResponse(completed_nodes_json=wire.canonical_json([_listed(*each) for each in found]))
+
     async def Journal(self, request: Any, context: Context) -> AsyncIterator[Any]:
         """What every COMPLETED execution under a prefix has recorded, `{execution_id: {node: output}}`, in parts."""
         try:
+            if metadata_of(context).get(wire.TO_GO_ON) == "true":
+                await self._engine.check_that_it_goes_on(readable(request).execution_id)
             async with aclosing(self._engine.journal(readable(request).execution_id)) as parts:
                 async for part in parts:
                     yield pb.StatusResponse(status=ExecutionStatus.COMPLETED, completed_nodes_json=part)
@@ -102,6 +135,10 @@ class NexumExtensions:
             {
                 "Execute": unary(self._client_calls.Execute, pb.StartRequest, pb.StatusResponse),
                 "Heartbeat": unary(self._worker_calls.Heartbeat, pb.PollRequest, pb.AckResponse),
+                "Executions": unary(self.Executions, pb.ListRequest, pb.StatusResponse),
+                "StopSession": unary(self.StopSession, pb.RejectRequest, pb.AckResponse),
+                "GoSession": unary(self.GoSession, pb.StatusRequest, pb.AckResponse),
+                "ListSessions": unary(self.ListSessions, pb.ListRequest, pb.StatusResponse),
                 "Resolve": unary(self.Resolve, pb.RejectRequest, pb.AckResponse),
                 "Prune": unary(self.Prune, pb.StatusRequest, pb.AckResponse),
                 "StreamTasks": grpc.stream_stream_rpc_method_handler(
@@ -132,10 +169,11 @@ def _history_json(snapshot: Snapshot, events: list[EventRow]) -> str:
             "execution_id": execution.execution_id,
             "workflow_id": execution.workflow_id,
             "version_hash": execution.version_hash,
-            "status": execution.status,
+            "status": snapshot.state,
             "error": execution.error,
             "error_code": execution.error_code,
             "effect": execution.effect,
+            "labels": labels_of(execution),
             "attempts": snapshot.attempts,
             "created_at_ms": execution.created_at_ms,
             "ended_at_ms": execution.ended_at_ms,
@@ -146,3 +184,51 @@ def _history_json(snapshot: Snapshot, events: list[EventRow]) -> str:
             ],
         }
     )
+
+
+def _listed(execution: Execution, state: State) -> dict[str, Any]:
+    return {
+        "execution_id": execution.execution_id,
+        "workflow_id": execution.workflow_id,
+        "version_hash": execution.version_hash,
+        "status": state,
+        "created_at": timestamp(execution.created_at_ms),
+        "labels": labels_of(execution),
+    }
+
+
+def labels_of(execution: Execution) -> dict[str, Any]:
+    return dict(wire.parse_json(execution.labels_json)) if execution.labels_json else {}
+
+
+def session_json(session: Session) -> dict[str, Any]:
+    """A session as JSON. `state` is the first of these that holds: STOPPED, UNKNOWN (an outcome is), WAITING (for a
+    person), RUNNING (something does, or its last run has not ended), or how its last run has ended."""
+    last = labels_of(session.last) if session.last else {}
+    return {
+        "session_id": session.session_id,
+        "state": _state(session, last),
+        "stopped": vars(session.stop) | {"words": words_of(session.session_id, session.stop)} if session.stop else None,
+        "began_at_ms": session.began_at_ms,
+        "heard_at_ms": session.heard_at_ms,
+        "executions": session.executions,
+        "kinds": session.kinds,
+        "runs": session.runs,
+        "numbers": session.numbers,
+        "unknown": session.unknown,
+        "asks": session.asks,
+        "waiting": session.waiting,
+        "running": session.running,
+    }
+
+
+def _state(session: Session, last: dict[str, Any]) -> str:
+    if session.stop:
+        return "STOPPED"
+    if session.unknown:
+        return "UNKNOWN"
+    if session.asks:
+        return "WAITING"
+    if session.running or session.waiting:
+        return "RUNNING"
+    return str(last.get("outcome", "RUNNING"))

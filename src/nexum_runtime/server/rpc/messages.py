@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from nexum.proto import nexum_pb2 as pb
 
 from nexum_runtime import tracing, wire
-from nexum_runtime.errors import InvalidRequest, LimitExceeded, NexumError, NotFound
+from nexum_runtime.errors import InvalidRequest, LimitExceeded, NexumError, NotFound, SessionStopped
 from nexum_runtime.server.model.contract import StoreUnavailable
 from nexum_runtime.server.model.shapes import Started, StartOrder
 from nexum_runtime.server.rules.snapshots import Snapshot
@@ -27,6 +27,7 @@ CODES: dict[type[Exception], grpc.StatusCode] = {
     InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     NotFound: grpc.StatusCode.NOT_FOUND,
     LimitExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    SessionStopped: grpc.StatusCode.FAILED_PRECONDITION,
     StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
 }
 
@@ -99,7 +100,14 @@ def start_order(request: Any, metadata: dict[str, Any]) -> StartOrder:
         claim=metadata.get(wire.CLAIM, ""),
         lease_ms=lease_ms(metadata),
         traceparent=traceparent if wire.is_traceparent(traceparent) else "",
+        labels_json=labels_of(metadata),
     )
+
+
+def labels_of(metadata: dict[str, Any]) -> str:
+    """As text: on a stream of calls they are, in gRPC's own metadata they are bytes."""
+    labels = metadata.get(wire.LABELS, "")
+    return labels if isinstance(labels, str) else bytes(labels).decode(errors="replace")
 
 
 @contextmanager

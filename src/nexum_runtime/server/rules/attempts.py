@@ -55,10 +55,15 @@ class Attempts:
         if runs:
             notices.ready.add((claimed.workflow_id, claimed.version_hash, claimed.execution_id))
 
-    def complete(self, tx: Transaction, notices: Notices, task_id: str, output_json: str) -> str:
-        """Record a task's result. The first word wins; returns "" if it was this one, else why nothing changed."""
+    def complete(self, tx: Transaction, notices: Notices, task_id: str, output_json: str, labels_json: str = "") -> str:
+        """Record a task's result. The first word wins; returns "" if it was this one, else why nothing changed.
+
+        With `labels_json` the execution has these labels from now on.
+        """
         finished = tx.finish(task_key(task_id), wire.attempt_number(task_id), output_json)
         if finished is not None:
+            if labels_json:
+                tx.label(finished.execution_id, labels_json)
             self._course.finished(tx, notices, finished, output_json)
             return ""
         task, attempt, execution = _find_attempt(tx, task_id)

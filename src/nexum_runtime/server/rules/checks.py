@@ -7,10 +7,13 @@ from dataclasses import replace
 from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, LimitExceeded
 from nexum_runtime.server.model.shapes import Resolution, StartOrder
+from nexum_runtime.text import shorten
 
 ERROR_LIMIT = 64 * 1024  # characters kept of an error's text
 NAME_LIMIT = 200  # characters of a workflow id, a version hash or a worker id
 EXECUTION_ID_LIMIT = 200  # characters
+LABELS = {"kind", "name", "text", "run", "outcome"}
+LABELS_LIMIT = 4_000  # characters of all labels of an execution
 EXECUTION_ID = re.compile(rf"[A-Za-z0-9._:/@=-]{{1,{EXECUTION_ID_LIMIT}}}")
 
 
@@ -27,8 +30,33 @@ def checked_order(order: StartOrder, max_bytes: int) -> StartOrder:
         raise InvalidRequest(f"An effect that happens once has one attempt, not {order.max_attempts}.")
     if order.claim:
         check_name("worker id", order.claim)
+    if order.labels_json:
+        order = order._replace(labels_json=checked_labels(order.labels_json))
     check_json(f"The input of {order.execution_id}", order.input_json)
     return order
+
+
+def checked_labels(labels_json: str) -> str:
+    """The labels, with texts that are too long cut."""
+    try:
+        labels = wire.parse_json(labels_json)
+    except ValueError as error:
+        raise InvalidRequest(f"{wire.LABELS} is not JSON: {error}.") from None
+    numbers = labels.get("numbers", {}) if isinstance(labels, dict) else None
+    texts = {key: value for key, value in labels.items() if key != "numbers"} if isinstance(labels, dict) else {}
+    if (
+        not isinstance(numbers, dict)
+        or texts.keys() - LABELS
+        or not all(isinstance(text, str) for text in texts.values())
+        or not all(type(number) in (int, float) for number in numbers.values())
+        or len(labels_json) > LABELS_LIMIT
+    ):
+        raise InvalidRequest(
+            f"{wire.LABELS} is {shorten(labels_json, 80)}; it must be an object of numbers and of the texts "
+            f"{', '.join(sorted(LABELS))}."
+        )
+    cut = {key: text[: wire.LABEL_CHARS] for key, text in texts.items()} | ({"numbers": numbers} if numbers else {})
+    return wire.canonical_json(cut)
 
 
 def checked_resolution(word: Resolution, execution_id: str, max_bytes: int) -> Resolution:

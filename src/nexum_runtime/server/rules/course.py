@@ -11,7 +11,7 @@ from collections.abc import Callable
 from nexum_runtime import wire
 from nexum_runtime.errors import LimitExceeded, NotFound
 from nexum_runtime.server.model import graph
-from nexum_runtime.server.model.contract import Execution, Task, Transaction
+from nexum_runtime.server.model.contract import Execution, Task, Transaction, session_of
 from nexum_runtime.server.model.shapes import Claimed, Ending, Notices, StartOrder, Taker
 from nexum_runtime.server.model.states import ErrorCode, Event, ExecutionStatus, TaskStatus
 
@@ -62,6 +62,7 @@ class Course:
             error_code=None,
             created_at_ms=now_ms,
             ended_at_ms=None,
+            labels_json=order.labels_json or None,
         )
         tx.add_execution(execution)
         tx.add_event(execution.execution_id, now_ms, Event.EXECUTION_STARTED)
@@ -69,14 +70,14 @@ class Course:
 
     def _check_room(self, tx: Transaction, execution_id: str) -> None:
         """Refuse one more execution of a session, whose ids all begin with "{session}/", when too many of it run."""
-        session, slash, _ = execution_id.partition("/")
-        if not slash:
+        session = session_of(execution_id)
+        if not session:
             return
         at_most = self._running_at_most
         if at_most.get(session, RUNNING_LIMIT) >= RUNNING_LIMIT:  # those that ended since are still in the number
             if len(at_most) >= SESSIONS_KEPT:
                 at_most.clear()
-            at_most[session] = tx.count_running(session + slash, RUNNING_LIMIT)
+            at_most[session] = tx.count_running(f"{session}/", RUNNING_LIMIT)
         if at_most[session] >= RUNNING_LIMIT:
             raise LimitExceeded(
                 f"Session {session} has {RUNNING_LIMIT} executions under way; let some of them end first."

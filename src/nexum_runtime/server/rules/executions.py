@@ -10,6 +10,7 @@ from nexum_runtime.server.model import graph
 from nexum_runtime.server.model.contract import Execution, Task, Transaction, Workflow
 from nexum_runtime.server.model.shapes import Claimed, Notices, Resolution, Started, StartOrder, Taker, Verdict
 from nexum_runtime.server.model.states import ErrorCode, Event, ExecutionStatus, TaskStatus
+from nexum_runtime.server.rules import sessions
 from nexum_runtime.server.rules.attempts import Attempts, or_not
 from nexum_runtime.server.rules.course import Course, check_story, execution_of, is_once
 from nexum_runtime.text import shorten, timestamp
@@ -50,6 +51,8 @@ class Executions:
         The first task of one that is new is given to the taker.
         """
         existing = tx.execution(order.execution_id)
+        if existing is None or existing.status != ExecutionStatus.COMPLETED:
+            sessions.check_that_it_goes_on(tx, order.execution_id)
         is_over = existing is not None and existing.status == ExecutionStatus.COMPLETED
         if order.traceparent and not order.claim and not is_over:
             self._course.trace(order.execution_id, order.traceparent)
@@ -147,6 +150,7 @@ class Executions:
             raise NotFound(f"No execution {execution_id!r} is known.")
         now_ms = self._clock()
         if word.kind == "retry":
+            sessions.check_that_it_goes_on(tx, execution_id)
             if node_id:
                 raise InvalidRequest("To try again is said of a whole execution, not of one node: leave --node away.")
             if execution.status not in (ExecutionStatus.FAILED, ExecutionStatus.CANCELLED):

@@ -5,9 +5,9 @@ from typing import NamedTuple
 from nexum_runtime import wire
 from nexum_runtime.errors import NotFound
 from nexum_runtime.server.model import graph
-from nexum_runtime.server.model.contract import Execution, Reader
+from nexum_runtime.server.model.contract import Execution, Reader, session_of
 from nexum_runtime.server.model.shapes import Claimed, Ending
-from nexum_runtime.server.model.states import ExecutionStatus, TaskStatus
+from nexum_runtime.server.model.states import ErrorCode, ExecutionStatus, State, TaskStatus
 from nexum_runtime.server.rules.attempts import tries
 
 
@@ -18,6 +18,7 @@ class Snapshot(NamedTuple):
     outputs: dict[str, str]
     attempts: int  # the most that any of its tasks has had
     waits_for: str  # "worker" when none of its tasks runs and one could, "approval" when a person is asked, or ""
+    state: State | None = None  # what people are told of it, where they ask
 
     @property
     def outputs_json(self) -> str:
@@ -35,6 +36,21 @@ def read(reader: Reader, execution_id: str, now_ms: int) -> Snapshot:
     asked = any(task.status == TaskStatus.WAITING and task.node_type == graph.APPROVAL for task in tasks)
     waits_for = "worker" if ready and not running else "approval" if asked else ""
     return Snapshot(execution, reader.outputs(execution_id), attempts, waits_for)
+
+
+def state_of(reader: Reader, execution: Execution) -> State:
+    """How people are told that it is."""
+    if execution.error_code == ErrorCode.OUTCOME_UNKNOWN:
+        return State.UNKNOWN
+    if execution.status != ExecutionStatus.RUNNING:
+        return State(execution.status)
+    session_id = session_of(execution.execution_id)
+    if session_id and reader.stop_of(session_id) is not None:
+        return State.STOPPED
+    found = {(task.status, task.node_type) for task in reader.tasks(execution.execution_id)}
+    asked = (TaskStatus.WAITING, graph.APPROVAL) in found
+    begins = any(status in (TaskStatus.READY, TaskStatus.RUNNING) for status, _ in found)
+    return State.WAITING if asked and not begins else State.RUNNING
 
 
 def ended(reader: Reader, execution_id: str, ending: Ending | None, now_ms: int) -> Snapshot:

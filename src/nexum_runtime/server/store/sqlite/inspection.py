@@ -12,6 +12,7 @@ from typing import Any
 
 from nexum_runtime import wire
 from nexum_runtime.server.store.sqlite import files
+from nexum_runtime.server.store.sqlite.rows import IS_NOT_STOPPED
 
 CHECK_MS = 500  # at most, of looking for damage
 CHECK_STEPS = 10_000  # of SQLite's machine between two looks at the clock
@@ -23,6 +24,7 @@ _WAITING = f"""
         SELECT workflow_id, version_hash, seq, execution_id,
             ifnull(worker_id LIKE '{wire.LOCAL_WORKER}%', 0) AS local
         FROM tasks WHERE status = 'READY' AND node_type IN ('EFFECT', 'COMPUTE') AND available_at_ms <= ?
+        AND {IS_NOT_STOPPED}
     ) GROUP BY workflow_id, version_hash, local ORDER BY min(seq) LIMIT {LISTED_LIMIT}
 """
 _RUNNING = f"""

@@ -3,9 +3,11 @@
 import json
 import sqlite3
 
-from nexum_runtime.server.model.contract import Approval, EventRow, Execution, Task, Workflow
+from nexum_runtime.server.model.contract import Approval, EventRow, Execution, Session, Stop, Task, Workflow
 from nexum_runtime.server.model.states import OPEN_STATUSES, Event, ExecutionStatus
 from nexum_runtime.server.store.sqlite.rows import EXECUTION, OPEN, TASK, WORKFLOW, by_key, execution_of, task_of
+
+FEW = 5  # executions of a session that are named
 
 
 class SqliteReader:
@@ -55,6 +57,66 @@ class SqliteReader:
         where = "WHERE " + " AND ".join(conditions) if conditions else ""
         rows = self._sql(f"SELECT {EXECUTION} FROM executions {where} ORDER BY seq DESC LIMIT ?", (*parameters, limit))
         return [execution_of(row) for row in rows]
+
+    def sessions(self, prefix: str, limit: int) -> list[Session]:
+        where = "WHERE session_id >= ? AND session_id < ? " if prefix else ""
+        parameters = (prefix, _after_prefix(prefix)) if prefix else ()
+        rows = self._sql(
+            f"SELECT session_id, began_at_ms, heard_at_ms, stopped_json FROM sessions {where}"
+            "ORDER BY heard_at_ms DESC, session_id LIMIT ?",
+            (*parameters, limit),
+        )
+        return [self._session(*row) for row in rows.fetchall()]
+
+    def _session(self, session_id: str, began_at_ms: int, heard_at_ms: int, stopped_json: str | None) -> Session:
+        of_it = (f"{session_id}/", f"{session_id}0")  # "0" comes after "/"
+        theirs = "FROM executions WHERE execution_id >= ? AND execution_id < ?"
+        kind, run = (f"json_extract(labels_json, '$.{key}')" for key in ("kind", "run"))
+        count, runs, ended_at_ms, last = self._sql(
+            f"SELECT count(*), count(DISTINCT {run}), max(ended_at_ms), max(seq) {theirs}", of_it
+        ).fetchone()
+        kinds = self._sql(f"SELECT {kind}, count(*) {theirs} AND {kind} IS NOT NULL GROUP BY 1", of_it)
+        numbers = self._sql(
+            "SELECT key, sum(value) FROM executions, json_each(labels_json, '$.numbers') "
+            "WHERE execution_id >= ? AND execution_id < ? AND labels_json IS NOT NULL GROUP BY key",
+            of_it,
+        )
+        unknown = self._sql(
+            f"SELECT execution_id {theirs} AND error_code = 'OUTCOME_UNKNOWN' AND status = 'FAILED' "
+            f"ORDER BY seq LIMIT {FEW}",
+            of_it,
+        )
+        open_tasks: dict[str, list[str]] = {"WAITING": [], "READY": [], "RUNNING": []}
+        for execution_id, status, node_type in self._sql(
+            "SELECT execution_id, t.status, node_type FROM executions x JOIN tasks t USING (execution_id) "
+            f"WHERE execution_id >= ? AND execution_id < ? AND x.status = 'RUNNING' AND t.{OPEN} ORDER BY t.seq",
+            of_it,
+        ):
+            if status != "WAITING" or node_type == "HUMAN_APPROVAL":
+                open_tasks[status].append(execution_id)
+        row = self._sql(f"SELECT {EXECUTION} FROM executions WHERE seq = ?", (last,)).fetchone()
+        return Session(
+            session_id=session_id,
+            began_at_ms=began_at_ms,
+            heard_at_ms=max(heard_at_ms, ended_at_ms or 0),
+            stop=_stop_of(stopped_json),
+            executions=count,
+            kinds=dict(kinds.fetchall()),
+            runs=runs,
+            numbers=dict(numbers.fetchall()),
+            unknown=[execution_id for (execution_id,) in unknown],
+            asks=open_tasks["WAITING"][:FEW],
+            waiting=[each for each in open_tasks["READY"] if each not in open_tasks["RUNNING"]][:FEW],
+            running=open_tasks["RUNNING"][:FEW],
+            last=execution_of(row) if row else None,
+        )
+
+    def knows_session(self, session_id: str) -> bool:
+        return self._sql("SELECT 1 FROM sessions WHERE session_id = ?", (session_id,)).fetchone() is not None
+
+    def stop_of(self, session_id: str) -> Stop | None:
+        row = self._sql("SELECT stopped_json FROM sessions WHERE session_id = ?", (session_id,)).fetchone()
+        return _stop_of(row[0]) if row else None
 
     def count_running(self, prefix: str, limit: int) -> int:
         row = self._sql(
@@ -161,6 +223,10 @@ class SqliteReader:
             f"SELECT {TASK} FROM tasks WHERE status = 'RUNNING' AND worker_id = ? ORDER BY seq", (worker_id,)
         )
         return [task_of(row) for row in rows]
+
+
+def _stop_of(stopped_json: str | None) -> Stop | None:
+    return Stop(**json.loads(stopped_json)) if stopped_json else None
 
 
 def _after_prefix(prefix: str) -> str:

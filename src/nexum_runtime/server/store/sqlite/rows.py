@@ -22,6 +22,10 @@ _EXECUTION_STATUS, _EXECUTION_ERROR_CODE = map(Execution._fields.index, ("status
 TASK = ", ".join(Task._fields)
 _TASK_STATUS, _TASK_ERROR_CODE = map(Task._fields.index, ("status", "error_code"))
 OPEN = f"status IN ({listed(OPEN_STATUSES)})"  # a RUNNING execution has such a task, and few others have one
+IS_NOT_STOPPED = (  # of a task
+    "NOT EXISTS (SELECT 1 FROM sessions WHERE stopped_json IS NOT NULL "
+    "AND session_id = substr(execution_id, 1, instr(execution_id, '/') - 1))"
+)
 WORKFLOW = "workflow_id, version_hash, ir_json, compatibility, registered_at_ms"
 # A key begins with the number of its row. Those of version 2 do not, and have an index.
 NUMBERED, NAMED = "seq = ? AND task_key = ?", "task_key = ? AND task_key NOT GLOB '[0-9]*-*'"

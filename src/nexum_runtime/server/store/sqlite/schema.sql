@@ -1,4 +1,4 @@
--- The database of a Nexum server: four tables, and how a call passes through them.
+-- The database of a Nexum server: five tables, and how a call passes through them.
 --
 -- A workflow is registered once (workflows). Starting it adds one row to executions and one to tasks for every node
 -- that depends on nothing. A worker's poll claims the READY task that was scheduled first: one conditional UPDATE
@@ -6,6 +6,8 @@
 -- node that became ready by it, and, when no node is left, makes the execution COMPLETED. A node that needs no worker, a
 -- person's approval or a timer, is WAITING instead until it is DONE. Each of these steps is one transaction and writes
 -- its row to events in that same transaction, so events tell the whole story in order.
+--
+-- Executions whose ids begin with the same "{session}/" are a session. Of one that is stopped, no task is claimed.
 --
 -- Times are integer milliseconds since 1970; every *_json column holds JSON text exactly as it was received.
 -- States and their legal moves: ../../model/states.py.
@@ -35,13 +37,23 @@ CREATE TABLE executions (
     created_at_ms INTEGER NOT NULL,
     ended_at_ms   INTEGER,
     effect        TEXT NOT NULL DEFAULT 'idempotent' CHECK (effect IN ('read', 'idempotent', 'once')),
-    timeout_ms    INTEGER                                  -- of one attempt
+    timeout_ms    INTEGER,                                 -- of one attempt
+    labels_json   TEXT                                     -- what its client says that it is: wire.LABELS
 ) STRICT;
 
 -- Every index costs each call a page of the log, or two. So none has what is COMPLETED, as most executions are, and
 -- what is RUNNING is found by its open tasks.
 CREATE INDEX executions_by_workflow ON executions (workflow_id);
 CREATE INDEX executions_without_result ON executions (status) WHERE status IN ('FAILED', 'CANCELLED');
+
+CREATE TABLE sessions (
+    session_id   TEXT PRIMARY KEY,                         -- what stands before the first "/" of an execution's id
+    began_at_ms  INTEGER NOT NULL,
+    heard_at_ms  INTEGER NOT NULL,                         -- when an execution of it was started last, to the second
+    stopped_json TEXT                                      -- {"at_ms", "by", "reason"} while it is stopped
+) STRICT;
+
+CREATE INDEX sessions_heard ON sessions (heard_at_ms);
 
 CREATE TABLE tasks (
     seq                 INTEGER PRIMARY KEY, -- first scheduled, first claimed

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from nexum_runtime.server.model.contract import Execution, Task, Workflow
+from nexum_runtime.server.model.contract import Execution, Stop, Task, Workflow, session_of
 from nexum_runtime.server.model.states import (
     EXECUTION_SOURCES,
     TASK_SOURCES,
@@ -18,6 +18,7 @@ from nexum_runtime.server.model.states import (
 from nexum_runtime.server.store.sqlite.reader import SqliteReader
 from nexum_runtime.server.store.sqlite.rows import (
     EXECUTION,
+    IS_NOT_STOPPED,
     NAMED,
     NUMBERED,
     TASK,
@@ -37,6 +38,13 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 # The statements of every call: the same text each time, so that SQLite's module finds them prepared.
 _ADD_EXECUTION = f"INSERT INTO executions ({EXECUTION}) VALUES ({marks(Execution._fields)})"
+# To the second, so that few calls change it.
+_HEAR_SESSION = """
+    INSERT INTO sessions (session_id, began_at_ms, heard_at_ms)
+    SELECT substr(?1, 1, instr(?1, '/') - 1), ?2, ?2 WHERE instr(?1, '/') > 1
+    ON CONFLICT (session_id) DO UPDATE SET heard_at_ms = excluded.heard_at_ms
+    WHERE excluded.heard_at_ms >= heard_at_ms + 1000
+"""
 _ADD_TASK = f"INSERT INTO tasks (seq, {TASK}) VALUES (?, {marks(Task._fields)})"
 _ADD_EVENT = f"""
     INSERT INTO events (seq, at_ms, type, node_id, attempt, data_json)
@@ -72,19 +80,27 @@ class SqliteTransaction(SqliteReader):
         self._sql = self._flush_and_execute  # type: ignore[assignment]  # how a reader asks
         self._numbers = numbers  # of tasks
         self._executions: list[Execution] = []
+        self._heard: list[tuple[str, int]] = []  # of these, when they began
         self._tasks: list[tuple[Any, ...]] = []
         self._events: list[tuple[Any, ...]] = []
         self.added_events: list[tuple[Any, ...]] = []  # by the work that runs
 
     def flush(self) -> None:
-        for sql, rows in ((_ADD_EXECUTION, self._executions), (_ADD_TASK, self._tasks), (_ADD_EVENT, self._events)):
+        added: tuple[tuple[str, list[Any]], ...] = (
+            (_ADD_EXECUTION, self._executions),
+            (_HEAR_SESSION, self._heard),
+            (_ADD_TASK, self._tasks),
+            (_ADD_EVENT, self._events),
+        )
+        for sql, rows in added:
             if rows:
                 self._execute_many(sql, rows)
                 rows.clear()
 
     def forget(self) -> None:
         """What the work that runs has added and is not inserted yet."""
-        for rows in (self._executions, self._tasks, self._events):
+        added: tuple[list[Any], ...] = (self._executions, self._heard, self._tasks, self._events)
+        for rows in added:
             rows.clear()
 
     def _flush_and_execute(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
@@ -115,6 +131,14 @@ class SqliteTransaction(SqliteReader):
 
     def add_execution(self, execution: Execution) -> None:
         self._executions.append(execution)
+        self._heard.append((execution.execution_id, execution.created_at_ms))
+
+    def label(self, execution_id: str, labels_json: str) -> None:
+        self._sql("UPDATE executions SET labels_json = ? WHERE execution_id = ?", (labels_json, execution_id))
+
+    def set_stop(self, session_id: str, stop: Stop | None) -> None:
+        stopped = _encode(vars(stop)) if stop else None
+        self._sql("UPDATE sessions SET stopped_json = ? WHERE session_id = ?", (stopped, session_id))
 
     def move_execution(
         self,
@@ -149,6 +173,12 @@ class SqliteTransaction(SqliteReader):
         self._sql("DELETE FROM events WHERE seq IN (SELECT seq FROM story WHERE execution_id = ?)", (execution_id,))
         for table in ("tasks", "executions"):
             self._sql(f"DELETE FROM {table} WHERE execution_id = ?", (execution_id,))
+        if session_id := session_of(execution_id):  # "0" comes after "/"
+            self._sql(
+                "DELETE FROM sessions WHERE session_id = ? AND stopped_json IS NULL AND NOT EXISTS "
+                "(SELECT 1 FROM executions WHERE execution_id >= ? AND execution_id < ?)",
+                (session_id, f"{session_id}/", f"{session_id}0"),
+            )
 
     def add_task(self, task: Task) -> None:
         self._tasks.append((number_of(task.task_key), *task))
@@ -196,7 +226,8 @@ class SqliteTransaction(SqliteReader):
             "UPDATE tasks SET status = 'RUNNING', attempt = attempt + 1, worker_id = ?, lease_ms = ?, "
             "lease_expires_at_ms = ? WHERE status = 'READY' AND seq = ("
             "SELECT min(seq) FROM tasks WHERE status = 'READY' AND version_hash = ? "
-            f"AND workflow_id IN ({marks(workflow_ids)}) AND available_at_ms <= ?{one}) RETURNING {TASK}",
+            f"AND workflow_id IN ({marks(workflow_ids)}) AND available_at_ms <= ?{one} AND {IS_NOT_STOPPED}) "
+            f"RETURNING {TASK}",
             (worker_id, lease_ms, now_ms + lease_ms, version_hash, *workflow_ids, now_ms)
             + (() if execution_id is None else (execution_id,)),
         ).fetchall()

@@ -1,0 +1,166 @@
+"""`nexum sessions`, `stop` and `go`: what is done with whole sessions."""
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nexum_runtime import wire
+from nexum_runtime.cli.base import (
+    Address,
+    Json,
+    app,
+    clock_time,
+    color,
+    console,
+    counted,
+    examples,
+    names,
+    print_json,
+    run,
+    shown,
+)
+from nexum_runtime.cli.people import Approver, user
+from nexum_runtime.text import ago_text, number_text, printable_line
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Session = Annotated[
+    str, typer.Argument(metavar="SESSION", help="Its id, as `nexum sessions` shows it.", autocompletion=names)
+]
+
+
+@app.command(epilog=examples("nexum sessions", "nexum sessions invoice-", "nexum sessions --json | jq -r .session_id"))
+def sessions(
+    prefix: Annotated[
+        str, typer.Argument(metavar="PREFIX", help="Only sessions whose id begins with this.", show_default=False)
+    ] = "",
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most this many, the latest.")] = 20,
+    as_json: Json = False,
+    address: Address = wire.DEFAULT_ADDRESS,
+) -> None:
+    """List sessions, the one that began something last first.
+
+    With the runs, the turns of models, the calls and steps of each, the tokens it has used, and what it waits for.
+    """
+    from nexum_runtime.client import Client
+
+    async def fetch() -> list[dict[str, Any]]:
+        async with Client(address) as client:
+            return await client.sessions(prefix, limit)
+
+    found = run(fetch())
+    if as_json:
+        for each in found:
+            print_json(each)
+    elif found:
+        out = console()
+        longest = max(len(each["session_id"]) for each in found)
+        if out.is_terminal and out.width < longest + OTHER_CELLS:
+            for each in found:
+                for line in _lines(each):
+                    out.print(line, soft_wrap=True)
+        else:
+            out.print(_table(found))
+        if len(found) == limit:
+            print(f"The latest {limit}; there may be more: --limit")
+    else:
+        print("No such sessions." if prefix else "No sessions yet.")
+
+
+@app.command(epilog=examples("nexum stop my-session", 'nexum stop my-session --reason "wrong customer"'))
+def stop(
+    session: Session,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Told to whoever runs it.", show_default=False)] = "",
+    by: Approver = "",
+    address: Address = wire.DEFAULT_ADDRESS,
+) -> None:
+    """Stop a session: no turn and no call of it begins any more.
+
+    What runs is cut short where it runs, but for calls that happen once: they are let finish, and recorded. A run of it
+    ends, and says who stopped it and why, until `nexum go`. What is recorded stays.
+    """
+    from nexum_runtime.client import Client
+
+    async def send() -> dict[str, list[str]]:
+        async with Client(address) as client:
+            return await client.stop_session(session.removesuffix("/"), by or user(), reason)
+
+    told = run(send())
+    cut = f", {counted(len(told['stopped']), 'attempt')} cut short" if told["stopped"] else ""
+    print(printable_line(f"Session {session} is stopped{cut}. Let it go on with: nexum go {session}"))
+    for execution_id in told["let_finish"]:
+        print(printable_line(f"{execution_id} happens once, and is let finish."))
+
+
+@app.command(epilog=examples("nexum go my-session"))
+def go(session: Session, address: Address = wire.DEFAULT_ADDRESS) -> None:
+    """Let a stopped session go on.
+
+    Calls that a worker has to execute begin at once; for the rest, run its program again.
+    """
+    from nexum_runtime.client import Client
+
+    async def send() -> bool:
+        async with Client(address) as client:
+            return await client.go_session(session.removesuffix("/"))
+
+    was_stopped = run(send())
+    print(printable_line(f"Session {session} {'goes on' if was_stopped else 'was not stopped'}."))
+
+
+OTHER_CELLS = 70  # of a line, beside the id; a terminal that is narrower gets some lines for a session
+
+
+def _table(found: list[dict[str, Any]]) -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("SESSION", overflow="fold")
+    table.add_column("STATE", no_wrap=True)
+    table.add_column("BEGAN", no_wrap=True)
+    table.add_column("HEARD", no_wrap=True)
+    for name in ("RUNS", "TURNS", "CALLS", "TOKENS"):
+        table.add_column(name, no_wrap=True, justify="right")
+    table.add_column("WAITS FOR", overflow="fold")
+    now_ms = time.time_ns() // 1_000_000
+    for each in found:
+        began, heard = (ago_text(now_ms - each[key]) for key in ("began_at_ms", "heard_at_ms"))
+        table.add_row(
+            shown(each["session_id"]),
+            f"[{color(each['state'])}]{each['state']}[/]",
+            began,
+            heard,
+            *(number_text(number) for number in _counts(each)),
+            shown(waits_for(each)),
+        )
+    return table
+
+
+def _lines(each: dict[str, Any]) -> list[str]:
+    runs, turns, calls, tokens = _counts(each)
+    waits = waits_for(each)
+    return [
+        f"[bold]{shown(each['session_id'])}[/] [{color(each['state'])}]{each['state']}[/]",
+        f"  began {clock_time(each['began_at_ms'])}",
+        f"  {counted(runs, 'run')}, {counted(turns, 'turn')}, {counted(calls, 'call')}, {number_text(tokens)} tokens",
+        *([f"  waits for {shown(waits)}"] if waits else []),
+    ]
+
+
+def _counts(each: dict[str, Any]) -> tuple[int, int, int, int]:
+    """Runs, turns, calls with steps, and tokens."""
+    kinds, tokens = each["kinds"], each["numbers"].get("tokens", 0)
+    return each["runs"], kinds.get("turn", 0), kinds.get("call", 0) + kinds.get("step", 0), tokens
+
+
+def waits_for(each: dict[str, Any]) -> str:
+    """What a session waits for, in a few words; "" when it waits for nothing."""
+    if each["stopped"]:
+        return "go"
+    if each["unknown"] or each["asks"]:
+        return "a person"
+    if each["state"] == "RUNNING" and not each["running"]:
+        return "a worker" if each["waiting"] else "its program"
+    return ""
