@@ -8,8 +8,9 @@ with durable_session("my-session"):
 
 from nexum_agents import instrumentation
 from nexum_agents.approvals import run_with_approvals
-from nexum_agents.errors import DurableCallError, OutcomeUnknown, ToolError, ToolFailed, ToolRejected
+from nexum_agents.errors import DurableCallError, OutcomeUnknown, SessionStopped, ToolError, ToolFailed, ToolRejected
 from nexum_agents.events import CallEvent, DurableEvent, TurnEvent
+from nexum_agents.handling import go_session, stop_session
 from nexum_agents.printing import print_events
 from nexum_agents.sessions import DurableSession, durable_session
 from nexum_agents.steps import durable_step
@@ -23,6 +24,7 @@ __all__ = [
     "DurableEvent",
     "DurableSession",
     "OutcomeUnknown",
+    "SessionStopped",
     "ToolError",
     "ToolFailed",
     "ToolRejected",
@@ -31,10 +33,12 @@ __all__ = [
     "durable_session",
     "durable_step",
     "durable_tool",
+    "go_session",
     "idempotency_key",
     "print_events",
     "run_with_approvals",
     "serve",
+    "stop_session",
     "submit_tool_call",
 ]
 

@@ -73,7 +73,7 @@ async def _keep_state(place: Place, input: Any, state: RunState[Any, Any]) -> No
     except LimitExceeded:
         return
     except NexumError as error:
-        raise scope.stop(str(error)) from None
+        raise scope.stop(error) from None
 
 
 async def _kept_state(place: Place, agent: Agent[Any]) -> RunState[Any, Any] | None:
@@ -87,7 +87,7 @@ async def _kept_state(place: Place, agent: Agent[Any]) -> RunState[Any, Any] | N
             return None
         outcome = await nexum_client().status(newest[0].execution_id)
     except NexumError as error:
-        raise scope.stop(str(error)) from None
+        raise scope.stop(error) from None
     try:
         return await RunState.from_json(agent, Recorded.model_validate(outcome.outputs[LOCAL_NODE]).result)
     except UserError:  # the agent is another one by now: the run is replayed, and goes on from where it differs
@@ -126,11 +126,12 @@ async def _ask(run: Place, interruption: ToolApprovalItem) -> str:
             ToolCall(tool_name=tool_name, tool_args=tool_args).model_dump(),
             execution_id=place.execution_id,
             timeout=WAIT_SECONDS,
+            labels=place.labels(tool_args),
             on_wait=lambda waiting: tell("waiting", waiting),
         )
     except NexumError as error:
         tell("failed", str(error))
-        raise scope.stop(str(error)) from None
+        raise scope.stop(error) from None
     if outcome.status == "COMPLETED":
         tell("approved")
         return ""

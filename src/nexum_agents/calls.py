@@ -136,6 +136,7 @@ async def recorded(
             restart="failed" if effect == "once" else "unknown",
             effect=effect,
             timeout=WAIT_SECONDS,
+            labels=place.labels(arguments),
             on_wait=lambda waiting: tell("waiting", detail=waiting),
         )
     except BaseException as error:
@@ -155,7 +156,7 @@ async def recorded(
             return returned[0]
         if isinstance(error, NexumError):
             tell("failed", detail=str(error))
-            raise scope.stop(str(error)) from None
+            raise scope.stop(error) from None
         raise
     if outcome.error_code == "OUTCOME_UNKNOWN":
         tell("unknown", detail=outcome.error or "")

@@ -2,11 +2,16 @@
 
 from agents.exceptions import AgentsException
 
-from nexum_runtime import TaskError
+import nexum_runtime
+from nexum_runtime import NexumError, TaskError
 
 
 class DurableCallError(AgentsException):
     """Nexum could not carry a turn or a call: no server, no result in time, a refused id. It ends the run."""
+
+
+class SessionStopped(DurableCallError):
+    """A person has stopped the session (`nexum stop`): nothing of it begins until `nexum go`. It ends the run."""
 
 
 class ToolError(TaskError):
@@ -27,3 +32,9 @@ class ToolRejected(ToolFailed):
 
 class OutcomeUnknown(ToolFailed):
     """A tool that is attempted only once may or may not have run. The model is told so until someone settles it."""
+
+
+def ending(error: NexumError) -> DurableCallError:
+    """What ends a run for this error of the runtime's."""
+    kind = SessionStopped if isinstance(error, nexum_runtime.SessionStopped) else DurableCallError
+    return kind(str(error))

@@ -33,12 +33,12 @@ from pydantic_core import to_jsonable_python
 
 from nexum_agents import seams
 from nexum_agents.clients import nexum_client
-from nexum_agents.errors import DurableCallError, OutcomeUnknown
+from nexum_agents.errors import DurableCallError, OutcomeUnknown, ending
 from nexum_agents.events import DurableEvent, OnEvent, Saved
 from nexum_agents.workflows import ASKED_ANEW, TURN_NODE
 from nexum_runtime import Client, NexumError, ServerUnavailable
 from nexum_runtime.text import error_text, shorten
-from nexum_runtime.wire import EFFECTS
+from nexum_runtime.wire import EFFECTS, LABEL_CHARS
 
 SESSION_ID_CHARS = 64
 SESSION_ID = re.compile(rf"[A-Za-z0-9._-]{{1,{SESSION_ID_CHARS}}}")
@@ -48,6 +48,7 @@ DIGEST_CHARS = 16
 WHY_CHARS = 300  # of an error that ended a run
 TURN = "model-turn"  # what a turn is called in an execution id
 ANEW = "asked-anew"
+LABEL_KINDS = {"approved call": "call", "call of a worker": "call", "agent": "call"}  # what people call the same
 NOTE_SECONDS = 5.0  # for a note that the next run can make as well
 WAIT_SECONDS = 600.0  # for another process that does the very same, or for a server that is away
 ALIKE = 0.8  # of two names of tools, from which on one may be a slip for the other
@@ -157,7 +158,7 @@ class DurableSession:
             await client.check()
             return await self._journal_of(client)
         except NexumError as error:
-            raise DurableCallError(str(error)) from None
+            raise ending(error) from None
 
     def _take(self, journal: dict[str, dict[str, Any]]) -> None:
         self._journal = journal
@@ -171,7 +172,7 @@ class DurableSession:
     async def _journal_of(self, client: Client) -> dict[str, dict[str, Any]]:
         while True:
             try:
-                return await client.journal(f"{self.session_id}/")
+                return await client.journal(f"{self.session_id}/", to_go_on=True)
             except ServerUnavailable:  # it was there a moment ago
                 await client.check(WAIT_SECONDS)
 
@@ -248,7 +249,7 @@ class Scope:
         self.number: int | None = None  # of a call's scope: the call's, for the tool that submits it
         self.turns = 0  # so far
         self.is_replaying = True  # no model was asked in it so far
-        self.stopped = ""  # of a run: why it cannot go on
+        self.stopped: DurableCallError | None = None  # of a run: why it cannot go on
         self.last_turn: tuple[str, int] | None = None  # its id, and how often it was asked anew before
         self.tripped: list[tuple[str, int]] = []  # the guardrails' checks that ended it, likewise
         self.told_of_error = False  # of a call: a run inside ended in an error
@@ -269,7 +270,7 @@ class Scope:
                 self._given_back[alike].remove(number)
             else:
                 self._made[alike] += 1
-        return Place(self, alike, number, name)
+        return Place(self, kind, alike, number, name)
 
     def give_back(self, place: "Place") -> None:
         """It was not done after all: when it is done again, it is the same."""
@@ -299,19 +300,22 @@ class Scope:
             scope = scope.parent
         return found if found.is_run else scope
 
-    def stop(self, why: str) -> DurableCallError:
+    def stop(self, why: str | DurableCallError | NexumError) -> DurableCallError:
         """The error that ends this run; from now on nothing begins in it.
 
         For an agent's tool that is an agent itself tells the outer model of whatever it raises.
         """
+        if isinstance(why, str):
+            why = DurableCallError(why)
+        error = ending(why) if isinstance(why, NexumError) else why
         if self.run.is_run:
-            self.run.stopped = why
-        return DurableCallError(why)
+            self.run.stopped = type(error)(str(error))  # without its traceback
+        return error
 
     def check(self) -> None:
         """Raise DurableCallError if this run cannot go on."""
-        if why := self.run.stopped:
-            raise DurableCallError(why)
+        if error := self.run.stopped:
+            raise type(error)(str(error))
 
     @property
     def was_told(self) -> bool:
@@ -376,18 +380,34 @@ class Scope:
 class Place:
     """Something that happens in a session: its `execution_id`, and what that is made of."""
 
-    def __init__(self, scope: Scope, alike: str, number: int, name: str) -> None:
-        self.scope, self.alike, self.number = scope, alike, number
+    def __init__(self, scope: Scope, kind: str, alike: str, number: int, name: str) -> None:
+        self.scope, self.kind, self.alike, self.number, self.name = scope, kind, alike, number, name
         name = NOT_OF_AN_ID.sub("_", name)[:NAME_CHARS]  # the digest tells apart what looks the same by this
         self.id = f"{scope.session.session_id}/{name}/{alike}/{number}"
         self.times = scope.session.times_anew(self.id)
         self.execution_id = f"{self.id}.{self.times}" if self.times else self.id
+
+    def labels(self, arguments: "dict[str, Any] | str | None" = None) -> dict[str, Any]:
+        """What it is, for whoever lists the executions of the session."""
+        kind = LABEL_KINDS.get(self.kind, self.kind)
+        labels = {"kind": kind, "name": self.name, "text": _shown(arguments), "run": self.scope.run.key}
+        return {key: text[:LABEL_CHARS] for key, text in labels.items() if text}
 
     @property
     def why_anew(self) -> str:
         """Why it is not what is recorded already; "" if nothing was."""
         why = self.scope.session.asked_anew.get(self.id, (0, ""))[1]
         return f"asked anew, as its answer ended the run: {why}" if why else ""
+
+
+def _shown(arguments: "dict[str, Any] | str | None") -> str:
+    """`"durable execution", max_results=5`: the first one by its value alone."""
+    if not isinstance(arguments, dict):
+        return arguments or ""
+    values = [_SHOWING.encode(value) for value in arguments.values()]
+    return ", ".join(
+        value if n == 0 else f"{name}={value}" for n, (name, value) in enumerate(zip(arguments, values, strict=True))
+    )
 
 
 _BLAMED = "_nexum_blamed"  # of an error: the ids of what is to be asked anew, how often that was done before, and why
@@ -482,6 +502,7 @@ def _plain(value: Any) -> Any:
     return to_jsonable_python(value, fallback=lambda other: type(other).__name__)
 
 
+_SHOWING = json.JSONEncoder(ensure_ascii=False, default=str)
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), default=_plain)  # made once
 
 

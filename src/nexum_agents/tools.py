@@ -102,6 +102,7 @@ async def _submit(
             max_attempts=max_attempts,
             attempt_timeout=attempt_timeout,
             timeout=timeout,
+            labels=place.labels(asked),
             on_wait=lambda waiting: tell("waiting", detail=waiting),
         )
 
@@ -118,7 +119,7 @@ async def _submit(
             outcome = await execute(restart="failed" if effect == "once" else "unknown")
     except NexumError as error:
         tell("failed", detail=str(error))
-        raise scope.stop(str(error)) from None
+        raise scope.stop(error) from None
     if outcome.error_code == "OUTCOME_UNKNOWN" and effect == "once":
         tell("unknown", detail=why(outcome))
         raise unknown_outcome(tool_name, outcome)

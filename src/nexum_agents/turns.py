@@ -37,7 +37,7 @@ from nexum_agents.recording import Unrecordable, from_recorded, to_recorded
 from nexum_agents.sessions import TURN, WAIT_SECONDS, Place, Scope, current_scope, digest
 from nexum_agents.standin import StandIn
 from nexum_agents.workflows import MODEL_TURN, TURN_NODE, Recorded
-from nexum_runtime import LimitExceeded, LocalEffect, NexumError, Outcome
+from nexum_runtime import ExecutionCancelled, LimitExceeded, LocalEffect, NexumError, Outcome
 from nexum_runtime.text import error_text, shorten
 from nexum_runtime.wire import NEW
 
@@ -104,7 +104,8 @@ class RecordedModel(StandIn):
     async def get_response(self, *args: Any, **named: Any) -> ModelResponse:
         async with _turn(self._name, args, named, streamed=False) as turn:
             if turn.recorded is None:
-                response = await self._stands_for.get_response(*args, **named)
+                async with turn.until_stopped():
+                    response = await self._stands_for.get_response(*args, **named)
                 await turn.record(response, response.output, response.usage.total_tokens or 0)
             answer: ModelResponse = turn.recorded
             return answer
@@ -117,8 +118,13 @@ class RecordedModel(StandIn):
                 return
             events: list[Any] = []
             stream = self._stands_for.stream_response(*args, **named)
+            told = aiter(stream)
             try:
-                async for event in stream:
+                while True:
+                    async with turn.until_stopped():
+                        event = await anext(told, _OVER)
+                    if event is _OVER:
+                        break
                     events.append(event)
                     if isinstance(event, ResponseCompletedEvent):  # recorded before anything follows from it
                         usage = event.response.usage
@@ -138,6 +144,9 @@ class RecordedModel(StandIn):
             return ModelRetryAdvice(normalized=ModelRetryNormalizedError(is_abort=True))
         advice: ModelRetryAdvice | None = self._stands_for.get_retry_advice(request)
         return advice
+
+
+_OVER = object()  # after the last event of a stream
 
 
 @asynccontextmanager
@@ -160,6 +169,7 @@ async def _turn(model: str, args: tuple[Any, ...], named: dict[str, Any], *, str
             execution_id=turn.place.execution_id,
             restart="unknown",  # a turn that failed is asked anew, as the SDK would
             timeout=WAIT_SECONDS,
+            labels=turn.labels(),
             on_wait=lambda waiting: turn.tell("waiting", detail=waiting),
         ) as effect:
             ended = effect.outcome
@@ -168,7 +178,7 @@ async def _turn(model: str, args: tuple[Any, ...], named: dict[str, Any], *, str
             yield turn
     except (NexumError, DurableCallError) as error:
         turn.tell("failed", detail=str(error))
-        raise scope.stop(str(error)) from None
+        raise scope.stop(error) from None
     except Exception as error:
         turn.tell("failed", detail=error_text(error))
         raise
@@ -200,6 +210,22 @@ class _Turn:
             "nth": self._scope.turns + 1,
             "input": [[_kind(item), digest(item)] for item in items],
         }
+
+    def labels(self, tokens: int = 0) -> dict[str, Any]:
+        labels = self.place.labels(self._model)
+        return labels | {"numbers": {"tokens": tokens}} if tokens else labels
+
+    @asynccontextmanager
+    async def until_stopped(self) -> AsyncIterator[None]:
+        """A block in which the model is waited for; it is cut short when the session is stopped."""
+        if self._effect is None:
+            yield
+            return
+        try:
+            async with self._effect.until_stopped():
+                yield
+        except ExecutionCancelled:
+            raise DurableCallError(f"Turn {self._number} of the model was cancelled.") from None
 
     def tell(self, kind: Any, **more: Any) -> None:
         elapsed_ms = round((time.monotonic() - self._started) * 1000)
@@ -238,7 +264,7 @@ class _Turn:
         record: dict[str, Any] = {"duration_ms": round((time.monotonic() - self._started) * 1000), "tokens": tokens}
         try:
             record |= {"result": to_recorded(answer), "scope": self._scope.key, "nth": self._scope.turns + 1}
-            outcome = await self._effect.record(record)
+            outcome = await self._effect.record(record, self.labels(tokens))
         except (Unrecordable, LimitExceeded) as error:
             self._is_answered(answer, output)
             await self._effect.give_up(str(error), retryable=False)

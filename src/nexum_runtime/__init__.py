@@ -26,6 +26,7 @@ from nexum_runtime.client import Client, Outcome
 from nexum_runtime.client.approval import human_approval
 from nexum_runtime.client.local import LocalEffect
 from nexum_runtime.errors import (
+    ExecutionCancelled,
     ExecutionTimeout,
     ForkedWhileConnected,
     InvalidRequest,
@@ -42,6 +43,7 @@ from nexum_runtime.worker import Worker
 
 __all__ = [
     "Client",
+    "ExecutionCancelled",
     "ExecutionTimeout",
     "ForkedWhileConnected",
     "InvalidRequest",

@@ -25,6 +25,10 @@ class SessionStopped(NexumError):
     """FAILED_PRECONDITION: a person has stopped the session, and nothing of it begins; the text says who, and why."""
 
 
+class ExecutionCancelled(NexumError):
+    """What this process executes was cancelled, and has been cut short."""
+
+
 class LimitExceeded(NexumError):
     """RESOURCE_EXHAUSTED: a message, or a number of calls, is over one of the server's limits; the text names it."""
 

@@ -67,6 +67,7 @@ SLOW_MS = 1_000
 CLIENTS, CALLS, SLOTS = 2, 8, 3  # clients of a round, calls of a client, slots of each of the two workers
 SERVER_PAUSES_SECONDS = (1.4, 3.4)  # beyond the workers' lease; beyond what the server takes for an absence of its own
 LAST_STRIKE_SECONDS = 0.6
+THREADS_END_SECONDS = 0.5  # a thread cannot be cut short: its tool goes on to its effect
 FINISH_SECONDS = 60.0  # for a round's clients, once the faults have stopped
 OTHERS = CALLS - len(HERE) - len(ALWAYS)
 CLIENTS_AT_ONCE = 4  # in the last run of every session
@@ -145,6 +146,7 @@ class Chaos:
         self.rounds = 0
         self.kills: Counter[str] = Counter()  # "{kind of process} {point}"
         self.pauses: Counter[str] = Counter()
+        self.stops = 0
         self.calls: list[Call] = []
         self.everyone: list[Client] = []
         self.clients: list[Client] = []  # of this round
@@ -384,6 +386,50 @@ class Chaos:
         self.pause(self.server)
         await asyncio.sleep(self.rng.choice(SERVER_PAUSES_SECONDS))
 
+    async def session_is_stopped(self, *, dies: bool = False) -> None:
+        """Nothing of it happens from then on, but for what could not be cut short, until it goes on."""
+        self.enter_clients(pauses_ms=(400, SLOW_MS))
+        session = self.clients[0].session
+        its_own = [client for client in self.clients if client.session == session]
+        async with NexumClient(self.server.address) as person:
+
+            async def runs() -> bool:
+                return any(each["running"] for each in await person.sessions(session, 1))
+
+            await eventually(runs, f"the beginning of {session}")
+            await person.stop_session(session, reason="chaos")
+            self.stops += 1
+            if dies:
+                self.kill(self.server, "session stopped")
+                await self.start_server()
+            await self._have_ended(its_own)
+
+            async def rests() -> bool:
+                (found,) = await person.sessions(session, 1)
+                return not found["running"]
+
+            await eventually(rests, f"the end of what runs of {session}")
+            await asyncio.sleep(THREADS_END_SECONDS)
+            before = self._effects_of(its_own)
+            for client in its_own:
+                client.start()
+            await self._have_ended(its_own)
+            if self._effects_of(its_own) != before:
+                raise Broken(f"Something of {session} happened after it was stopped.")
+            await person.go_session(session)
+        for client in its_own:
+            if client.code == chaos_client.STOPPED:
+                client.start()
+
+    async def _have_ended(self, clients: list[Client]) -> None:
+        for client in clients:
+            if await client.ended() not in (0, chaos_client.STOPPED):
+                raise Broken(f"Client {client.name} ended with {client.code}:\n{client.output}")
+
+    def _effects_of(self, clients: list[Client]) -> int:
+        labels = {call.label for client in clients for call in client.calls}
+        return sum(json.loads(line)["label"] in labels for line in self.ledger.read_text().splitlines())
+
     async def all_die(self) -> None:
         self.enter_clients()
         await asyncio.sleep(self.rng.uniform(0.05, LAST_STRIKE_SECONDS))
@@ -468,6 +514,8 @@ FAULTS: dict[str, Fault] = {
     "a worker is paused beyond its lease": Chaos.worker_is_paused,
     "a worker is paused until others have done its work": Chaos.worker_is_paused_for_long,
     "the server is paused": Chaos.server_is_paused,
+    "a session is stopped, and goes on": Chaos.session_is_stopped,
+    "a session is stopped, and the server dies of it": lambda chaos: chaos.session_is_stopped(dies=True),
     "all die at once": Chaos.all_die,
     "any die at any time": Chaos.any_die,
 }
@@ -540,6 +588,7 @@ LETTERS = {
     ("AttemptReturned", None): "r",
     ("AttemptFailed", None): "f",
     ("AttemptFailed", True): "g",  # late
+    ("AttemptStopped", None): "s",
     ("LeaseExpired", None): "x",
     ("TaskCompleted", None): "d",
     ("TaskCompleted", True): "l",  # late
@@ -550,7 +599,7 @@ LETTERS = {
     ("ExecutionRestarted", None): "R",
 }
 LEGAL_ONCE = re.compile("S(ar)*(adC|afF|axF(g|p|lRC|oRC)?)")
-LEGAL = re.compile("S(a[rfx])*(F[gp]?R(a[rfx])*)*(adC|a?lC|F(g|p|lRC|oRC)?)")
+LEGAL = re.compile("S(a[rfxs])*(F[gp]?R(a[rfxs])*)*(adC|a?lC|F(g|p|lRC|oRC)?)")
 
 
 def read_stories(folder: Path, calls: list[Call]) -> list[Story]:
@@ -725,7 +774,7 @@ def figures(chaos: Chaos, problems: list[Problem], seconds: float) -> str:
             f"{chaos.rounds} rounds in {seconds:.0f} s",
             f"kills survived: {chaos.kills.total()} ({shown(kinds)})",
             *(f"  {count:4} {name}" for name, count in sorted(chaos.kills.items())),
-            f"pauses: {chaos.pauses.total()} ({shown(chaos.pauses)})",
+            f"pauses: {chaos.pauses.total()} ({shown(chaos.pauses)}), sessions stopped: {chaos.stops}",
             f"calls: {len(chaos.calls)}, attempts: {sum(story.attempts for story in stories)}, "
             f"effects: {sum(len(story.effects) for story in stories)}",
             f"unknown outcomes: {len(unknown)}, settled by a late word: {late}, by a person: {len(chaos.settled)}",

@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import signal
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from chaos_tools import HERE, LEASE_MS
 from nexum_agents import (
     DurableEvent,
     OutcomeUnknown,
+    SessionStopped,
     ToolError,
     ToolFailed,
     durable_session,
@@ -28,6 +30,7 @@ from nexum_runtime import crash
 from nexum_runtime.client import local
 
 CALL_SECONDS = 60.0
+STOPPED = 7  # exit code: a person has stopped the session
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,10 @@ def run(order: Order) -> None:
         os.dup2(output, stream)
     importlib.reload(crash)
     local.LEASE_MS = LEASE_MS
-    asyncio.run(_make_calls(order))
+    try:
+        asyncio.run(_make_calls(order))
+    except* SessionStopped:
+        sys.exit(STOPPED)
 
 
 async def _make_calls(order: Order) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 from chaos import FAULTS, Chaos, Story, check, read_stories
 from chaos_tools import HERE
 
@@ -293,3 +294,13 @@ async def test_the_checks_see_whatever_was_tampered_with(tmp_path: Path) -> None
             tamper(folder, database)
             database.commit()
         assert kind in [problem.kind for problem in check(folder, chaos.calls, chaos.settled)], what
+
+
+@pytest.mark.parametrize(
+    "fault", ["a session is stopped, and goes on", "a session is stopped, and the server dies of it"]
+)
+async def test_of_a_stopped_session_nothing_happens_until_it_goes_on(tmp_path: Path, fault: str) -> None:
+    chaos = Chaos(tmp_path, seed=31)
+    stories = await survived(chaos, fault, fault)
+    assert chaos.stops
+    assert any("s" in story.happenings for story in stories), "something ran when it was stopped"

@@ -42,8 +42,8 @@ def comparable(lines: list[str]) -> Counter[str]:
 
 
 def bars(lines: list[str]) -> Counter[str]:
-    """What has a bar in a timeline, without how long it took and when, and without digests of what a model is asked."""
-    return Counter(line.partition("/")[0] for line in lines if re.search(r"[▏▎▍▌▋▊▉█]", line))
+    """What has a bar in a timeline, by its name alone."""
+    return Counter(line.partition("(")[0] for line in lines if re.search(r"[▏▎▍▌▋▊▉█]", line))
 
 
 async def test_the_readmes_crash_and_second_run_are_what_one_sees(stage: Stage) -> None:
@@ -76,7 +76,7 @@ async def test_the_readme_lists_the_commands_as_their_help_does() -> None:
     assert listed == [tuple(line.strip().split(maxsplit=1)) for line in helped.splitlines()]
 
 
-OF_ANY_KEYS = {"input", "executions", "output_bytes", "added", "removed", "changed"}
+OF_ANY_KEYS = {"input", "labels", "kinds", "numbers", "executions", "output_bytes", "added", "removed", "changed"}
 
 
 def shape(value: Any, key: str = "") -> str:
@@ -117,6 +117,7 @@ async def test_the_json_of_every_command_has_the_shape_that_the_readme_shows(cli
     await start(client, "s/asks", GATE)
     shapes = dict(re.findall(r"(?m)^\| `nexum (\w[^`]*)` \| `(\{.+\})` \|$", DOCS["command.md"]))
     arguments = {
+        "sessions": ("sessions",),
         "ps": ("ps",),
         "show": ("show", "s/done"),
         "show … --output": ("show", "s/done", "--output"),

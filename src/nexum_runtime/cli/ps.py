@@ -9,6 +9,7 @@ import typer
 from nexum_runtime import wire
 from nexum_runtime.cli.base import (
     OPEN,
+    SHOWN_CHARS,
     Address,
     Json,
     app,
@@ -149,21 +150,24 @@ def _lines(executions: list[dict[str, Any]], width: int | None) -> "list[Rendera
     """A line for each, or some where a terminal is too narrow: its id stays whole, to be copied."""
     from rich.text import Text
 
-    lines: list[RenderableType] = []
     cells = max(len(execution["execution_id"]) for execution in executions)
-    if width is None or cells + STATE_CELLS <= width:
-        head = f"{'EXECUTION'.ljust(cells)}  STATUS     STARTED (UTC)        WHAT"
-        lines.append(Text(head, "dim", no_wrap=True))
-    for execution in executions:
-        name, what = printable_line(execution["execution_id"]), printable_line(what_text(execution["labels"]))
-        status, started = execution["status"], clock_text(execution["created_at"])
-        state = Text(status.ljust(11), color(status)) + Text(started)
-        room = None if width is None else width - cells - STATE_CELLS
-        if room is None or room >= WHAT_CELLS_MIN or (room >= 0 and not what):
-            line = Text(f"{name.ljust(cells)}  ") + state + Text("  " + (what if room is None else middle(what, room)))
+    room = SHOWN_CHARS if width is None else width - cells - STATE_CELLS  # for what it is
+    whats = [printable_line(what_text(execution["labels"])) for execution in executions]
+    is_table = room >= WHAT_CELLS_MIN or (room >= 0 and not any(whats))
+    head = Text(f"{'EXECUTION'.ljust(cells)}  STATUS     STARTED (UTC)        WHAT", "dim", no_wrap=True)
+    lines: list[RenderableType] = [head] if is_table else []
+    for execution, what in zip(executions, whats, strict=True):
+        name, status = printable_line(execution["execution_id"]), execution["status"]
+        state = Text(status.ljust(11), color(status)) + Text(clock_text(execution["created_at"]))
+        if is_table:
+            line = Text(f"{name.ljust(cells)}  ") + state + Text(f"  {middle(what, room)}")
             line.rstrip()
             lines.append(line)
             continue
         assert width is not None, "only a terminal is narrow"
-        lines += [shown(name), Text("  ") + state, *([Text(f"  {middle(what, width - 2)}")] if what else [])]
+        lines.append(shown(name))
+        if width - STATE_CELLS >= WHAT_CELLS_MIN:
+            lines.append(Text("  ") + state + Text(f"  {middle(what, width - STATE_CELLS)}"))
+        else:
+            lines += [Text("  ") + state, *([Text(f"  {middle(what, width - 2)}")] if what else [])]
     return lines

@@ -19,12 +19,13 @@ from nexum_runtime import forking, tracing, wire
 from nexum_runtime.client import local
 from nexum_runtime.client.calls import Broken, Calls, Claim, Refused
 from nexum_runtime.client.connection import RECONNECT_SECONDS_MAX, RECONNECT_SECONDS_MIN, RPC_SECONDS, Connection
-from nexum_runtime.client.local import Labels, LocalEffect, Patience, Stopped
+from nexum_runtime.client.local import Labels, LocalEffect, Patience
 from nexum_runtime.client.outcome import Outcome, Waiting
 from nexum_runtime.client.outgoing import Outgoing
 from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import (
     DatabaseUnavailable,
+    ExecutionCancelled,
     ExecutionTimeout,
     LimitExceeded,
     NotFound,
@@ -255,7 +256,7 @@ class Client:
                     with idempotent_by(key), effect.span.running():
                         async with effect.until_stopped():
                             output = await call()
-                except Stopped:
+                except ExecutionCancelled:
                     assert effect.outcome is not None, "it was asked for"
                     return effect.outcome
                 crash_point("effect-done")
@@ -561,6 +562,7 @@ class Client:
             wire.LEASE_MS: str(lease_ms),
             wire.SLOTS: str(slots),
             wire.BATCHES: "true",
+            wire.HEARS_STOPS: "true",
         }
         call = self._stream_tasks(metadata=self._server.metadata(metadata | self._named(workflow)))
         sending = None

@@ -19,7 +19,14 @@ from typing import Any, Protocol, TypeVar
 from nexum_runtime import tracing, wire
 from nexum_runtime.client.calls import Claim
 from nexum_runtime.client.outcome import Outcome, Waiting
-from nexum_runtime.errors import DatabaseUnavailable, NexumError, NotFound, ServerUnavailable, SessionStopped
+from nexum_runtime.errors import (
+    DatabaseUnavailable,
+    ExecutionCancelled,
+    NexumError,
+    NotFound,
+    ServerUnavailable,
+    SessionStopped,
+)
 
 T = TypeVar("T")
 
@@ -30,10 +37,6 @@ SPEAK_UP_SECONDS = 1.5  # of waiting for a server, before `on_wait` is told
 
 
 Labels = dict[str, Any]  # as wire.LABELS has them
-
-
-class Stopped(Exception):
-    """What was executed is not wanted any more: it was cancelled. It has been cut short, or has not begun."""
 
 
 class Server(Protocol):
@@ -83,7 +86,7 @@ class LocalEffect:
     async def until_stopped(self) -> AsyncIterator[None]:
         """A block in which the effect is executed; it is cut short when it is not wanted any more.
 
-        Then raises SessionStopped if its session was stopped, else Stopped, with `outcome` as it is.
+        Then raises SessionStopped if its session was stopped, else ExecutionCancelled, with `outcome` as it is.
         """
         if self._why is None:
             task = asyncio.current_task()
@@ -103,7 +106,7 @@ class LocalEffect:
         if self._why:
             raise SessionStopped(self._why)
         self.outcome = await self._patience.with_server(lambda: self._server.status(self._found.execution_id))
-        raise Stopped
+        raise ExecutionCancelled(f"Execution {self._found.execution_id} was cancelled.")
 
     async def record(self, output: Any, labels: Labels | None = None) -> Outcome:
         """Record the effect's result, any JSON value; `outcome` is what is recorded, by this word or an earlier one.

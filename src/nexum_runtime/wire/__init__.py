@@ -37,6 +37,7 @@ VERSION_HASH = "nexum-version-hash"  # StreamTasks: … of this version
 WORKER_ID = "nexum-worker-id"  # StreamTasks
 SLOTS = "nexum-slots"  # StreamTasks: how many tasks at most are unfinished at a time
 BATCHES = "nexum-batches"  # StreamTasks: "true" when a message may be several (batches.py); answered by the same
+HEARS_STOPS = "nexum-hears-stops"  # StreamTasks: "true" when it is told at once of a task to stop: node_type STOP_TASK
 RETRYABLE = "nexum-retryable"  # FailTask: "false" fails the task now
 INTERRUPTED = "nexum-interrupted"  # FailTask: "true" hands an attempt back that was cut short
 UNKNOWN = "nexum-unknown"  # FailTask: "true" when the effect may have happened: it timed out, or could not be recorded
@@ -64,6 +65,7 @@ STOP = "nexum-stop"  # StreamCalls, after the answer of a claim: its task is to 
 MESSAGE = "nexum-message"  # StreamCalls: of a CompleteTask
 
 NEW = "NEW"
+STOP_TASK = "STOP"
 LOCAL_WORKER = "process-"  # how the worker id begins of a process that executes its own tasks
 
 ONCE = "once"  # an effect that is attempted at most once

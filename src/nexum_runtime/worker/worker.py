@@ -170,6 +170,8 @@ class Worker:
                 async for answer in answers:
                     if answer.has_task:
                         self._begin(client, workflow, answer)
+                    elif answer.node_type == wire.STOP_TASK:
+                        self._stop_attempt(answer.task_id)
                     else:
                         self._note_answer(client, answer)
         finally:
@@ -211,8 +213,12 @@ class Worker:
                 stops = await client.heartbeat(self.worker_id, held)
             except NexumError:
                 continue
-            for task_id in set(stops) & set(self._running):
-                self._running[task_id].cancel(StoppedByServer())
+            for task_id in stops:
+                self._stop_attempt(task_id)
+
+    def _stop_attempt(self, task_id: str) -> None:
+        if attempt := self._running.get(task_id):
+            attempt.cancel(StoppedByServer())
 
     async def _hand_back(self, client: Client) -> None:
         """Stop what still runs; each tells the server, so that another worker can take it at once."""

@@ -584,6 +584,7 @@ class Engine:
         lease_ms: int,
         slots: int,
         push: Callable[[Claimed], None],
+        stop: Callable[[str], None] | None = None,
     ) -> Stream:
         """Give this worker tasks from now on, each by a call of `push`, until the stream is closed.
 
@@ -594,7 +595,7 @@ class Engine:
         # In the order of writes: a task that ends meanwhile is not among these, or gives its slot back afterwards.
         held = await self._commits.make(lambda tx, _: tx.held(worker_id))
         works = [(workflow_id, version_hash) for workflow_id in workflow_ids]
-        stream = Stream(Taker(worker_id, lease_ms), works, self._streams.pool(worker_id, slots), push)
+        stream = Stream(Taker(worker_id, lease_ms), works, self._streams.pool(worker_id, slots), push, stop)
         stream.while_open.enter_context(self._workers.asking(worker_id, version_hash, workflow_ids))
         self._streams.open(stream, [task.task_id for task in held])
         self._giver.backlog.update(works)
@@ -708,6 +709,7 @@ class Engine:
         for execution_id in notices.stopped:
             self._watched.wake(execution_id)
         for task in notices.stop:
+            self._streams.stop(task.task_id)
             self._streams.release(task.task_id)
             if tell := self._told_to_stop.pop(task.task_id, None):
                 self._unheard.discard(task.task_id)

@@ -30,12 +30,13 @@ class Pool:
 
 @dataclass(eq=False)
 class Stream:
-    """One worker's long call. `push` sends it a task."""
+    """One worker's long call. `push` sends it a task, and `stop` that one is to stop, if it hears that."""
 
     taker: Taker
     works: Sequence[Work]
     pool: Pool
     push: Callable[[Claimed], None]
+    stop: Callable[[str], None] | None = None
     while_open: ExitStack = field(default_factory=ExitStack)
     closed: bool = False
 
@@ -94,6 +95,14 @@ class Streams:
         self._hold(stream.pool, claimed.task.task_id)
         stream.push(claimed)
         return True
+
+    def stop(self, task_id: str) -> None:
+        """Tell whoever has this task that it is to stop; one that does not hear it is told by its next heartbeat."""
+        pool = self._holders.get(task_id)
+        for stream in pool.streams if pool else ():
+            if stream.stop is not None:
+                stream.stop(task_id)
+                return
 
     def release(self, task_id: str) -> bool:
         """Its slot is free, if it had one."""

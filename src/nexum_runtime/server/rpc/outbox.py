@@ -8,6 +8,7 @@ from typing import Any
 
 from nexum.proto import nexum_pb2 as pb
 
+from nexum_runtime import wire
 from nexum_runtime.idempotency import key_of
 from nexum_runtime.server.model.shapes import Claimed
 from nexum_runtime.wire import batches
@@ -26,6 +27,9 @@ class Outbox:
 
     def put_task(self, claimed: Claimed) -> None:
         self._put(claimed)
+
+    def put_stop(self, task_id: str) -> None:
+        self._put(pb.PollResponse(task_id=task_id, node_type=wire.STOP_TASK))
 
     def acknowledge(self, task_id: str, message: str) -> None:
         """The completion is committed, or `message` says why it changed nothing."""

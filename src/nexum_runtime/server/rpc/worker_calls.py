@@ -77,6 +77,7 @@ class WorkerCalls:
                     lease_ms(metadata),
                     slots,
                     outbox.put_task,
+                    outbox.put_stop if metadata.get(wire.HEARS_STOPS) == "true" else None,
                 )
                 completions = _completions(requests, in_batches)
                 receiving = asyncio.create_task(self._receive(completions, stream, outbox))
