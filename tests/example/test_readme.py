@@ -85,7 +85,7 @@ def shape(value: Any, key: str = "") -> str:
         return f"[{shape(value[0])}]" if value and isinstance(value[0], dict) else "[…]"
     if key in OF_ANY_KEYS:
         return "{…}"
-    more = ["…"] if "at_ms" in value else []  # each kind of event has its own besides
+    more = ["…"] if "type" in value else []  # each kind of event has its own besides
     inside = {name: f": {shape(part, name)}" for name, part in value.items() if isinstance(part, dict | list)}
     return "{" + ", ".join([f'"{name}"{inside.get(name, "")}' for name in value] + more) + "}"
 
@@ -115,9 +115,11 @@ async def test_the_json_of_every_command_has_the_shape_that_the_readme_shows(cli
     await eventually(expired)
 
     await start(client, "s/asks", GATE)
+    await start(client, "gone/a")
+    await client.stop_session("gone")
     shapes = dict(re.findall(r"(?m)^\| `nexum (\w[^`]*)` \| `(\{.+\})` \|$", DOCS["command.md"]))
     arguments = {
-        "sessions": ("sessions",),
+        "sessions": ("sessions", "s"),
         "ps": ("ps",),
         "show": ("show", "s/done"),
         "show … --output": ("show", "s/done", "--output"),

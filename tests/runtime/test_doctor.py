@@ -106,6 +106,7 @@ async def test_doctor_as_json_has_this_shape(client: Client, address: str, serve
             ],
             "expired": [],
             "unknown": [],
+            "stopped": [],
         },
     }
 
@@ -197,6 +198,14 @@ async def test_an_outcome_that_nobody_knows_is_named(client: Client, address: st
     await executing
     said = "Nobody knows what came of s/e; find out, and say it: nexum resolve s/e"
     assert await diagnosed(address) == {"unknown": said}
+
+
+async def test_a_session_that_is_stopped_is_named_and_nothing_is_wrong(client: Client, address: str) -> None:
+    await start(client, "s1/a")
+    await client.stop_session("s1", "ann", "wrong customer")
+    said = "Session s1 was stopped by ann: wrong customer; to let it go on: nexum go s1"
+    assert await diagnosed(address) == {"stopped": said}
+    assert (await nexum(address, "doctor")).code == 0
 
 
 async def test_an_approval_that_nobody_has_answered_is_named(client: Client, address: str) -> None:

@@ -681,7 +681,7 @@ async def test_what_a_person_asks_who_wonders_what_is_wrong(store: Store) -> Non
     database = told.pop("database")
     assert (database["damage"], database["size_bytes"] > 0, database["free_bytes"] > 0) == (None, True, True)
     assert told == {
-        "executions": {"RUNNING": 3, "COMPLETED": 1, "FAILED": 1},
+        "executions": {"RUNNING": 3, "COMPLETED": 1, "UNKNOWN": 1},
         "held": {"worker": 1},
         "waiting": [
             {
@@ -707,6 +707,7 @@ async def test_what_a_person_asks_who_wonders_what_is_wrong(store: Store) -> Non
             {"execution_id": "lost", "node_id": "t-lost", "attempt": 1, "ago_ms": 2_000, "error": "silent"},
         ],
         "unknown": ["unknown"],
+        "stopped": [],
     }
 
 

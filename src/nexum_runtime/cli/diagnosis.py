@@ -18,7 +18,8 @@ FREE_BYTES_MIN = 64 * MIB
 class Finding:
     """One thing that is wrong or, with `is_wrong` False, worth knowing."""
 
-    cause: str  # no-server, database, disk, no-worker, other-version, busy, local, silent, lease, approval, unknown
+    # no-server, database, disk, no-worker, other-version, busy, local, silent, lease, approval, stopped, unknown
+    cause: str
     text: str  # a sentence, with what to do next
     is_wrong: bool = True
 
@@ -42,6 +43,13 @@ def findings(told: dict[str, Any], approvals: list[Any]) -> Iterator[Finding]:
             "approval",
             f"{each.execution_id} waits for a person's yes, at {each.node_id}; see what for, and answer: "
             f"nexum approvals {each.execution_id}",
+            is_wrong=False,
+        )
+    for stop in told.get("stopped", ()):
+        by, reason = f" by {stop['by']}" if stop["by"] else "", f": {stop['reason']}" if stop["reason"] else ""
+        yield Finding(
+            "stopped",
+            f"Session {stop['session_id']} was stopped{by}{reason}; to let it go on: nexum go {stop['session_id']}",
             is_wrong=False,
         )
     for execution_id in told.get("unknown", ()):

@@ -343,7 +343,8 @@ class Store(ABC):
         """What a person asks who wonders what is wrong. Durations are in milliseconds, lists cut after a few entries.
 
         database    {"path", "size_bytes", "free_bytes" of its disk, "damage": what is wrong in it, or None}
-        executions  {status: how many}
+        executions  {state: how many}, see states.State
+        stopped     [{"session_id", "at_ms", "by", "reason"}], the sessions that are
         held        {worker id: how many RUNNING tasks}
         waiting     [{"workflow_id", "version_hash", "local": it is for the process that has begun it, "tasks": how
                     many are READY, "execution_id": of the first, "since_ms": how long that has been so}]

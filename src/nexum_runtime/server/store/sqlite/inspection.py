@@ -3,6 +3,7 @@
 It has a connection of its own, so that no other reader waits for it.
 """
 
+import json
 import shutil
 import sqlite3
 import time
@@ -46,11 +47,22 @@ _UNKNOWN = f"""
     SELECT execution_id FROM executions WHERE status = 'FAILED' AND error_code = 'OUTCOME_UNKNOWN'
     ORDER BY seq DESC LIMIT {LISTED_LIMIT}
 """
+_STATES = f"""
+    SELECT CASE
+        WHEN error_code = 'OUTCOME_UNKNOWN' THEN 'UNKNOWN'
+        WHEN status <> 'RUNNING' THEN status
+        WHEN NOT {IS_NOT_STOPPED} THEN 'STOPPED'
+        WHEN (SELECT max(t.status = 'WAITING' AND node_type = 'HUMAN_APPROVAL') > max(t.status IN ('READY', 'RUNNING'))
+              FROM tasks t WHERE t.execution_id = x.execution_id) THEN 'WAITING'
+        ELSE 'RUNNING' END AS state, count(*)
+    FROM executions x GROUP BY state
+"""
+_STOPPED = f"SELECT session_id, stopped_json FROM sessions WHERE stopped_json IS NOT NULL LIMIT {LISTED_LIMIT}"
 
 
 def inspect(path: Path, now_ms: int) -> dict[str, Any]:
     """`{"database": {"path", "size_bytes", "free_bytes", "damage"}, "executions", "held", "waiting", "running",
-    "expired", "unknown"}`, each as `Store.inspect` has it; what a damaged database does not tell is left out.
+    "expired", "unknown", "stopped"}`, each as `Store.inspect` has it, as far as a damaged database can tell.
     """
     database: dict[str, Any] = {
         "path": str(path),
@@ -98,7 +110,8 @@ def _state(connection: sqlite3.Connection, now_ms: int) -> dict[str, Any]:
         for workflow_id, version_hash, local, count, seq, execution_id in sql(_WAITING, (now_ms,)).fetchall()
     ]
     return {
-        "executions": dict(sql("SELECT status, count(*) FROM executions GROUP BY status").fetchall()),
+        "executions": dict(sql(_STATES).fetchall()),
+        "stopped": [{"session_id": session_id} | json.loads(stopped) for session_id, stopped in sql(_STOPPED)],
         "held": dict(sql("SELECT worker_id, count(*) FROM tasks WHERE status = 'RUNNING' GROUP BY worker_id")),
         "waiting": waiting,
         "running": running,
