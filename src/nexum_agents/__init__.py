@@ -8,9 +8,18 @@ with durable_session("my-session"):
 
 from nexum_agents import instrumentation
 from nexum_agents.approvals import run_with_approvals
-from nexum_agents.errors import DurableCallError, OutcomeUnknown, SessionStopped, ToolError, ToolFailed, ToolRejected
+from nexum_agents.errors import (
+    DurableCallError,
+    LimitReached,
+    OutcomeUnknown,
+    RunFailed,
+    SessionStopped,
+    ToolError,
+    ToolFailed,
+    ToolRejected,
+)
 from nexum_agents.events import CallEvent, DurableEvent, TurnEvent
-from nexum_agents.handling import go_session, stop_session
+from nexum_agents.handling import final_output, go_session, stop_session
 from nexum_agents.printing import print_events
 from nexum_agents.sessions import DurableSession, durable_session
 from nexum_agents.steps import durable_step
@@ -23,7 +32,9 @@ __all__ = [
     "DurableCallError",
     "DurableEvent",
     "DurableSession",
+    "LimitReached",
     "OutcomeUnknown",
+    "RunFailed",
     "SessionStopped",
     "ToolError",
     "ToolFailed",
@@ -33,6 +44,7 @@ __all__ = [
     "durable_session",
     "durable_step",
     "durable_tool",
+    "final_output",
     "go_session",
     "idempotency_key",
     "print_events",

@@ -127,6 +127,8 @@ async def recorded(
     try:
         if (outputs := await session.recorded(place.execution_id)) is not None:
             return replayed(outputs)
+        if place.is_call:
+            scope.check_limits("calls")
         outcome = await nexum_client().run_local(
             LOCAL_CALL,
             ToolCall(tool_name=name, tool_args=arguments).model_dump(),
@@ -166,6 +168,8 @@ async def recorded(
         tell("failed", detail=outcome.error or "")
         raise ToolFailed(outcome.error or f"The call was {outcome.status.lower()}.")
     if written and outcome.outputs[LOCAL_NODE] is written[0]:  # and not what another process was first to record
+        if place.is_call:
+            session.limits.use("calls")
         tell("stored")
         if raised:
             raise raised[0]

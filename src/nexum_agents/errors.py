@@ -14,6 +14,14 @@ class SessionStopped(DurableCallError):
     """A person has stopped the session (`nexum stop`): nothing of it begins until `nexum go`. It ends the run."""
 
 
+class LimitReached(DurableCallError):
+    """The session has used up what its `durable_session(…, max_…)` allows. It ends the run; raised, it goes on."""
+
+
+class RunFailed(AgentsException):
+    """The run whose `final_output` is asked for ended in an error; the text says which."""
+
+
 class ToolError(TaskError):
     """Raised by a tool to tell the model in its own words what went wrong.
 

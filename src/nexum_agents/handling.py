@@ -1,13 +1,19 @@
-"""What is done with a session from outside: it is stopped, and goes on."""
+"""What is done with a session from outside: it is stopped and goes on, and its end is waited for."""
 
+import asyncio
 import getpass
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
 
 from nexum_agents.clients import nexum_client
-from nexum_agents.errors import DurableCallError
+from nexum_agents.errors import RunFailed, SessionStopped, ending
 from nexum_agents.sessions import check_session_id
+from nexum_agents.workflows import RUN_END
 from nexum_runtime import NexumError
+
+LOOK_SECONDS_MIN, LOOK_SECONDS_MAX = 0.1, 1.0  # between two looks whether a run has ended
 
 T = TypeVar("T")
 
@@ -35,11 +41,52 @@ async def go_session(session_id: str) -> bool:
     return await _asked(nexum_client().go_session(session_id))
 
 
+async def final_output(
+    session_id: str, output_type: Any = None, *, wait: bool = True, timeout: float | None = None
+) -> Any:
+    """What the latest run of a session came to, from any process: its final output, as recorded when it ended.
+
+    With `output_type`, any type that pydantic can validate, it is of that type; else it is JSON: a text, or what the
+    agent's output type became. While the session has no run that ended, or goes on after one, it is waited for: for
+    `timeout` seconds at most, or not at all with `wait=False`.
+
+    Raises RunFailed when the run ended in an error, TimeoutError when there is no end in time, SessionStopped while the
+    session is stopped, and DurableCallError when no server answers.
+    """
+    check_session_id(session_id)
+    try:
+        async with asyncio.timeout(timeout if wait else None):
+            outputs = await _end_of(session_id, wait=wait)
+    except TimeoutError:
+        raise TimeoutError(f"No run of session {session_id} has ended within {timeout:g} s.") from None
+    if outputs is None:
+        raise TimeoutError(f"No run of session {session_id} has ended.")
+    if error := outputs.get("error"):
+        raise RunFailed(f"The run of session {session_id} ended in an error: {error}")
+    return outputs["result"] if output_type is None else TypeAdapter(output_type).validate_python(outputs["result"])
+
+
+async def _end_of(session_id: str, *, wait: bool) -> dict[str, Any] | None:
+    """What is recorded of the end of its latest run; None when there is none, and none is to be waited for."""
+    pause = LOOK_SECONDS_MIN
+    while True:
+        found = await _asked(nexum_client().session(session_id))
+        if found and found["end"] and found["state"] in ("COMPLETED", "FAILED"):
+            outcome = await _asked(nexum_client().status(found["end"]))
+            return dict(outcome.outputs[RUN_END.nodes[0].id])
+        if found and found["stopped"]:
+            raise SessionStopped(found["stopped"]["words"])
+        if not wait:
+            return None
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, LOOK_SECONDS_MAX)
+
+
 async def _asked(answer: Awaitable[T]) -> T:
     try:
         return await answer
     except NexumError as error:
-        raise DurableCallError(str(error)) from None
+        raise ending(error) from None
 
 
 def _user() -> str:

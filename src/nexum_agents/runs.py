@@ -1,15 +1,17 @@
 """A run in a session: where it begins and ends, and what cannot be run in one."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from agents import Agent, FunctionTool, Handoff, OpenAIConversationsSession, RunState
 from agents.sandbox import SandboxAgent
+from pydantic_core import to_jsonable_python
 
 from nexum_agents import seams
 from nexum_agents.calls import parsed_arguments
 from nexum_agents.errors import DurableCallError
-from nexum_agents.sessions import current_scope, digest, enter, tell_if_left_out
+from nexum_agents.sessions import Scope, current_scope, digest, enter, tell_if_left_out
 
 
 def run(plain: Any) -> Any:
@@ -22,9 +24,10 @@ def run(plain: Any) -> Any:
             return await plain(self, starting_agent, input, **options)
         scope.check()
         name, content, pending = _identity(starting_agent, input, options)
-        async with scope.running(name, content) as run:
+        async with scope.running(name, content) as run, _ending(run, name) as end:
             run.expect(pending)
-            return await plain(self, starting_agent, input, **options)
+            end.result = await plain(self, starting_agent, input, **options)
+            return end.result
 
     return run
 
@@ -42,17 +45,43 @@ def start_streaming(plain: Any) -> Any:
             state = options["run_state"] if options["is_resumed_state"] else None
             asked = state if state is not None else options["starting_input"]
             name, content, pending = _identity(options["starting_agent"], asked, options)
-            async with scope.running(name, content) as run:
+            async with scope.running(name, content) as run, _ending(run, name) as end:
                 enter(run)
                 run.expect(pending)
                 has_begun = True
-                return await plain(*args, **options)
+                told = await plain(*args, **options)
+                end.result = options["streamed_result"]
+                return told
         except BaseException:
             if not has_begun:  # else the SDK has seen to it
                 seams.end_stream(options["streamed_result"])
             raise
 
     return start_streaming
+
+
+class _End:
+    """Of a run: what it came to, if it did."""
+
+    result: Any = None
+
+
+@asynccontextmanager
+async def _ending(run: Scope, name: str) -> AsyncIterator[_End]:
+    """A run, whose end is recorded if it is an outermost one. It has not ended if it was cut off, or waits."""
+    end = _End()
+    try:
+        yield end
+    except DurableCallError:  # it could not be carried, and goes on
+        raise
+    except Exception as error:
+        if run.run is run:
+            await run.session.note_end(run, name, None, error)
+        raise
+    if run.run is run and end.result is not None and end.result.final_output is not None:
+        agent = getattr(end.result.last_agent, "name", "") or name
+        output = to_jsonable_python(end.result.final_output, fallback=str, inf_nan_mode="strings")
+        await run.session.note_end(run, agent, output)
 
 
 def _identity(agent: Any, input: Any, options: dict[str, Any]) -> tuple[str, Any, list[tuple[str, str, Any]]]:

@@ -33,9 +33,9 @@ from pydantic_core import to_jsonable_python
 
 from nexum_agents import seams
 from nexum_agents.clients import nexum_client
-from nexum_agents.errors import DurableCallError, OutcomeUnknown, ending
+from nexum_agents.errors import DurableCallError, LimitReached, OutcomeUnknown, ending
 from nexum_agents.events import DurableEvent, OnEvent, Saved
-from nexum_agents.workflows import ASKED_ANEW, TURN_NODE
+from nexum_agents.workflows import ASKED_ANEW, RUN_END, TURN_NODE
 from nexum_runtime import Client, NexumError, ServerUnavailable
 from nexum_runtime.text import error_text, shorten
 from nexum_runtime.wire import EFFECTS, LABEL_CHARS
@@ -48,6 +48,7 @@ DIGEST_CHARS = 16
 WHY_CHARS = 300  # of an error that ended a run
 TURN = "model-turn"  # what a turn is called in an execution id
 ANEW = "asked-anew"
+RUN_END_NAME = "run-end"  # likewise, how a run ended
 LABEL_KINDS = {"approved call": "call", "call of a worker": "call", "agent": "call"}  # what people call the same
 NOTE_SECONDS = 5.0  # for a note that the next run can make as well
 WAIT_SECONDS = 600.0  # for another process that does the very same, or for a server that is away
@@ -66,7 +67,13 @@ class DurableSession:
     """
 
     def __init__(
-        self, session_id: str, effects: Mapping[str, SessionEffect], *, turns: bool, on_event: OnEvent | None
+        self,
+        session_id: str,
+        effects: Mapping[str, SessionEffect],
+        *,
+        turns: bool,
+        on_event: OnEvent | None,
+        limits: "Limits | None" = None,
     ) -> None:
         check_session_id(session_id)
         if not isinstance(effects, Mapping):
@@ -77,6 +84,7 @@ class DurableSession:
         if on_event is not None and (not callable(on_event) or inspect.iscoroutinefunction(on_event)):
             raise TypeError("on_event is called and not awaited: give durable_session a plain function.")
         self.session_id, self.effects, self.turns, self.on_event = session_id, dict(effects), turns, on_event
+        self.limits = limits or Limits({})
         self._token: Token[Scope | None] | None = None
         self._is_to_be_entered = True
         self._begin()
@@ -91,6 +99,7 @@ class DurableSession:
         self.turn_numbers: dict[str, int] = {}  # of this block, by execution id, from 1
         self.asked_anew: dict[str, tuple[int, str]] = {}  # by id: how often, and why
         self.recorded_turns: Counter[str] = Counter()  # by scope: the number of the last turn before this block
+        self._ends: dict[str, dict[str, Any]] = {}  # how runs ended, by execution id
         self._journal: dict[str, dict[str, Any]] | None = None  # what had completed before this block: id → outputs
         self._opening: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
         self._tools_met: set[str] = set()
@@ -151,6 +160,8 @@ class DurableSession:
         async with self._opening[1]:  # runs that begin at the same time read it once
             if self._journal is None:
                 self._take(await self._read())
+                if self.limits.are_set:
+                    await self._count()
 
     async def _read(self) -> dict[str, dict[str, Any]]:
         client = nexum_client()
@@ -160,10 +171,22 @@ class DurableSession:
         except NexumError as error:
             raise ending(error) from None
 
+    async def _count(self) -> None:
+        """Take note of what all runs of the session have used so far."""
+        try:
+            found = await nexum_client().session(self.session_id)
+        except NexumError as error:
+            raise ending(error) from None
+        if found is not None:
+            recorded, numbers = found["recorded"], found["numbers"]
+            self.limits.begin(recorded.get("turn", 0), recorded.get("call", 0), numbers.get("tokens", 0))
+
     def _take(self, journal: dict[str, dict[str, Any]]) -> None:
         self._journal = journal
-        for outputs in journal.values():
-            if (note := outputs.get(ASKED_ANEW.nodes[0].id)) is not None:
+        for execution_id, outputs in journal.items():
+            if isinstance(end := outputs.get(RUN_END.nodes[0].id), dict):
+                self._ends[execution_id] = end
+            elif (note := outputs.get(ASKED_ANEW.nodes[0].id)) is not None:
                 self._note_anew(**note["result"])
             elif isinstance(turn := outputs.get(TURN_NODE), dict):
                 scope, nth = turn.get("scope", ""), turn.get("nth", 0)
@@ -181,6 +204,41 @@ class DurableSession:
         await self.open()
         assert self._journal is not None
         return self._journal.pop(execution_id, None)
+
+    async def note_end(self, run: "Scope", agent: str, result: Any, error: BaseException | None = None) -> None:
+        """Record how a run ended. One that is recorded already, as in a replay, is not recorded again.
+
+        A run that failed and goes on ends once more: its ends are numbered.
+        """
+        await self.open()
+        assert self._journal is not None
+        prefix, number = f"{self.session_id}/{RUN_END_NAME}/{run.key}", 0
+        while (ended := self._ends.get(f"{prefix}/{number}")) is not None and "error" in ended:
+            number += 1
+        if ended is not None:
+            return
+        record: dict[str, Any] = {"result": result, "agent": agent, "duration_ms": 0}
+        if error is not None:
+            record["error"] = shorten(error_text(error), WHY_CHARS)
+        self._ends[f"{prefix}/{number}"] = record
+        labels = {"kind": "run", "name": agent[:LABEL_CHARS], "run": run.key}
+        labels["outcome"] = "COMPLETED" if error is None else "FAILED"
+
+        async def end() -> dict[str, Any]:
+            return record
+
+        try:
+            await nexum_client().run_local(
+                RUN_END,
+                {"agent": agent},
+                end,
+                execution_id=f"{prefix}/{number}",
+                restart="unknown",
+                timeout=NOTE_SECONDS,
+                labels=labels,
+            )
+        except (NexumError, TypeError, ValueError) as failure:  # the run has ended all the same
+            log.warning("How the run of %s ended could not be recorded: %s", agent, failure)
 
     async def ask_anew(self, id: str, times: int, why: str) -> None:
         """Record that what is recorded under an id ended a run: the next run asks anew, and can say why."""
@@ -239,6 +297,34 @@ class DurableSession:
             if not self._watcher_failed:
                 self._watcher_failed = True
                 log.warning("on_event raised, which changes nothing for the run: %s", error, exc_info=error)
+
+
+class Limits:
+    """What a session may use, over all its runs: `{"turns": …, "calls": …, "tokens": …}` at most."""
+
+    def __init__(self, most: Mapping[str, int | None]) -> None:
+        for name, limit in most.items():
+            if limit is not None and (type(limit) is not int or limit < 1):
+                raise ValueError(f"max_{name} is {limit!r}; it must be a whole number from 1 on.")
+        self._most = {name: limit for name, limit in most.items() if limit is not None}
+        self._used: Counter[str] = Counter()
+
+    @property
+    def are_set(self) -> bool:
+        return bool(self._most)
+
+    def begin(self, turns: int, calls: int, tokens: int) -> None:
+        self._used = Counter(turns=turns, calls=calls, tokens=tokens)
+
+    def use(self, what: str, count: int = 1) -> None:
+        self._used[what] += count
+
+    def reached(self, *kinds: str) -> tuple[str, int, int] | None:
+        """Which of these is used up, how much of it is used, and how much may be; None when there is more of each."""
+        for kind in kinds:
+            if kind in self._most and self._used[kind] >= self._most[kind]:
+                return kind, self._used[kind], self._most[kind]
+        return None
 
 
 class Scope:
@@ -317,6 +403,17 @@ class Scope:
         if error := self.run.stopped:
             raise type(error)(str(error))
 
+    def check_limits(self, *kinds: str) -> None:
+        """Raise LimitReached when the session may begin nothing new of these kinds."""
+        if found := self.session.limits.reached(*kinds):
+            kind, used, most = found
+            raise self.stop(
+                LimitReached(
+                    f"Session {self.session.session_id} has used {used:,} of {most:,} {kind}. Raise max_{kind} and run "
+                    "it again to go on."
+                )
+            )
+
     @property
     def was_told(self) -> bool:
         """Whether the model had been told, before this block, of what its last turn came to."""
@@ -387,6 +484,11 @@ class Place:
         self.times = scope.session.times_anew(self.id)
         self.execution_id = f"{self.id}.{self.times}" if self.times else self.id
 
+    @property
+    def is_call(self) -> bool:
+        """Whether it is a call of a tool."""
+        return LABEL_KINDS.get(self.kind, self.kind) == "call"
+
     def labels(self, arguments: "dict[str, Any] | str | None" = None) -> dict[str, Any]:
         """What it is, for whoever lists the executions of the session."""
         kind = LABEL_KINDS.get(self.kind, self.kind)
@@ -422,6 +524,9 @@ def durable_session(
     effects: Mapping[str, SessionEffect] | None = None,
     turns: bool = True,
     on_event: OnEvent | None = None,
+    max_turns: int | None = None,
+    max_calls: int | None = None,
+    max_tokens: int | None = None,
 ) -> DurableSession:
     """A block, `with` or `async with`, in which all that the Agents SDK runs is recorded, or comes from the store.
 
@@ -434,11 +539,17 @@ def durable_session(
     (the default; it is executed again) or "once" (it is not: the model is told that it may or may not have run). A tool
     with "replay" is executed again in every run, for what it does to the run's context; its own steps come from the
     store. `turns=False` records the calls alone. `on_event(event)` is told of every turn and call.
+    `max_turns`, `max_calls` and `max_tokens` are what the session may use at most, over all its runs and processes: the
+    turns and tool calls that are recorded, and the total tokens of those turns. When one is used up, no new turn begins
+    (of calls, no new call), and the run ends with LimitReached; raise the limit and run again to go on. What other
+    processes use at the same time is counted when the block is entered anew.
 
-    Raises DurableCallError for an id that is none, ValueError for an effect that is none, TypeError for an `on_event`
-    that would have to be awaited. What runs inside raises DurableCallError when Nexum cannot carry it.
+    Raises DurableCallError for an id that is none, ValueError for an effect or a limit that is none, TypeError for an
+    `on_event` that would have to be awaited. What runs inside raises DurableCallError when Nexum cannot carry it.
     """
-    return DurableSession(session_id, {} if effects is None else effects, turns=turns, on_event=on_event)
+    limits = Limits({"turns": max_turns, "calls": max_calls, "tokens": max_tokens})
+    effects = {} if effects is None else effects
+    return DurableSession(session_id, effects, turns=turns, on_event=on_event, limits=limits)
 
 
 def root_of(session_id: str) -> "Scope":

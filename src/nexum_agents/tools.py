@@ -111,6 +111,7 @@ async def _submit(
             result = record_of(scope, tool_name, outputs, NODE)
             tell("cached", saved_ms=result.duration_ms)
             return result
+        scope.check_limits("calls")
         tell("started")
         outcome = await execute(restart=None)
         failed_before = outcome.status != "COMPLETED" and outcome.before == outcome.status
@@ -133,6 +134,7 @@ async def _submit(
     if outcome.before == "COMPLETED":  # another process has been there since this block began
         tell("cached", saved_ms=result.duration_ms)
     else:
+        session.limits.use("calls")
         tell("stored")
     return result
 

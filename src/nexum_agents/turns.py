@@ -162,6 +162,7 @@ async def _turn(model: str, args: tuple[Any, ...], named: dict[str, Any], *, str
         if outputs is not None and turn.replay(outputs):
             yield turn
             return
+        scope.check_limits("turns", "tokens")
         content = turn.content()
         async with nexum_client().local_effect(
             MODEL_TURN,
@@ -273,6 +274,8 @@ class _Turn:
         if self.outputs_of(outcome)[TURN_NODE] is not record:  # another process was first: that counts
             answer = from_recorded(_recorded(outcome.outputs).result)
             output = _output(answer)
+        self._session.limits.use("turns")
+        self._session.limits.use("tokens", tokens)
         self._is_answered(answer, output)
         self.tell("stored", tokens=tokens, says=_says(output))
 

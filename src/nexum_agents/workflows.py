@@ -20,6 +20,10 @@ openai-agents-model-turn           a turn of a model, another local effect
 openai-agents-asked-anew           a note that a recorded turn or check ended a run in an error
     output   {"result": {"id": "s1/model-turn/…/0", "times": 1, "why": "ModelBehaviorError: …"}, "duration_ms": 0}
 
+openai-agents-run-end              how a run ended
+    output   {"result": "Durable execution is …", "agent": "Researcher", "duration_ms": 0}
+             {"result": null, "error": "MaxTurnsExceeded: …", "agent": …, "duration_ms": 0}
+
 `result` is a value as values.py writes it. In `tool_args` stands the text that the model wrote, where that is no JSON
 object that every language reads alike.
 """
@@ -95,4 +99,5 @@ TOOL_CALL, APPROVED_TOOL_CALL = tool_call_workflow(), approved_tool_call_workflo
 APPROVAL = human_approval(workflow("openai-agents-approval"), APPROVAL_NODE).build()
 LOCAL_CALL = workflow("openai-agents-local-call").effect(LOCAL_NODE, Recorded, _runs_in_its_own_process).build()
 MODEL_TURN = workflow("openai-agents-model-turn").effect(TURN_NODE, Recorded, _runs_in_its_own_process).build()
+RUN_END = workflow("openai-agents-run-end").effect("run_end", Recorded, _runs_in_its_own_process).build()
 ASKED_ANEW = workflow("openai-agents-asked-anew").effect("asked_anew", Recorded, _runs_in_its_own_process).build()

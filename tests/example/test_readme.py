@@ -76,7 +76,18 @@ async def test_the_readme_lists_the_commands_as_their_help_does() -> None:
     assert listed == [tuple(line.strip().split(maxsplit=1)) for line in helped.splitlines()]
 
 
-OF_ANY_KEYS = {"input", "labels", "kinds", "numbers", "executions", "output_bytes", "added", "removed", "changed"}
+OF_ANY_KEYS = {
+    "input",
+    "labels",
+    "kinds",
+    "numbers",
+    "recorded",
+    "executions",
+    "output_bytes",
+    "added",
+    "removed",
+    "changed",
+}
 
 
 def shape(value: Any, key: str = "") -> str:

@@ -46,6 +46,7 @@ SESSION_LIMIT = 10_000  # executions of a session that are shown
 @app.command(
     epilog=examples(
         "nexum show my-session",
+        "nexum show my-session --answer",
         "nexum show my-session --follow",
         "nexum show my-session/web_search/3fa2/0 --output",
         "nexum show my-session --json | jq .status",
@@ -56,6 +57,7 @@ def show(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on while it runs.")] = False,
     events: Annotated[bool, typer.Option("--events", help="Tell every event of a session, too.")] = False,
     output: Annotated[bool, typer.Option("--output", help="Its whole result instead; with --json as JSON.")] = False,
+    answer: Annotated[bool, typer.Option("--answer", help="What the last run of a session came to instead.")] = False,
     as_json: Json = False,
     address: Address = wire.DEFAULT_ADDRESS,
 ) -> None:
@@ -68,11 +70,14 @@ def show(
     """
     from nexum_runtime.client import Client
 
-    if follow and output:
-        fail("Say one of --follow and --output.", USAGE)
+    if follow + output + answer > 1:
+        fail("Say one of --follow, --output and --answer.", USAGE)
 
     async def tell() -> None:
         async with Client(address) as client:
+            if answer:
+                await _print_answer(client, name.removesuffix("/"), as_json)
+                return
             shown_now = await Look.at(client, name)
             if output:
                 await _print_output(client, shown_now, as_json)
@@ -285,6 +290,22 @@ async def _print_output(client: "Client", look: Look, as_json: bool) -> None:
             if len(outcome.outputs) > 1:
                 print(f"{printable_line(node)}:")
             print(printable(_output_text(value)))
+
+
+async def _print_answer(client: "Client", session_id: str, as_json: bool) -> None:
+    """What is recorded of the end of a session's last run: its result, or why it failed."""
+    found = await client.session(session_id)
+    if found is None:
+        fail(f"No session {session_id!r} is known. See what is there with: nexum sessions")
+    if not found["end"]:
+        fail(f"No run of session {session_id} has ended; see what it does with: nexum show {session_id}")
+    (recorded,) = (await client.status(found["end"])).outputs.values()
+    if as_json:
+        print_json(recorded)
+    if error := recorded.get("error"):
+        fail(f"The run ended in an error: {error}")
+    if not as_json:
+        print(printable(_output_text(recorded["result"])))
 
 
 def _output_text(value: Any) -> str:

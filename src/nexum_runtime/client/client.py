@@ -469,12 +469,16 @@ class Client:
     async def sessions(self, prefix: str = "", limit: int = 20) -> list[dict[str, Any]]:
         """Sessions whose id begins with `prefix`, the one of which an execution was started last first.
 
-        Each is `{"session_id", "state", "stopped", "began_at_ms", "heard_at_ms", "executions", "kinds", "runs",
-        "numbers", "unknown", "asks", "waiting", "running"}`; docs/command.md says what they are.
+        Each is `{"session_id", "state", "stopped", "began_at_ms", "heard_at_ms", "executions", "kinds", "recorded",
+        "runs", "numbers", "unknown", "asks", "waiting", "running", "end"}`; docs/command.md says what they are.
         """
         request, metadata = pb.ListRequest(limit=limit), {wire.PREFIX: prefix} if prefix else {}
         answer = await self._server.call(self._list_sessions, request, metadata, timeout=INSPECT_SECONDS)
         return list(json.loads(answer.completed_nodes_json))
+
+    async def session(self, session_id: str) -> dict[str, Any] | None:
+        """One session, as `sessions` tells of it; None when it is not known."""
+        return next(iter(await self.sessions(f"{session_id}/", 1)), None)
 
     async def stop_session(self, session_id: str, by: str = "", reason: str = "") -> dict[str, list[str]]:
         """From now on nothing of this session begins, and what runs of it is stopped, but for what happens once.
@@ -494,8 +498,8 @@ class Client:
         if outcome.status == "CANCELLED":
             return ""
         session_id = execution_id.partition("/")[0]
-        found = [each for each in await self.sessions(session_id, 1) if each["session_id"] == session_id]
-        return str(found[0]["stopped"]["words"]) if found and found[0]["stopped"] else None
+        found = await self.session(session_id)
+        return str(found["stopped"]["words"]) if found and found["stopped"] else None
 
     async def attend(self, worker_id: str) -> AsyncIterator[None]:
         """Be seen by the server as this worker: yields when it does. Its tasks are given up when this ends."""

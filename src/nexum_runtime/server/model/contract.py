@@ -116,6 +116,7 @@ class Session:
     stop: Stop | None
     executions: int
     kinds: dict[str, int]  # by the kind that their labels say: how many executions
+    recorded: dict[str, int]  # likewise, of those that are COMPLETED
     runs: int  # how many different ones the labels name
     numbers: dict[str, int]  # the sums of the numbers in the labels
     unknown: list[str]  # ids of executions whose outcome is unknown, a few
@@ -123,6 +124,7 @@ class Session:
     waiting: list[str]  # ids of executions of which a task could be claimed and none runs, a few
     running: list[str]  # ids of executions of which a task runs, a few
     last: Execution | None  # the one that was started last
+    end: str | None  # id of the last one of the kind "run": how a run ended
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ class Reader(Protocol):
         """The newest first; an empty filter lets all pass."""
 
     def sessions(self, prefix: str, limit: int) -> list[Session]:
-        """Those whose id begins with `prefix`, the one of which an execution was started last first."""
+        """Those whose id begins with `prefix`, or with a "/" at its end that one; the last to begin something first."""
 
     def knows_session(self, session_id: str) -> bool:
         """Whether an execution of it was ever started."""

@@ -213,6 +213,8 @@ def session_json(session: Session) -> dict[str, Any]:
         "heard_at_ms": session.heard_at_ms,
         "executions": session.executions,
         "kinds": session.kinds,
+        "recorded": session.recorded,
+        "end": session.end,
         "runs": session.runs,
         "numbers": session.numbers,
         "unknown": session.unknown,

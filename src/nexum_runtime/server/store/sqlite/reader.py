@@ -59,8 +59,11 @@ class SqliteReader:
         return [execution_of(row) for row in rows]
 
     def sessions(self, prefix: str, limit: int) -> list[Session]:
-        where = "WHERE session_id >= ? AND session_id < ? " if prefix else ""
-        parameters = (prefix, _after_prefix(prefix)) if prefix else ()
+        where, parameters = "", list[str]()
+        if prefix.endswith("/"):
+            where, parameters = "WHERE session_id = ? ", [prefix[:-1]]
+        elif prefix:
+            where, parameters = "WHERE session_id >= ? AND session_id < ? ", [prefix, _after_prefix(prefix)]
         rows = self._sql(
             f"SELECT session_id, began_at_ms, heard_at_ms, stopped_json FROM sessions {where}"
             "ORDER BY heard_at_ms DESC, session_id LIMIT ?",
@@ -75,7 +78,10 @@ class SqliteReader:
         count, runs, ended_at_ms, last = self._sql(
             f"SELECT count(*), count(DISTINCT {run}), max(ended_at_ms), max(seq) {theirs}", of_it
         ).fetchone()
-        kinds = self._sql(f"SELECT {kind}, count(*) {theirs} AND {kind} IS NOT NULL GROUP BY 1", of_it)
+        kinds = self._sql(
+            f"SELECT {kind}, count(*), sum(status = 'COMPLETED') {theirs} AND {kind} IS NOT NULL GROUP BY 1", of_it
+        ).fetchall()
+        end = self._sql(f"SELECT execution_id {theirs} AND {kind} = 'run' ORDER BY seq DESC LIMIT 1", of_it).fetchone()
         numbers = self._sql(
             "SELECT key, sum(value) FROM executions, json_each(labels_json, '$.numbers') "
             "WHERE execution_id >= ? AND execution_id < ? AND labels_json IS NOT NULL GROUP BY key",
@@ -101,7 +107,8 @@ class SqliteReader:
             heard_at_ms=max(heard_at_ms, ended_at_ms or 0),
             stop=_stop_of(stopped_json),
             executions=count,
-            kinds=dict(kinds.fetchall()),
+            kinds={name: count for name, count, _ in kinds},
+            recorded={name: count for name, _, count in kinds},
             runs=runs,
             numbers=dict(numbers.fetchall()),
             unknown=[execution_id for (execution_id,) in unknown],
@@ -109,6 +116,7 @@ class SqliteReader:
             waiting=[each for each in open_tasks["READY"] if each not in open_tasks["RUNNING"]][:FEW],
             running=open_tasks["RUNNING"][:FEW],
             last=execution_of(row) if row else None,
+            end=end[0] if end else None,
         )
 
     def knows_session(self, session_id: str) -> bool:

@@ -1,0 +1,187 @@
+"""How a run ended is recorded and can be read anywhere, and what a session may use is counted over all its runs."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from agents import Agent, MaxTurnsExceeded, ModelResponse, Runner, Usage
+from command import nexum as command
+from pydantic import BaseModel
+from test_sessions import Fake, ask, asked, happened, told, tool
+
+from nexum_agents import LimitReached, RunFailed, durable_session, final_output, stop_session
+from nexum_agents.clients import nexum_client
+from nexum_agents.errors import SessionStopped
+from nexum_runtime import Client
+
+
+class City(BaseModel):
+    name: str
+    inhabitants: int = 0
+
+
+@pytest.fixture(autouse=True)
+async def nexum(address: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    monkeypatch.setenv("NEXUM_ADDRESS", address)
+    happened.clear()
+    yield
+    await nexum_client().close()
+
+
+async def streamed(agent: Agent[Any], session_id: str = "s") -> Any:
+    with durable_session(session_id):
+        result = Runner.run_streamed(agent, "go")
+        async for _ in result.stream_events():
+            pass
+        return result
+
+
+async def ends(client: Client) -> int:
+    found = await client.session("s")
+    return found["recorded"].get("run", 0) if found else 0
+
+
+@pytest.mark.parametrize("run", [ask, streamed])
+async def test_what_a_run_came_to_is_there_for_every_process_and_recorded_once(
+    client: Client, address: str, run: Any
+) -> None:
+    agent = Agent(name="A", model=Fake([("search", {})], "answer"), tools=[tool("search")])
+    for _ in range(3):
+        assert (await run(agent)).final_output == "answer"
+        assert await final_output("s") == "answer"
+    assert await ends(client) == 1
+    assert (await client.session("s"))["state"] == "COMPLETED"
+    shown = await command(address, "show", "s", "--answer")
+    assert (shown.code, shown.stdout) == (0, "answer\n")
+
+
+async def test_an_output_type_is_had_again() -> None:
+    await ask(Agent(name="A", model=Fake('{"name": "Ulm", "inhabitants": 7}'), output_type=City))
+    assert await final_output("s") == {"name": "Ulm", "inhabitants": 7}
+    assert await final_output("s", City) == City(name="Ulm", inhabitants=7)
+
+
+async def test_a_run_that_failed_says_how_and_one_that_went_on_from_there_what_it_came_to(
+    client: Client, address: str
+) -> None:
+    agent = Agent(name="A", model=Fake([("search", {})], "answer"), tools=[tool("search")])
+    for count in (1, 2):
+        with pytest.raises(MaxTurnsExceeded):
+            await ask(agent, max_turns=1)
+        with pytest.raises(RunFailed, match=r"The run of session s ended in an error: MaxTurnsExceeded: Max turns"):
+            await final_output("s")
+        assert await ends(client) == count
+    shown = await command(address, "show", "s", "--answer")
+    assert (shown.code, shown.stderr.count("\n")) == (1, 1)
+    assert "The run ended in an error: MaxTurnsExceeded: Max turns" in shown.stderr
+    assert (await client.session("s"))["state"] == "FAILED"
+    await ask(agent)
+    assert await final_output("s") == "answer"
+    await ask(agent)
+    assert await ends(client) == 3
+
+
+async def test_an_agent_as_a_tool_has_no_end_of_its_own(client: Client) -> None:
+    inner = Agent(name="Inner", model=Fake("found")).as_tool("search", "Search.")
+    await ask(Agent(name="A", model=Fake([("search", {"input": "x"})], "answer"), tools=[inner]))
+    assert await ends(client) == 1
+    assert await final_output("s") == "answer"
+
+
+async def test_a_run_that_goes_on_is_waited_for_and_one_that_is_cut_off_has_no_end(client: Client) -> None:
+    agent = Agent(name="A", model=Fake("answer", delay=60.0))
+    cut = asyncio.create_task(ask(agent))
+    while not await client.executions("s/"):
+        await asyncio.sleep(0)
+    cut.cancel()
+    await asyncio.wait([cut])
+    assert await ends(client) == 0
+    with pytest.raises(TimeoutError, match=r"No run of session s has ended\."):
+        await final_output("s", wait=False)
+    with pytest.raises(TimeoutError, match=r"No run of session s has ended within 0\.2 s\."):
+        await final_output("s", timeout=0.2)
+    waiting = asyncio.create_task(final_output("s"))
+    agent.model = Fake("answer")
+    await ask(agent)
+    assert await waiting == "answer"
+    await ask(Agent(name="A", model=Fake("more")), input="another question")
+    assert await final_output("s") == "more"
+
+
+async def test_the_end_of_a_stopped_session_is_not_waited_for() -> None:
+    agent = Agent(name="A", model=Fake([("search", {})], "answer"), tools=[tool("search")])
+    await ask(agent)
+    await stop_session("s")
+    with pytest.raises(SessionStopped):
+        await final_output("s")
+
+
+async def test_show_answer_of_what_has_none_says_so(address: str, client: Client) -> None:
+    assert "No session 's' is known" in (await command(address, "show", "s", "--answer")).stderr
+
+
+# Limits
+
+
+def working() -> Agent[Any]:
+    calls = [[("search", {"n": n})] for n in range(3)]
+    search = tool("search")
+    return Agent(name="A", model=Fake(*calls, "answer"), tools=[search])
+
+
+@pytest.mark.parametrize(
+    ("limit", "words", "turns", "calls"),
+    [
+        ({"max_turns": 2}, "Session s has used 2 of 2 turns. Raise max_turns and run it again to go on.", 2, 2),
+        ({"max_calls": 1}, "Session s has used 1 of 1 calls. Raise max_calls and run it again to go on.", 2, 1),
+    ],
+)
+async def test_a_session_that_has_used_up_its_limit_ends_its_run_until_the_limit_is_raised(
+    limit: dict[str, int], words: str, turns: int, calls: int
+) -> None:
+    agent = working()
+    for _ in range(3):
+        with pytest.raises(LimitReached) as reached, durable_session("s", **limit):
+            await Runner.run(agent, "go")
+        assert str(reached.value) == words
+        assert (asked(agent.model), len(happened)) == (turns, calls)
+    with durable_session("s", **dict.fromkeys(limit, 10)):
+        assert len(told(await Runner.run(agent, "go"))) == 3
+    assert (asked(agent.model), len(happened)) == (4, 3)
+    with durable_session("s", **limit):  # a replay uses nothing
+        await Runner.run(agent, "go")
+
+
+class Counting(Fake):
+    """Each of its turns takes ten tokens."""
+
+    async def get_response(self, *args: Any, **named: Any) -> ModelResponse:
+        response = await super().get_response(*args, **named)
+        response.usage = Usage(requests=1, total_tokens=10)
+        return response
+
+
+async def test_tokens_are_counted_over_all_runs() -> None:
+    with durable_session("s", max_tokens=20):
+        for n in range(2):
+            await Runner.run(Agent(name="A", model=Counting("answer")), f"question {n}")
+    with durable_session("s", max_tokens=20):
+        await Runner.run(Agent(name="A", model=Counting()), "question 1")
+        with pytest.raises(LimitReached, match="Session s has used 20 of 20 tokens"):
+            await Runner.run(Agent(name="A", model=Counting()), "question 2")
+
+
+async def test_a_limit_ends_the_run_also_inside_of_an_agent_as_a_tool() -> None:
+    inner = Agent(name="Inner", model=Fake("found")).as_tool("search", "Search.")
+    agent = Agent(name="A", model=Fake([("search", {"input": "x"})], "answer"), tools=[inner])
+    with pytest.raises(LimitReached), durable_session("s", max_turns=1):
+        await Runner.run(agent, "go")
+    with durable_session("s", max_turns=3):
+        assert (await Runner.run(agent, "go")).final_output == "answer"
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, True, "3"])
+def test_a_limit_that_is_none_is_refused_at_once(limit: Any) -> None:
+    with pytest.raises(ValueError, match=r"max_turns is .+; it must be a whole number from 1 on\."):
+        durable_session("s", max_turns=limit)
