@@ -221,7 +221,7 @@ class DurableSession:
         if error is not None:
             record["error"] = shorten(error_text(error), WHY_CHARS)
         self._ends[f"{prefix}/{number}"] = record
-        labels = {"kind": "run", "name": agent[:LABEL_CHARS], "run": run.key}
+        labels = {"kind": "run", "name": RUN_END_NAME, "text": agent[:LABEL_CHARS], "run": run.key}
         labels["outcome"] = "COMPLETED" if error is None else "FAILED"
 
         async def end() -> dict[str, Any]:

@@ -89,12 +89,13 @@ async def test_one_trace_goes_through_agent_server_and_worker_and_tells_no_secre
     }
     assert served[-1].attributes["nexum.outcome"] == call.attributes["nexum.outcome"] == "COMPLETED"
     local = told.named("local_effect")
-    assert len(local) == 3  # two turns and a note
+    assert len(local) == 4  # two turns, a note and the end
     assert {span.attributes["nexum.outcome"] for span in local} == {"COMPLETED"}
     assert {span.span_id for span in local} < {span.parent_id for span in told.named("Execute")}
     for span in (call, *local):
         assert span.attributes["openai_agents.trace_id"] == f"trace_{TRACE}"
-        assert span.attributes["openai_agents.span_id"].startswith("span_")
+        if "/run-end/" not in span.attributes["nexum.execution_id"]:  # the SDK's spans have ended by then
+            assert span.attributes["openai_agents.span_id"].startswith("span_")
     assert b"secret" not in told.received
     said = {name for span in told.spans for name in (span.name, *span.attributes)}
     assert said <= set(re.findall(r"`([\w.]+)`", OPERATING))
