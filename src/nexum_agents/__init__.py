@@ -11,6 +11,7 @@ from nexum_agents.approvals import run_with_approvals
 from nexum_agents.errors import (
     DurableCallError,
     LimitReached,
+    NoAnswer,
     OutcomeUnknown,
     RunFailed,
     SessionStopped,
@@ -21,6 +22,7 @@ from nexum_agents.errors import (
 from nexum_agents.events import CallEvent, DurableEvent, TurnEvent
 from nexum_agents.handling import final_output, go_session, stop_session
 from nexum_agents.printing import print_events
+from nexum_agents.questions import ask_person
 from nexum_agents.sessions import DurableSession, durable_session
 from nexum_agents.steps import durable_step
 from nexum_agents.tools import durable_tool, submit_tool_call
@@ -33,6 +35,7 @@ __all__ = [
     "DurableEvent",
     "DurableSession",
     "LimitReached",
+    "NoAnswer",
     "OutcomeUnknown",
     "RunFailed",
     "SessionStopped",
@@ -41,6 +44,7 @@ __all__ = [
     "ToolRejected",
     "TurnEvent",
     "Worker",
+    "ask_person",
     "durable_session",
     "durable_step",
     "durable_tool",

@@ -14,11 +14,12 @@ from pydantic_core import to_jsonable_python
 from nexum_agents import seams
 from nexum_agents.calls import parsed_arguments, shown_arguments
 from nexum_agents.clients import nexum_client
+from nexum_agents.consent import Consents, Yes, consents, key_of
 from nexum_agents.errors import DurableCallError
 from nexum_agents.events import CallEvent
 from nexum_agents.sessions import WAIT_SECONDS, Place, current_scope, digest
 from nexum_agents.tools import rejection
-from nexum_agents.workflows import APPROVAL, LOCAL_CALL, LOCAL_NODE, Recorded, ToolCall
+from nexum_agents.workflows import APPROVAL, APPROVAL_NODE, LOCAL_CALL, LOCAL_NODE, Recorded, ToolCall
 from nexum_runtime import LimitExceeded, NexumError
 
 STATE = "run-state"  # what a state is called in an execution id
@@ -30,6 +31,8 @@ async def run_with_approvals(agent: Agent[Any], input: Any, **run_options: Any) 
     Inside `with durable_session(...)`. Each approval waits, for as long as it takes, for `nexum approve ID` or `nexum
     reject ID --reason "…"`. The state of the interrupted run is recorded, so that a run again goes on from there, also
     after an edit of the agent. A context that JSON does not carry is to be given again.
+    The arguments of a function tool may be changed (`nexum approve ID --args`). The model is told of these, and of a
+    `--comment`, after the tool's result, as by a `durable_tool`.
     Raises DurableCallError, also outside of a session, and what the run raises.
     """
     scope = current_scope()
@@ -38,11 +41,13 @@ async def run_with_approvals(agent: Agent[Any], input: Any, **run_options: Any) 
             f"Agent {agent.name!r} was run outside of a session: put it inside `with durable_session(session_id):`."
         )
     place = scope.place("run with approvals", STATE, [agent.name, digest(input)])
+    said: Consents = {}
+    token = consents.set(said)
     try:
         state = await _kept_state(place, agent)
         while True:
             if state is not None:
-                await _ask_people(place, state)
+                said |= await _ask_people(place, state)
             result = await Runner.run(agent, state or input, **run_options)
             if not result.interruptions:
                 return result
@@ -51,6 +56,8 @@ async def run_with_approvals(agent: Agent[Any], input: Any, **run_options: Any) 
     except BaseException:
         scope.give_back(place)  # the next one alike goes on with it
         raise
+    finally:
+        consents.reset(token)
 
 
 async def _keep_state(place: Place, input: Any, state: RunState[Any, Any]) -> None:
@@ -99,19 +106,21 @@ def _name(place: Place) -> str:
     return f"{STATE}-{place.alike}-{place.number}"
 
 
-async def _ask_people(run: Place, state: RunState[Any, Any]) -> None:
-    """Wait until each interruption of a state is answered, and tell the state."""
-    interruptions = state.get_interruptions()
-    refusals = await asyncio.gather(*(_ask(run, each) for each in interruptions))
-    for interruption, refusal in zip(interruptions, refusals, strict=True):
-        if refusal:
-            state.reject(interruption, rejection_message=refusal)
+async def _ask_people(run: Place, state: RunState[Any, Any]) -> Consents:
+    """Wait until each interruption of a state is answered, and tell the state. Returns each yes."""
+    interruptions, said = state.get_interruptions(), Consents()
+    answers = await asyncio.gather(*(_ask(run, each) for each in interruptions))
+    for interruption, answer in zip(interruptions, answers, strict=True):
+        if isinstance(answer, str):
+            state.reject(interruption, rejection_message=answer)
         else:
             state.approve(interruption)
+            said[key_of(interruption.call_id, interruption.arguments)] = answer
+    return said
 
 
-async def _ask(run: Place, interruption: ToolApprovalItem) -> str:
-    """ "" for a yes, else what the model is told."""
+async def _ask(run: Place, interruption: ToolApprovalItem) -> Yes | str:
+    """What a person said with a yes, or what the model is told of a no."""
     scope = run.scope
     tool_name, session = interruption.qualified_name or "tool", scope.session
     tool_args = parsed_arguments(interruption.arguments or "")
@@ -125,6 +134,7 @@ async def _ask(run: Place, interruption: ToolApprovalItem) -> str:
             APPROVAL,
             ToolCall(tool_name=tool_name, tool_args=tool_args).model_dump(),
             execution_id=place.execution_id,
+            takes_args=interruption.tool_lookup_key is not None,  # which function tools alone have
             timeout=WAIT_SECONDS,
             labels=place.labels(tool_args),
             on_wait=lambda waiting: tell("waiting", waiting),
@@ -134,6 +144,7 @@ async def _ask(run: Place, interruption: ToolApprovalItem) -> str:
         raise scope.stop(error) from None
     if outcome.status == "COMPLETED":
         tell("approved")
-        return ""
+        yes: Yes = outcome.outputs[APPROVAL_NODE]
+        return yes
     tell("rejected", outcome.error or "")
     return rejection(tool_name, outcome)

@@ -38,6 +38,10 @@ class ToolRejected(ToolFailed):
     """A person said no, so the tool did not run. The model is told, with the reason."""
 
 
+class NoAnswer(AgentsException):
+    """A person was asked a question, and nobody answered in time, or a person said why they do not answer it."""
+
+
 class OutcomeUnknown(ToolFailed):
     """A tool that is attempted only once may or may not have run. The model is told so until someone settles it."""
 

@@ -4,17 +4,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from nexum_runtime.text import duration_text
+from nexum_runtime.text import duration_text, printable_line, shorten
+
+QUESTION_CHARS = 500  # shown of a question; `nexum approvals ID` has the whole
 
 
 @dataclass(frozen=True)
 class CallEvent:
-    """Something happened to a call: of a tool, a step, a guardrail, or the SDK's memory.
+    """Something happened to a call: of a tool, a step, a guardrail, the SDK's memory, or a question to a person.
 
     `kind` is one of
       started     it begins: it is not recorded yet
-      waiting     it waits; `detail` says for what: server, database, worker, approval, or result
+      waiting     it waits; `detail` says for what: server, database, worker, approval, answer, or result
       approved    a person said yes to it
+      answered    a question was answered; `detail` is the answer
       rejected    a person said no; `detail` says why
       stored      it ended and is recorded
       cached      it came from the store, and nothing was executed
@@ -23,9 +26,20 @@ class CallEvent:
       unrecorded  it ended, but cannot be recorded; the next run executes it again; `detail` says why
     """
 
-    kind: Literal["started", "waiting", "approved", "rejected", "stored", "cached", "failed", "unknown", "unrecorded"]
+    kind: Literal[
+        "started",
+        "waiting",
+        "approved",
+        "answered",
+        "rejected",
+        "stored",
+        "cached",
+        "failed",
+        "unknown",
+        "unrecorded",
+    ]
     execution_id: str
-    tool_name: str
+    tool_name: str  # of a question to a person: ask_person
     tool_args: dict[str, Any]
     elapsed_ms: int = 0  # since it was submitted
     saved_ms: int = 0  # cached: what it took when it ran
@@ -81,3 +95,9 @@ def counted(turns: int, calls: int) -> str:
     """`3 turns and 1 call`, or "" for none of either."""
     counts = ((turns, "turn"), (calls, "call"))
     return " and ".join(f"{count} {what}{'s' * (count != 1)}" for count, what in counts if count)
+
+
+def question_text(asked: dict[str, Any]) -> str:
+    """`Which account? (main, savings)`, on one line."""
+    choices = f" ({', '.join(asked['choices'])})" if asked["choices"] else ""
+    return printable_line(f"{shorten(asked['question'], QUESTION_CHARS)}{shorten(choices, QUESTION_CHARS)}")

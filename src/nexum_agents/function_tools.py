@@ -11,6 +11,7 @@ from mcp.types import Tool
 
 from nexum_agents import seams
 from nexum_agents.calls import parsed_arguments, recorded
+from nexum_agents.consent import given, with_words, words_of
 from nexum_agents.errors import ToolFailed
 from nexum_agents.recording import Unrecordable, to_recorded
 from nexum_agents.sessions import Place, Scope, current_scope
@@ -18,6 +19,7 @@ from nexum_agents.standin import StandIn
 from nexum_agents.tools import Submitter
 from nexum_agents.values import from_value, returns_of
 from nexum_agents.workflows import LOCAL_NODE, Recorded
+from nexum_runtime.wire import canonical_json
 
 Invoke = Callable[[], Awaitable[Any]]  # what the SDK does at the seam, and returns there
 
@@ -30,10 +32,14 @@ def invoke_tool(plain: Any) -> Any:
     """The seam at which a function tool is called."""
 
     async def invoke_tool(*, function_tool: FunctionTool, context: Any, arguments: str) -> Any:
-        scope = current_scope()
+        scope, yes = current_scope(), given(context, arguments)
 
         def invoke() -> Awaitable[Any]:
-            found: Awaitable[Any] = plain(function_tool=function_tool, context=context, arguments=arguments)
+            is_to_change = "args" in yes and not isinstance(function_tool.on_invoke_tool, Submitter)  # which does it
+            if is_to_change:
+                seams.have_arguments_read_anew(context)
+            text = canonical_json(yes["args"]) if is_to_change else arguments
+            found: Awaitable[Any] = plain(function_tool=function_tool, context=context, arguments=text)
             return found
 
         if scope is None:
@@ -41,9 +47,20 @@ def invoke_tool(plain: Any) -> Any:
         scope.check()
         result = await _called(scope, function_tool, context, arguments, invoke)
         scope.check()  # an agent as a tool may have told the outer model of an error that ends the run
-        return result
+        return _with_words(result, words_of(yes), function_tool, context)
 
     return invoke_tool
+
+
+def _with_words(result: Any, words: str, tool: FunctionTool, context: Any) -> Any:
+    """The result with a person's words to the model after it, unless the tool declares what its results are like."""
+    if not words or seams.output_adapter(tool) is not None:
+        return result
+    found = seams.invocation(result, context)
+    if found.is_generated_error:
+        return result
+    output = with_words(found.output, words)
+    return seams.invocation_result(seams.Invocation(output, found.is_generated_error, found.custom_data), context)
 
 
 async def _called(scope: Scope, tool: FunctionTool, context: Any, arguments: str, invoke: Invoke) -> Any:

@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.segment import Segment, Segments
 
-from nexum_agents.events import CallEvent, DurableEvent, TurnEvent
+from nexum_agents.events import CallEvent, DurableEvent, TurnEvent, question_text
 from nexum_runtime.text import duration_text, error_line, printable, printable_line, shorten
 from nexum_runtime.wire import DEFAULT_ADDRESS
 
@@ -59,7 +59,7 @@ class EventPrinter:
         self.console = _Console(highlight=False, emoji=False, soft_wrap=True, stderr=stderr)
         self.turns = 0  # stored or cached
         self.calls = 0  # likewise
-        self.asked: dict[str, CallEvent] = {}  # calls that wait for a person's yes, by execution id
+        self.asked: dict[str, CallEvent] = {}  # what waits for a person's yes or answer, by execution id
         self.kinds: set[str] = set()  # of the events so far
         self._hints_given: set[str] = set()
 
@@ -67,7 +67,7 @@ class EventPrinter:
         self.console.print(f"{PREFIX} {shown(text)}")
 
     def on_event(self, event: DurableEvent) -> None:
-        if event.detail == "approval" and isinstance(event, CallEvent):
+        if event.kind == "waiting" and event.detail in ("approval", "answer") and isinstance(event, CallEvent):
             self._ask(event)
             return
         self.asked.pop(event.execution_id, None)
@@ -80,6 +80,7 @@ class EventPrinter:
         text = {
             "started": "…",
             "approved": "[green]approved ✓[/]",
+            "answered": f"[green]answered ✓[/] {escape(error_line(event.detail))}",
             "rejected": f"[red]rejected ✗[/] {escape(error_line(event.detail))}",
             "stored": f"[green]stored ✓[/] {duration_text(event.elapsed_ms)}",
             "cached": "[yellow]cached ⚡[/]",
@@ -89,7 +90,7 @@ class EventPrinter:
         }[event.kind]
         self._line(event, text)
         self.kinds.add(event.kind)
-        is_there = event.kind in ("stored", "cached")
+        is_there = event.kind in ("stored", "cached", "answered")
         if isinstance(event, TurnEvent):
             self.turns += is_there
             return
@@ -108,7 +109,10 @@ class EventPrinter:
     def _ask(self, event: CallEvent) -> None:
         if event.execution_id not in self.asked:
             self.asked[event.execution_id] = event
-            self._line(event, "[yellow]waits for your yes[/]")
+            if event.detail == "answer":
+                self.console.print(f"{PREFIX} [yellow]asks you:[/] {escape(question_text(event.tool_args))}")
+            else:
+                self._line(event, "[yellow]waits for your yes[/]")
             self.as_it_is(answers_to(event))
 
     def _hint(self, event: DurableEvent) -> None:
@@ -127,8 +131,10 @@ class EventPrinter:
 
 
 def answers_to(event: CallEvent) -> str:
-    """The commands that say yes and no to a call."""
-    return f"    {nexum_command('approve', event)}\n    {nexum_command('reject', event)} --reason 'why not'"
+    """The commands that say yes and no to a call, or answer a question."""
+    asks = event.detail == "answer"
+    answer = f"{nexum_command('answer', event)} 'your answer'" if asks else nexum_command("approve", event)
+    return f"    {answer}\n    {nexum_command('reject', event)} --reason 'why not'"
 
 
 def nexum_command(command: str, event: CallEvent) -> str:

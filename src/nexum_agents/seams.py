@@ -12,6 +12,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 import agents
+import agents._function_tool_arguments
 import agents.guardrail
 import agents.handoffs
 import agents.mcp.util
@@ -70,6 +71,7 @@ USED = {
     "agents.tool.resolve_function_tool_failure_error_function": "whether it does",
     "agents.memory.session._call_session_method": "how a session's methods are called",
     "agents.run_internal.tool_actions.ComputerAction._iter_actions": "what a computer is to do",
+    "agents._function_tool_arguments.PreparedFunctionArguments": "a call's arguments as the SDK has read them",
     "agents.handoffs.Handoff._agent_ref": "which agent a handoff leads to",
     "agents.result.RunResultStreaming._event_queue": "where who reads a streamed run waits",
     "agents.run_internal.run_steps.QueueCompleteSentinel": "what ends that wait",
@@ -172,6 +174,11 @@ def actions_of(tool_call: Any) -> list[Any]:
 def output_adapter(tool: agents.FunctionTool) -> Any:
     """The pydantic TypeAdapter of what a tool with an output type returns, or None."""
     return tool._output_type_adapter
+
+
+def have_arguments_read_anew(context: Any) -> None:
+    """Of a call that is made with other arguments than the model wrote."""
+    context._function_tool_arguments = None  # PreparedFunctionArguments
 
 
 def tells_failures(tool: agents.FunctionTool, context: Any) -> bool:

@@ -14,6 +14,7 @@ from agents.tool_context import ToolContext
 from nexum_agents import seams
 from nexum_agents.calls import parsed_arguments, record_of, shown_arguments, unknown_outcome, value_of, why
 from nexum_agents.clients import nexum_client
+from nexum_agents.consent import APPROVED, given, with_words
 from nexum_agents.errors import DurableCallError, ToolFailed, ToolRejected
 from nexum_agents.events import CallEvent
 from nexum_agents.sessions import Effect, Place, Scope, current_scope, root_of
@@ -43,8 +44,8 @@ async def submit_tool_call(
     `tool_args` is anything JSON can carry. `timeout` is how many seconds to wait here for the result: a server that
     restarts meanwhile is waited for. `attempt_timeout` is how many seconds one attempt may take. For `effect` and
     `max_attempts` see `durable_tool`. With `needs_approval` it waits, for as long as that takes, until a person says
-    yes (`nexum approve`). Inside a block of this session, each call of it that is alike is one more call; outside of
-    any it is always the first one.
+    yes (`nexum approve`); what that person says besides is not in the result. Inside a block of this session, each call
+    of it that is alike is one more call; outside of any it is always the first one.
     Raises ToolFailed with the tool's own words, ToolRejected when a person said no, OutcomeUnknown when a tool with
     `effect="once"` may or may not have run, DurableCallError when Nexum could not carry the call.
     """
@@ -101,6 +102,7 @@ async def _submit(
             effect=effect,
             max_attempts=max_attempts,
             attempt_timeout=attempt_timeout,
+            takes_args=needs_approval,
             timeout=timeout,
             labels=place.labels(asked),
             on_wait=lambda waiting: tell("waiting", detail=waiting),
@@ -171,7 +173,7 @@ class Submitter:
             found = await _submit(
                 place_of_call(scope, name, asked, number, needs_approval=asks),
                 name,
-                asked,
+                given(context, arguments).get("args", asked),
                 self._attempts * (self._timeout + PAUSE_SECONDS),
                 needs_approval=asks,
                 effect=self._effect,
@@ -196,8 +198,9 @@ class Submitter:
 
     def _value(self, scope: Scope, found: Recorded) -> Any:
         value = value_of(scope, self.tool.name, found, returns_of(self.function))
-        adapter = seams.output_adapter(self.tool)
-        return value if adapter is None else adapter.validate_python(value)
+        if (adapter := seams.output_adapter(self.tool)) is not None:
+            return adapter.validate_python(value)
+        return with_words(value, found.note.get(APPROVED, ""))
 
 
 @overload
@@ -250,6 +253,8 @@ def durable_tool(
     thread runs on, and what it returns is dropped.
     `needs_approval`, True or a function of the call's arguments that says so, lets no worker have a call before a
     person has said yes to it: `nexum approve`. Other calls go on meanwhile. `nexum reject` tells the model why not.
+    With `nexum approve --args` the call is made with other arguments. The model is told of these, and of a `--comment`,
+    after a result that is a text, or a list of texts, images and files: `(Approved by anna: only this once)`.
 
     Raises TypeError for a tool whose calls cannot travel: one that takes the run context, or that is an agent;
     ValueError for an `effect`, `max_attempts` or `timeout` out of range.

@@ -17,10 +17,17 @@ from agents.tool_context import ToolContext
 from nexum.context import ContextView
 
 from nexum_agents import seams
+from nexum_agents.consent import APPROVED, Yes, words_of
 from nexum_agents.errors import ToolError
 from nexum_agents.tools import Submitter, plain_tool
 from nexum_agents.values import returns_of, to_value
-from nexum_agents.workflows import Recorded, ToolCall, approved_tool_call_workflow, tool_call_workflow
+from nexum_agents.workflows import (
+    APPROVAL_NODE,
+    Recorded,
+    ToolCall,
+    approved_tool_call_workflow,
+    tool_call_workflow,
+)
 from nexum_runtime import NexumError, tracing, wire
 from nexum_runtime import Worker as RuntimeWorker
 from nexum_runtime.logs import log_to_stderr
@@ -63,7 +70,7 @@ class Worker:
                 )
             self._tools[tool.name] = tool
         host, port = wire.split_address(address or os.environ.get("NEXUM_ADDRESS", wire.DEFAULT_ADDRESS))
-        carriers = [tool_call_workflow(self._run), approved_tool_call_workflow(self._run)]
+        carriers = [tool_call_workflow(self._run), approved_tool_call_workflow(self._run_approved)]
         self._worker = RuntimeWorker([*carriers, *workflows], concurrency=concurrency, host=host, port=port)
 
     @property
@@ -79,6 +86,12 @@ class Worker:
         self._worker.stop()
 
     async def _run(self, context: ContextView) -> Recorded:
+        return await self._execute(context, {})
+
+    async def _run_approved(self, context: ContextView) -> Recorded:
+        return await self._execute(context, context.get(APPROVAL_NODE))
+
+    async def _execute(self, context: ContextView, yes: Yes) -> Recorded:
         call = ToolCall.model_validate(context.input)
         tracing.annotate(tool=call.tool_name)
         tool = self._tools.get(call.tool_name)
@@ -87,18 +100,20 @@ class Worker:
             error = f"This worker knows no tool {call.tool_name!r}; it knows {known}. If it is new, restart the worker."
             log.warning("%s", error)
             raise ToolError(error, retryable=False, begun=False)
-        asked = call.tool_args if isinstance(call.tool_args, str) else wire.canonical_json(call.tool_args)
+        args: dict[str, Any] | str = yes.get("args", call.tool_args)
+        asked = args if isinstance(args, str) else wire.canonical_json(args)
         log.info("%s %s", tool.name, shorten(redact(asked), LOGGED_CHARS))
         started = time.monotonic()
         try:
-            result = await tool.call(call.tool_args)
+            result = await tool.call(args)
         except Exception as error:
             log.warning("%s failed: %s", tool.name, error)
             raise
         duration_ms = round((time.monotonic() - started) * 1000)
         value = to_value(result, tool.returns)
         log.info("%s done in %d ms", tool.name, duration_ms, extra={"tool": tool.name, "duration_ms": duration_ms})
-        return Recorded(result=value.recorded, form=value.form, duration_ms=duration_ms)
+        note = {APPROVED: words} if (words := words_of(yes)) else {}
+        return Recorded(result=value.recorded, form=value.form, duration_ms=duration_ms, note=note)
 
 
 class _Tool:

@@ -9,6 +9,10 @@ openai-agents-approved-tool-call   the same after a HUMAN_APPROVAL node: no work
 openai-agents-approval             a person's yes alone, to a call that the SDK itself holds back
     output   {"approved": true, "approver": "anna", "comment": "fine"}
 
+openai-agents-question             a question to a person, whose answer is the words of a yes
+    input    {"question": "Which account?", "choices": ["main", "savings"]}
+    output   {"approved": true, "approver": "anna", "comment": "savings"}
+
 openai-agents-local-call           a call that the agent's own process executes: a local effect
     input    as above
     output   {"result": …, "duration_ms": 3}
@@ -39,6 +43,7 @@ from nexum_runtime import human_approval
 
 NODE = "tool_call"
 APPROVAL_NODE = "approval"
+ANSWER_NODE = "answer"
 LOCAL_NODE = "local_call"
 TURN_NODE = "model_turn"
 
@@ -97,6 +102,7 @@ def approved_tool_call_workflow(handler: Handler = _runs_in_a_worker) -> Workflo
 
 TOOL_CALL, APPROVED_TOOL_CALL = tool_call_workflow(), approved_tool_call_workflow()
 APPROVAL = human_approval(workflow("openai-agents-approval"), APPROVAL_NODE).build()
+QUESTION = human_approval(workflow("openai-agents-question"), ANSWER_NODE).build()
 LOCAL_CALL = workflow("openai-agents-local-call").effect(LOCAL_NODE, Recorded, _runs_in_its_own_process).build()
 MODEL_TURN = workflow("openai-agents-model-turn").effect(TURN_NODE, Recorded, _runs_in_its_own_process).build()
 RUN_END = workflow("openai-agents-run-end").effect("run_end", Recorded, _runs_in_its_own_process).build()

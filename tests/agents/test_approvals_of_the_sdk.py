@@ -5,7 +5,7 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,27 @@ from agents import (
     ShellTool,
     function_tool,
 )
+from agents.mcp import MCPServer
+from agents.testing import ModelCall, ModelStep, function_call
 from command import nexum as nexum_command
+from mcp.types import CallToolResult, TextContent
+from mcp.types import Tool as MCPTool
 from other_calls import custom_call, patch_call, shell_call
 from processes import NexumDev, Process, environment, eventually
-from test_tools_of_agents import Editor, agent_with, awaits, calls, happened, nexum, outputs, returns, says
+from test_tools_of_agents import Books, Editor, agent_with, awaits, calls, happened, nexum, outputs, returns, says
 
-from nexum_agents import DurableCallError, DurableEvent, TurnEvent, Worker, durable_session, run_with_approvals
+from nexum_agents import (
+    DurableCallError,
+    DurableEvent,
+    TurnEvent,
+    Worker,
+    durable_session,
+    durable_tool,
+    run_with_approvals,
+)
 from nexum_agents.clients import nexum_client
 from nexum_runtime import Client
+from nexum_runtime.errors import InvalidRequest
 from nexum_runtime.server.app import Server, ServerConfig
 
 __all__ = ["nexum"]
@@ -285,6 +298,103 @@ async def test_the_sdks_other_tools_wait_for_their_yes_as_well(client: Client, c
     for _ in range(2):
         assert (await ask(agent)).final_output == "done"
     assert len(happened) == 1
+
+
+# What people say with a yes
+
+
+def transfers() -> FunctionTool:
+    @function_tool(needs_approval=True)
+    def transfer(amount: int, to: str = "Ann") -> str:
+        happened.append((amount, to))
+        return f"{amount} to {to}"
+
+    return transfer
+
+
+async def told_after(client: Client, agent: Callable[[], Agent[Any]], **yes: Any) -> list[Any]:
+    """What the model is told of its only call: by the run that Eva said yes to while it was killed, and by a replay."""
+    running = asyncio.create_task(ask(agent()))
+    (waiting,) = await eventually(client.approvals)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await client.approve(waiting.execution_id, waiting.node_id, "Eva", **yes)
+    return [output for _ in range(2) for output in outputs(await ask(agent()))]
+
+
+def transferring(*tools: Any) -> Agent[Any]:
+    def turn(call: ModelCall) -> Any:  # by what it is told: a run that goes on asks for its last turn alone
+        items = [] if isinstance(call.input, str) else call.input
+        is_told = any(item.get("type") == "function_call_output" for item in items)
+        return says("done") if is_told else [function_call("transfer", {"amount": 500}, call_id="call_1")]
+
+    return agent_with(*(tools or [transfers()]), turns=[ModelStep.respond(turn)] * 2)
+
+
+async def test_a_comment_follows_the_result_also_of_a_call_that_the_sdk_held_back(client: Client) -> None:
+    told = await told_after(client, transferring, comment="only this once")
+    assert told == ["500 to Ann\n(Approved by Eva: only this once)"] * 2
+    assert happened == [(500, "Ann")]
+
+
+async def test_a_person_may_change_the_arguments_of_a_call_that_the_sdk_held_back(client: Client) -> None:
+    told = await told_after(client, transferring, args={"amount": 5}, comment="less")
+    assert told == ['5 to Ann\n(Approved by Eva with the arguments {"amount":5}: less)'] * 2
+    assert happened == [(5, "Ann")]
+
+
+async def test_changed_arguments_reach_the_worker_of_a_durable_tool_that_the_sdk_held_back(client: Client) -> None:
+    async def transfer(amount: int) -> str:
+        happened.append(amount)
+        return f"{amount}"
+
+    def agent() -> Agent[Any]:
+        tool = durable_tool(transfer)
+        tool.needs_approval = True
+        return transferring(tool)
+
+    worker = Worker([transfer])
+    working = asyncio.create_task(worker.run())
+    told = await told_after(client, agent, args={"amount": 5})
+    assert told == ['5\n(Approved by Eva with the arguments {"amount":5})'] * 2
+    assert happened == [5]
+    worker.stop()
+    await working
+
+
+async def test_changed_arguments_reach_an_mcp_server_and_its_parts_are_followed_by_the_words(client: Client) -> None:
+    class Bank(Books):
+        def __init__(self) -> None:
+            MCPServer.__init__(self, require_approval="always")
+            self.away = False
+
+        async def list_tools(self, *_: Any, **__: Any) -> list[MCPTool]:
+            return [MCPTool(name="transfer", inputSchema={"type": "object", "properties": {}})]
+
+        async def call_tool(self, name: str, arguments: Any, *_: Any, **__: Any) -> CallToolResult:
+            happened.append(arguments)
+            return CallToolResult(content=[TextContent(type="text", text="done")])
+
+    bank = Bank()
+
+    def agent() -> Agent[Any]:
+        found = transferring()
+        found.tools, found.mcp_servers = [], [bank]
+        return found
+
+    told = await told_after(client, agent, args={"amount": 5})
+    assert [str(each).count('(Approved by Eva with the arguments {"amount":5})') for each in told] == [1, 1]
+    assert happened == [{"amount": 5}]
+
+
+async def test_a_call_whose_arguments_cannot_be_changed_is_not_approved_with_others(client: Client) -> None:
+    tool = CustomTool(name="own", description="", on_invoke_tool=awaits("done", "x"), needs_approval=True)
+    running = asyncio.create_task(ask(agent_with(tool, turns=[[custom_call("own", "x")], says("done")])))
+    (waiting,) = await eventually(client.approvals)
+    with pytest.raises(InvalidRequest, match="takes no other arguments"):
+        await client.approve(waiting.execution_id, waiting.node_id, "Eva", args={})
+    await client.approve(waiting.execution_id, waiting.node_id, "Eva", "fine")
+    assert outputs(await running) == ["x"], "of another tool the model is told no comment"
 
 
 # In processes of their own

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from agents import Agent, FunctionTool, RunContextWrapper, Runner, ToolOutputImage, function_tool
+from agents import (
+    Agent,
+    FunctionTool,
+    RunContextWrapper,
+    Runner,
+    ToolOutputImage,
+    ToolOutputText,
+    function_tool,
+)
 from agents.testing import ModelStep, ScriptedModel, assistant_message, function_call
 from processes import PATIENCE_SECONDS, Process, environment, eventually
 from processes import run as run_command
@@ -224,6 +232,66 @@ async def test_a_rejection_is_told_to_the_model_and_by_every_later_run(client: C
         assert tool_outputs(result) == ["This call of add was not made. Rejected by Eva: add it yourself"]
     assert kinds == ["started", "rejected"]
     assert await client.approvals() == []
+
+
+async def approved(session_id: str, client: Client, tool: FunctionTool, call: Any, **yes: Any) -> list[Any]:
+    """What the model is told of a call that Eva says yes to, and by a replay of it."""
+    told = []
+    for is_first in (True, False):
+        running = asyncio.create_task(run(session_id, [calls(call)], tool))
+        if is_first:
+            waiting = await the_approval(client)
+            await client.approve(waiting.execution_id, waiting.node_id, "Eva", **yes)
+        told.append((await running).to_input_list()[-2]["output"])
+    return told
+
+
+ROME = ("weather", {"city": "Rome"})
+
+
+async def test_a_comment_follows_the_result_that_the_model_reads_in_every_run(worker: Worker, client: Client) -> None:
+    tool = durable_tool(weather, needs_approval=True)
+    told = "Rome: sunny for 1 days\n(Approved by Eva: only this once)"
+    assert await approved("s1", client, tool, ROME, comment=" only this once\n") == [told, told]
+    alone = asyncio.create_task(submit_tool_call(*ROME, "s3", needs_approval=True))
+    waiting = await the_approval(client)
+    await client.approve(waiting.execution_id, waiting.node_id, "Eva", "fine")
+    assert await alone == "Rome: sunny for 1 days", "no model reads it"
+    assert await approved("s2", client, tool, ROME) == ["Rome: sunny for 1 days"] * 2, "without a comment"
+
+
+async def test_a_comment_is_one_more_part_of_parts_and_no_part_of_any_other_result(client: Client) -> None:
+    def draw() -> list[ToolOutputText | ToolOutputImage]:
+        return [ToolOutputText(text="a cat"), ToolOutputImage(image_url="data:image/png;base64,AAAA")]
+
+    def draw_one() -> ToolOutputImage:
+        return ToolOutputImage(image_url="data:image/png;base64,AAAA")
+
+    async with working(draw, draw_one, add):
+        for session_id, function in (("s1", draw), ("s2", draw_one)):
+            tool = durable_tool(function, needs_approval=True)
+            for told in await approved(session_id, client, tool, (tool.name, {}), comment="fine"):
+                assert told[-2]["type"] == "input_image"
+                assert told[-1] == {"type": "input_text", "text": "(Approved by Eva: fine)"}
+        tool = durable_tool(add, needs_approval=True)
+        assert await approved("s3", client, tool, ("add", {"a": 1, "b": 2}), comment="fine") == ["3", "3"]
+
+
+async def test_a_person_may_change_the_arguments_and_the_model_is_told_which_they_are(
+    worker: Worker, client: Client
+) -> None:
+    tool = durable_tool(weather, needs_approval=True)
+    args = {"city": "Bari", "days": 3}
+    told = 'Bari: sunny for 3 days\n(Approved by Eva with the arguments {"city":"Bari","days":3}: it is nearer)'
+    assert await approved("s1", client, tool, ROME, args=args, comment="it is nearer") == [told, told]
+    assert executed == [("weather", ("Bari", 3))]
+
+
+async def test_changed_arguments_that_do_not_fit_are_told_to_the_model(worker: Worker, client: Client) -> None:
+    tool = durable_tool(weather, needs_approval=True)
+    (first, _) = await approved("s1", client, tool, ROME, args={"town": "Bari"})
+    assert first.startswith("The arguments of weather do not fit: ")
+    assert executed == []
 
 
 async def test_a_call_that_needs_a_yes_from_now_on_is_another_call(worker: Worker, client: Client) -> None:

@@ -116,6 +116,21 @@ def test_what_waits_for_a_person_is_said_once_with_the_commands_that_answer() ->
     ]
 
 
+def question(kind: str, **fields: object) -> CallEvent:
+    asked = {"question": "Which [bold]account?\n", "choices": ["main", "savings"]}
+    return CallEvent(kind, "s1/question/0/1", "ask_person", asked, **fields)  # type: ignore[arg-type]
+
+
+def test_a_question_is_said_with_its_words_its_choices_and_the_commands_that_answer() -> None:
+    waiting = question("waiting", detail="answer")
+    assert shown(waiting, waiting, question("answered", detail="savings")).splitlines() == [
+        r"[Nexum] asks you: Which [bold]account?\n (main, savings)",
+        "    nexum answer s1/question/0/1 'your answer'",
+        "    nexum reject s1/question/0/1 --reason 'why not'",
+        r'[Nexum] ask_person(question="Which [bold]account?\n", choices=["main", "savings"]) answered ✓ savings',
+    ]
+
+
 def test_what_people_said_is_told() -> None:
     said = shown(approval("approved"), approval("rejected", detail="Rejected by eva: too\ndear"))
     assert said.splitlines() == [

@@ -210,7 +210,7 @@ async def test_a_session_that_is_stopped_is_named_and_nothing_is_wrong(client: C
 
 async def test_an_approval_that_nobody_has_answered_is_named(client: Client, address: str) -> None:
     await start(client, "s/e", GATE)
-    said = "s/e waits for a person's yes, at approve; see what for, and answer: nexum approvals s/e"
+    said = "s/e waits for a person, at approve; see what for, and answer: nexum approvals s/e"
     assert await diagnosed(address) == {"approval": said}
     assert (await nexum(address, "doctor")).code == 0, "a person who is waited for is nothing that is wrong"
 

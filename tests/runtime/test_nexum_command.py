@@ -281,6 +281,7 @@ async def test_the_largest_message_is_the_one_it_was_told(tmp_path: Path) -> Non
         ("show", "e"),
         ("show", "e", "--follow"),
         ("approvals",),
+        ("answer", "e", "main"),
         ("approve", "e"),
         ("reject", "e", "--reason", "no"),
         ("cancel", "e"),

@@ -3,16 +3,19 @@
 import asyncio
 import json
 import re
+import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from command import ECHO, EVIL, GATE, GATES, Text, assert_refused, claim, finish, nexum, start, unused
 from nexum import workflow
-from processes import Finished
+from processes import NEXUM, PATIENCE_SECONDS, Finished, eventually
 from test_demo import stage
 
-from nexum_runtime import Client
-from nexum_runtime.cli.base import USAGE
+from nexum_runtime import Client, Outcome, human_approval
+from nexum_runtime.cli.base import USAGE, clock_text, clock_time
 
 __all__ = ["stage"]
 
@@ -230,6 +233,10 @@ async def test_approvals_tell_what_waits_for_what_and_how_to_answer(client: Clie
         "workflow_id": "gate",
         "started_at": since,
         "input": {"q": "página"},
+        "question": None,
+        "choices": None,
+        "default": None,
+        "due_at_ms": None,
     }
     shown = (await nexum(address, "show", "s")).stdout
     assert "\ne   waits for an approval\ntwo waits for an approval\n" in shown
@@ -276,6 +283,165 @@ async def test_show_tells_what_people_said(address: str) -> None:
         assert "approve: waits for a person's yes" in text
         assert f"approve: {said}" in text
         assert "\x1b" not in text
+
+
+@pytest.mark.usefixtures("waiting")
+async def test_what_is_answered_already_says_so_also_when_its_node_is_not_named(address: str) -> None:
+    await nexum(address, "approve", "s/e", "--as", "anna")
+    told = "Node approve of s/e was approved by anna already; nothing was changed."
+    assert (await nexum(address, "approve", "s/e")).stdout == f"{told}\n"
+    assert_refused(await nexum(address, "reject", "s/e", "--reason", "no"), told)
+
+
+# Questions
+
+QUESTION = human_approval(workflow("question"), "answer").build()
+ACCOUNT = {"question": "Which account?\nSay it \x1b[2J.", "choices": ["main", "savings"]}
+
+
+@asynccontextmanager
+async def asking(client: Client, input: Any = ACCOUNT, **options: Any) -> AsyncIterator["asyncio.Task[Outcome]"]:
+    """A question that somebody waits for in session s."""
+    executing = asyncio.create_task(client.execute(QUESTION, input, execution_id="s/ask", asks=True, **options))
+    await eventually(client.approvals)
+    yield executing
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await executing
+
+
+async def test_approvals_list_a_question_with_its_words_its_choices_its_time_and_what_answers_it(
+    client: Client, address: str
+) -> None:
+    async with asking(client, deadline=3_600, default="main"):
+        (waiting,) = await client.approvals()
+        due_ms = (await the_history(client, "s/ask"))["events"][1]["due_at_ms"]
+        listed, alone = [(await nexum(address, "approvals", name)).stdout.splitlines() for name in ("s", "s/ask")]
+        assert listed == [
+            f"s/ask answer waits since {clock_text(waiting.started_at)} UTC",
+            r"  asks Which account?\nSay it \u001b[2J.",
+            "  choices main, savings",
+            f"  until {clock_time(due_ms)}, then the answer is main",
+            '  nexum answer s/ask "…"',
+            '  nexum reject s/ask answer --reason "…"',
+        ]
+        assert alone == [listed[0], "  asks Which account?", r"Say it \u001b[2J.", *listed[2:]], "the whole of it"
+        told = json.loads((await nexum(address, "approvals", "--json")).stdout)
+        assert told == {
+            "execution_id": "s/ask",
+            "node_id": "answer",
+            "workflow_id": "question",
+            "started_at": waiting.started_at,
+            "input": ACCOUNT,
+            "question": ACCOUNT["question"],
+            "choices": ["main", "savings"],
+            "default": "main",
+            "due_at_ms": due_ms,
+        }
+        shown = (await nexum(address, "show", "s")).stdout
+        assert "ask waits for an answer" in shown
+        assert 's/ask answer waits for your answer:\n  nexum answer s/ask "…"\n  nexum reject s/ask answer' in shown
+        assert await nexum(address, "answer", "s/ask", "main") == Finished(0, "Answered.\n", "")
+
+
+async def test_of_an_open_question_without_a_default_it_is_said_that_it_fails(client: Client, address: str) -> None:
+    input = {"question": "Why?", "since": "then"}
+    async with asking(client, input, deadline=3_600):
+        told = (await nexum(address, "approvals", "s")).stdout.splitlines()
+        assert told[1:3] == ["  asks Why?", '  input {"since":"then"}']
+        assert told[3].endswith("UTC, then it fails")
+        assert '  input {\n  "since": "then"\n}\n' in (await nexum(address, "approvals", "s/ask")).stdout
+        await nexum(address, "answer", "s/ask", "because")
+
+
+async def test_an_answer_is_one_of_the_choices_and_who_gave_it_is_told(client: Client, address: str) -> None:
+    async with asking(client) as executing:
+        refused = "Node answer of s/ask is a question. The answer to it is 'checking'; it can be one of: main, savings"
+        assert_refused(await nexum(address, "answer", "s/ask", "checking"), refused)
+        assert_refused(await nexum(address, "approve", "s/ask"), "answer it: nexum answer s/ask TEXT")
+        assert_refused(await nexum(address, "approve", "s/ask", "--args", "{}"), "takes no other arguments.")
+        assert await nexum(address, "answer", "s/ask", "savings", "--as", "anna") == Finished(0, "Answered.\n", "")
+        assert (await executing).outputs["answer"] == {"approved": True, "approver": "anna", "comment": "savings"}
+    already = "Node answer of s/ask was answered by anna already: savings; nothing was changed."
+    assert (await nexum(address, "answer", "s/ask", "savings")).stdout == f"{already}\n"
+    assert_refused(await nexum(address, "answer", "s/ask", "main"), already)
+    told = (await nexum(address, "show", "s/ask")).stdout
+    assert "answer: waits for a person's answer (main, savings)\n" in told
+    assert "answer: answered by anna: savings\n" in told
+
+
+async def test_an_answer_is_read_from_stdin_for_a_dash(client: Client, address: str) -> None:
+    async with asking(client, {"question": "Why?"}) as executing:
+        command = [NEXUM, "answer", "s/ask", "-", "-s", address]
+        answered = await asyncio.to_thread(subprocess.run, command, input=b"two\nlines\n", capture_output=True)
+        assert answered.stdout == b"Answered.\n", answered.stderr
+        assert (await executing).outputs["answer"]["comment"] == "two\nlines"
+
+
+async def test_show_tells_that_nobody_answered_in_time(client: Client, address: str) -> None:
+    for execution_id, more in (("s/none", {}), ("s/main", {"default": "main"})):
+        await client.execute(QUESTION, ACCOUNT, execution_id=execution_id, asks=True, deadline=0.001, **more)  # type: ignore[arg-type]
+    told = [(await nexum(address, "show", name)).stdout for name in ("s/none", "s/main")]
+    assert re.search(r"answer: waits for a person's answer \(main, savings\), until 2\d{3}-.+ UTC\n", told[0])
+    assert "answer: nobody answered in time\n" in told[0]
+    assert "failed (TOOL_ERROR): Nobody answered within 1 ms." in told[0]
+    assert "answer: nobody answered in time, so it is: main\n" in told[1]
+    late = "Node answer of s/none: nobody had answered in time. Nothing was changed."
+    assert_refused(await nexum(address, "answer", "s/none", "main"), late)
+
+
+@pytest.mark.usefixtures("waiting")
+async def test_a_yes_is_no_answer(address: str) -> None:
+    said = "s/e waits for a yes, not for an answer: nexum approve s/e, or nexum reject s/e"
+    assert_refused(await nexum(address, "answer", "s/e", "yes"), said)
+    assert_refused(await nexum(address, "answer", "s/two", "yes"), "Say which node of s/two: first, second.")
+    assert_refused(await nexum(address, "answer", "s/two", "yes", "--node", "first"), "s/two waits for a yes")
+    assert_refused(await nexum(address, "answer", "ghost", "yes"), "ghost waits for no approval.")
+
+
+async def test_of_several_questions_the_command_names_the_node(client: Client, address: str) -> None:
+    two = human_approval(human_approval(workflow("two"), "first"), "second", depends_on=()).build()
+    executing = asyncio.create_task(client.execute(two, {"question": "Why?"}, execution_id="s/two", asks=True))
+    await eventually(client.approvals)
+    told = (await nexum(address, "approvals", "s")).stdout
+    for node in ("first", "second"):
+        assert f'  nexum answer s/two "…" --node {node}\n' in told
+        assert (await nexum(address, "answer", "s/two", node, "--node", node)).stdout == "Answered.\n"
+    assert (await executing).outputs["second"]["comment"] == "second"
+
+
+# A yes to other arguments
+
+
+async def test_a_yes_may_be_to_other_arguments_and_show_tells_them(client: Client, address: str) -> None:
+    executing = asyncio.create_task(client.execute(GATE, {"amount": 500}, execution_id="s/e", takes_args=True))
+    await eventually(client.approvals)
+    for words, said in (
+        ("{", "--args is not JSON: "),
+        ("NaN", "--args is not JSON: NaN is not JSON."),
+        ("[1]", "--args is [1]; it must be a JSON object, with all the arguments."),
+        ('"x"', '--args is "x"; it must be a JSON object'),
+    ):
+        assert_refused(await nexum(address, "approve", "s/e", "--args", words), said, USAGE)
+    options = ("--args", '{"amount": 5}', "--comment", "only this once", "--as", "anna")
+    assert (await nexum(address, "approve", "s/e", *options)).stdout == "Approved.\n"
+    assert (await executing).outputs["approve"]["args"] == {"amount": 5}
+    told = (await nexum(address, "show", "s/e")).stdout
+    assert 'approve: approved by anna, with {"amount":5}: only this once\n' in told
+
+
+@pytest.mark.usefixtures("waiting")
+async def test_what_does_not_heed_other_arguments_is_not_approved_with_them(client: Client, address: str) -> None:
+    said = "Node approve of s/e takes no other arguments. Say no to it, and why: nexum reject"
+    assert_refused(await nexum(address, "approve", "s/e", "--args", "{}"), said)
+    assert "s/e" in [each.execution_id for each in await client.approvals()]
+
+
+async def the_history(client: Client, execution_id: str) -> Any:
+    (history,) = [each async for each in client.history(execution_id)]
+    return history
+
+
+# Timers
 
 
 async def test_show_tells_how_long_a_timer_takes(client: Client, address: str) -> None:

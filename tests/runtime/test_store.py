@@ -1152,6 +1152,15 @@ async def test_timers_are_found_in_the_order_in_which_they_fire(store: Store) ->
     assert await store.read(lambda reader: reader.next_timer()) == NOW_MS + 20
 
 
+async def test_an_approval_is_due_at_its_deadline_as_a_timer_is_and_without_one_never(store: Store) -> None:
+    await add(store, an_execution("e"), waiting("open", "HUMAN_APPROVAL"), waiting("nap", "TIMER", NOW_MS + 20))
+    assert await store.read(lambda reader: reader.next_timer()) == NOW_MS + 20
+    await add(store, waiting("asked", "HUMAN_APPROVAL", NOW_MS + 10))
+    assert await store.read(lambda reader: reader.next_timer()) == NOW_MS + 10
+    due = await store.read(lambda reader: reader.due(NOW_MS + 20, 9))
+    assert [each.task_key for each in due] == ["asked", "nap"]
+
+
 async def test_approvals_are_listed_from_when_they_were_last_asked_for(store: Store) -> None:
     await add(store, an_execution("e"), waiting("nap", "TIMER"), a_task("t"))
     for key, asked_ms in (("first", (10, 40)), ("second", (20,)), ("third", (30,)), ("answered", (5,))):

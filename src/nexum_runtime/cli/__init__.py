@@ -11,6 +11,7 @@ ORDER = [
     "ps",
     "show",
     "approvals",
+    "answer",
     "approve",
     "reject",
     "stop",

@@ -41,7 +41,7 @@ def findings(told: dict[str, Any], approvals: list[Any]) -> Iterator[Finding]:
     for each in approvals:
         yield Finding(
             "approval",
-            f"{each.execution_id} waits for a person's yes, at {each.node_id}; see what for, and answer: "
+            f"{each.execution_id} waits for a person, at {each.node_id}; see what for, and answer: "
             f"nexum approvals {each.execution_id}",
             is_wrong=False,
         )

@@ -18,6 +18,7 @@ from nexum_runtime.cli.base import (
     Name,
     app,
     clock_text,
+    clock_time,
     console,
     examples,
     fail,
@@ -29,6 +30,8 @@ from nexum_runtime.errors import InvalidRequest, NotFound
 from nexum_runtime.text import printable, shorten
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from nexum_runtime.client import Client
 
 SESSION_LIMIT = 10_000  # executions of a session that one command takes on
@@ -52,24 +55,23 @@ def approvals(
     as_json: Json = False,
     address: Address = wire.DEFAULT_ADDRESS,
 ) -> None:
-    """List what waits for a person's yes.
+    """List what waits for a person's yes or answer.
 
-    With the input it would go on with, whole when one execution is named, and the commands that answer.
+    With what is asked, whole when one execution is named, until when, and the commands that answer.
     """
     from nexum_runtime.client import Client
 
-    async def fetch() -> list[tuple[Any, Any]]:
+    async def fetch() -> list[tuple[Any, dict[str, Any]]]:
         async with Client(address) as client:
             waiting = await _pending(client, name)
-            return [(each, (await _history(client, each.execution_id))["input"]) for each in waiting]
-
-    from rich.markup import escape
+            return [(each, await _history(client, each.execution_id)) for each in waiting]
 
     found = run(fetch())
     out = console()
     if not found and not as_json:
         print("Nothing waits for an approval.")
-    for each, told_input in found:
+    for each, history in found:
+        asked = asked_at(history, each.node_id)
         if as_json:
             print_json(
                 {
@@ -77,7 +79,8 @@ def approvals(
                     "node_id": each.node_id,
                     "workflow_id": each.workflow_id,
                     "started_at": each.started_at,
-                    "input": told_input,
+                    "input": history["input"],
+                    **asked,
                 }
             )
             continue
@@ -85,39 +88,120 @@ def approvals(
         out.print(
             f"[bold]{shown(each.execution_id)}[/] {shown(each.node_id)} waits since {shown(since)} UTC", soft_wrap=True
         )
-        if name == each.execution_id:  # whoever asks for one wants to read the whole of it
+        _print_asked(out, history["input"], asked, is_whole=name == each.execution_id)
+        for line in answers(each, history):
+            out.print(f"  {shown(line)}", soft_wrap=True)
+
+
+def asked_at(history: dict[str, Any], node_id: str) -> dict[str, Any]:
+    """What is asked at a node that waits for a person. `question` is None when it is a yes."""
+    told = next(each for each in reversed(_requests(history)) if each["node_id"] == node_id)
+    asked = {name: told.get(name) for name in ("choices", "default", "due_at_ms")}
+    return {"question": None if asked["choices"] is None else history["input"]["question"], **asked}
+
+
+def _requests(history: dict[str, Any]) -> list[dict[str, Any]]:
+    return [each for each in history["events"] if each["type"] == "ApprovalRequested"]
+
+
+def _print_asked(out: "Console", told_input: Any, asked: dict[str, Any], *, is_whole: bool) -> None:
+    from rich.markup import escape
+
+    if (question := asked["question"]) is not None:
+        words = escape(printable(question)) if is_whole else shown(shorten(question, SHOWN_CHARS))
+        out.print(f"  asks {words}", soft_wrap=True)
+        told_input = {name: value for name, value in told_input.items() if name not in ("question", "choices")}
+    if asked["choices"]:
+        out.print(f"  choices {shown(', '.join(asked['choices']))}", soft_wrap=True)
+    if question is None or told_input:
+        if is_whole:  # whoever asks for one wants to read the whole of it
             whole = json.dumps(told_input, ensure_ascii=False, indent=2)
             out.print(f"  input {escape(printable(whole))}", soft_wrap=True)
         else:
             out.print(f"  input {shown(shorten(wire.canonical_json(told_input), SHOWN_CHARS))}", style="dim")
-        for line in answers(each):
-            out.print(f"  {shown(line)}", soft_wrap=True)
+    if (due_ms := asked["due_at_ms"]) is not None:
+        default = asked["default"]
+        then = "it fails" if default is None else f"the answer is {shorten(default, SHOWN_CHARS)}"
+        out.print(f"  until {clock_time(due_ms)}, then {shown(then)}", soft_wrap=True)
 
 
-def answers(pending: Any) -> tuple[str, str]:
-    """The two commands that answer what waits for an approval."""
+def answers(pending: Any, history: dict[str, Any]) -> tuple[str, str]:
+    """The two commands that answer what waits for a person."""
     what = f"{pending.execution_id} {pending.node_id}"
-    return f"nexum approve {what}", f'nexum reject {what} --reason "…"'
+    no = f'nexum reject {what} --reason "…"'
+    if asked_at(history, pending.node_id)["question"] is None:
+        return f"nexum approve {what}", no
+    which = f" --node {pending.node_id}" if len({each["node_id"] for each in _requests(history)}) > 1 else ""
+    return f'nexum answer {pending.execution_id} "…"{which}', no
 
 
 Node = Annotated[str, typer.Argument(metavar="NODE", help="Which node, when several wait.", show_default=False)]
 
 
-@app.command(epilog=examples('nexum approve my-session/save_report/91c0/0 --comment "read it, it is fine"'))
-def approve(
+@app.command(
+    epilog=examples(
+        "nexum answer my-session/question/91c0/0 savings",
+        'nexum answer my-session/question/91c0/0 "Yes, but only until Friday."',
+        "nexum answer my-session/question/91c0/0 -",
+    )
+)
+def answer(
     execution: Execution,
-    node: Node = "",
-    comment: Annotated[str, typer.Option(metavar="TEXT", help="Kept with the yes.", show_default=False)] = "",
+    text: Annotated[str, typer.Argument(metavar="TEXT", help='The answer; "-" reads it from stdin.')],
+    node: Annotated[str, typer.Option(help="Which node, when several wait.", show_default=False)] = "",
     approver: Approver = "",
     address: Address = wire.DEFAULT_ADDRESS,
 ) -> None:
-    """Say yes to what waits for it."""
+    """Answer a question that waits for you.
+
+    When there are choices, the answer is one of them.
+    """
     from nexum_runtime.client import Client
+
+    async def send() -> str:
+        said = sys.stdin.read().removesuffix("\n") if text == "-" else text
+        async with Client(address) as client:
+            id, at = (execution, node) if node else await _the_pending(client, execution)
+            history = await _history(client, id)
+            if any(each["node_id"] == at and "choices" not in each for each in _requests(history)):
+                raise InvalidRequest(
+                    f"{id} waits for a yes, not for an answer: nexum approve {id}, or nexum reject {id}"
+                )
+            return await client.approve(id, at, approver or user(), said)
+
+    print(run(send()))
+
+
+@app.command(
+    epilog=examples(
+        'nexum approve my-session/save_report/91c0/0 --comment "read it, it is fine"',
+        'nexum approve my-session/transfer/3fa2/0 --args \'{"account": "main", "amount": 5}\'',
+    )
+)
+def approve(
+    execution: Execution,
+    node: Node = "",
+    comment: Annotated[
+        str, typer.Option(metavar="TEXT", help="Kept with the yes, and told to the one who asked.", show_default=False)
+    ] = "",
+    args: Annotated[
+        str | None, typer.Option(metavar="JSON", help="Other arguments to go on with, all of them, as an object.")
+    ] = None,
+    approver: Approver = "",
+    address: Address = wire.DEFAULT_ADDRESS,
+) -> None:
+    """Say yes to what waits for it.
+
+    --args lets it go on with other arguments than it asks for, where it takes any.
+    """
+    from nexum_runtime.client import Client
+
+    changed = None if args is None else _arguments(args)
 
     async def send() -> str:
         async with Client(address) as client:
             which = (execution, node) if node else await _the_pending(client, execution)
-            return await client.approve(*which, approver or user(), comment) or "Approved."
+            return await client.approve(*which, approver or user(), comment, args=changed) or "Approved."
 
     print(run(send()))
 
@@ -274,6 +358,8 @@ async def _the_pending(client: "Client", execution: str) -> tuple[str, str]:
     if len(own) == 1:
         return execution, str(own[0].node_id)
     alone, colon, node = execution.rpartition(":")
+    if not waiting and len(nodes := await _asked_before(client, execution)) == 1:
+        return execution, nodes.pop()  # the server says who has answered
     if colon and not waiting:
         return alone, node
     if own:
@@ -281,6 +367,24 @@ async def _the_pending(client: "Client", execution: str) -> tuple[str, str]:
     if waiting:
         raise InvalidRequest(f"{execution} is a session; answer each with its own command: nexum approvals {execution}")
     raise NotFound(f"{execution} waits for no approval. See what does with: nexum approvals")
+
+
+async def _asked_before(client: "Client", execution: str) -> set[str]:
+    """The nodes of an execution at which a person was ever asked."""
+    try:
+        return {each["node_id"] for each in _requests(await _history(client, execution))}
+    except NotFound:
+        return set()
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    try:
+        found = wire.parse_json(text)
+    except ValueError as error:
+        fail(f"--args is not JSON: {error}.", USAGE)
+    if not isinstance(found, dict):
+        fail(f"--args is {shorten(text, SHOWN_CHARS)}; it must be a JSON object, with all the arguments.", USAGE)
+    return found
 
 
 def user() -> str:

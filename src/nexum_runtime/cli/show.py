@@ -28,7 +28,7 @@ from nexum_runtime.cli.base import (
     unknown_name,
     what_text,
 )
-from nexum_runtime.cli.people import answers
+from nexum_runtime.cli.people import answers, asked_at
 from nexum_runtime.cli.story import Story, offset, short_values_first
 from nexum_runtime.cli.watch import redraw, repeat
 from nexum_runtime.errors import NotFound
@@ -188,8 +188,10 @@ class Look:
             return "its session is stopped"
         if history["status"] not in OPEN or any(bar.word == RUNNING[0] for bar in attempts(history, now_ms)):
             return ""
-        if any(each.execution_id == history["execution_id"] for each in self.approvals):
-            return "waits for an approval"
+        for each in self.approvals:
+            if each.execution_id == history["execution_id"]:
+                is_yes = asked_at(history, each.node_id)["question"] is None
+                return "waits for an approval" if is_yes else "waits for an answer"
         if any((event.get("worker") or "").startswith(wire.LOCAL_WORKER) for event in history["events"]):
             return "waits for its program to be run again"
         timers = {each["node_id"]: each for each in history["events"] if each["type"] in ("TimerSet", "TimerFired")}
@@ -210,7 +212,7 @@ class Look:
                 lines.append(f"  settle it with: {shown(settle)}")
         for each in self.approvals:
             lines.append(f"[cyan]{shown(each.execution_id)}[/] {shown(each.node_id)} waits for your answer:")
-            lines += [f"  {shown(line)}" for line in answers(each)]
+            lines += [f"  {shown(line)}" for line in answers(each, self.histories[each.execution_id])]
         return lines
 
 

@@ -63,9 +63,18 @@ def event_text(workflow_id: str, event: dict[str, Any], took_ms: int) -> str:
             said = {"result": "it happened, and this is its result", "failed": f"it failed: {error}"}
             return f"{node}: a person said: {said[event['as']]}" if node else "a person said: try again"
         case "ApprovalRequested":
-            return f"{node}: waits for a person's yes"
+            until = f", until {clock_time(event['due_at_ms'])}" if "due_at_ms" in event else ""
+            choices = shorten(error_line(", ".join(event.get("choices", ()))), SHOWN_CHARS)
+            for_what = "a person's answer" if "choices" in event else "a person's yes"
+            return f"{node}: waits for {for_what}{f' ({choices})' if choices else ''}{until}"
         case "TaskApproved":
-            return f"{node}: approved{_by(event['approver'], event['comment'])}"
+            changed = f", with {wire.canonical_json(event['args'])}" if "args" in event else ""
+            return f"{node}: approved{_by(event['approver'], event['comment'], changed)}"
+        case "TaskAnswered":
+            return f"{node}: answered{_by(event['approver'], event['answer'])}"
+        case "DeadlinePassed":
+            answer = f", so it is: {shorten(error_line(event['answer']), SHOWN_CHARS)}" if "answer" in event else ""
+            return f"{node}: nobody answered in time{answer}"
         case "TaskRejected":
             return f"{node}: rejected{_by(event['approver'], event['reason'])}"
         case "TimerSet":
@@ -83,5 +92,6 @@ def event_text(workflow_id: str, event: dict[str, Any], took_ms: int) -> str:
             return (ended | {"CancelRequested": "to be cancelled"}).get(other, str(other))
 
 
-def _by(who: str, text: str) -> str:
-    return (f" by {error_line(who)}" if who else "") + (f": {shorten(error_line(text), SHOWN_CHARS)}" if text else "")
+def _by(who: str, text: str, changed: str = "") -> str:
+    told = shorten(error_line(changed), SHOWN_CHARS) + (f": {shorten(error_line(text), SHOWN_CHARS)}" if text else "")
+    return (f" by {error_line(who)}" if who else "") + told

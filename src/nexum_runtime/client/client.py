@@ -78,6 +78,7 @@ class Client:
         self._stub = pb_grpc.NexumServiceStub(server.channel)
         self._execute = server.extension("Execute", pb.StartRequest, pb.StatusResponse)
         self._resolve = server.extension("Resolve", pb.RejectRequest, pb.AckResponse)
+        self._approve = server.extension("Approve", pb.ApproveRequest, pb.AckResponse)
         self._prune = server.extension("Prune", pb.StatusRequest, pb.AckResponse)
         self._executions = server.extension("Executions", pb.ListRequest, pb.StatusResponse)
         self._list_sessions = server.extension("ListSessions", pb.ListRequest, pb.StatusResponse)
@@ -149,6 +150,10 @@ class Client:
         max_attempts: int | None = None,
         effect: str | None = None,
         attempt_timeout: float | None = None,
+        asks: bool = False,
+        takes_args: bool = False,
+        deadline: float | None = None,
+        default: str | None = None,
         restart: Literal["failed", "unknown"] | None = None,
         timeout: float = 120.0,
         on_wait: Callable[[Waiting], None] | None = None,
@@ -159,8 +164,13 @@ class Client:
         A server that is away in the middle is waited for. `on_wait` is told, after a second or two and from then on
         now and then, what the call is waiting for. `input` is any JSON value, `effect` one of `wire.EFFECTS`.
         `timeout` is how many seconds to wait here, not counting the time that a person takes to approve something;
-        `attempt_timeout` is how many one attempt at a task may take. `labels` say what it is to who lists it: texts by
-        the names "kind", "name", "text", "run" and "outcome", and under "numbers" what adds up over a session.
+        `attempt_timeout` is how many one attempt at a task may take, and `deadline` how many each of its approvals
+        waits for a person, from when it was first asked. With `asks` these are questions: the input is {"question":
+        text, "choices": [text, …]}, or has no choices; the answer is the "comment" of their output, and `default` is
+        the answer when nobody gives one in time. With `takes_args` a yes may be to other arguments: they are in the
+        "args" of that output, and whatever comes after it has to heed them.
+        `labels` say what it is to who lists it: texts by the names "kind", "name", "text", "run" and "outcome", and
+        under "numbers" what adds up over a session.
         Raises ExecutionTimeout when the time is up (the execution goes on), besides the errors of the class.
         """
         wishes = {
@@ -170,6 +180,10 @@ class Client:
             wire.RESTART: restart,
             wire.EFFECT: effect,
             wire.TIMEOUT_MS: None if attempt_timeout is None else round(attempt_timeout * 1000),
+            wire.QUESTION: "true" if asks else None,
+            wire.TAKES_ARGS: "true" if takes_args else None,
+            wire.DEADLINE_MS: None if deadline is None else max(1, round(deadline * 1000)),
+            wire.DEFAULT: None if default is None else json.dumps(default),
         }
         with self._traced("execute", workflow, wishes) as span:
             outcome, _, _ = await self._until_over(workflow, input, wishes, timeout, on_wait)
@@ -438,10 +452,24 @@ class Client:
         `started_at`, since when."""
         return list((await self._server.call(self._stub.GetPendingApprovals, pb.EmptyRequest())).items)
 
-    async def approve(self, execution_id: str, node_id: str, approver: str, comment: str = "") -> str:
-        """Say yes to a node that waits for it. Returns what came of it, in words."""
+    async def approve(
+        self,
+        execution_id: str,
+        node_id: str,
+        approver: str,
+        comment: str = "",
+        *,
+        args: dict[str, Any] | None = None,
+    ) -> str:
+        """Say yes to a node that waits for it. Returns what came of it, in words.
+
+        `args` are what it is to go on with instead of what was asked for. To a question, `comment` is the answer.
+        """
+        method = self._stub.ApproveTask
+        if args is not None:
+            method, comment = self._approve, wire.json_text({"comment": comment, "args": args})
         request = pb.ApproveRequest(execution_id=execution_id, node_id=node_id, approver=approver, comment=comment)
-        return str((await self._server.call(self._stub.ApproveTask, request)).message)
+        return str((await self._server.call(method, request)).message)
 
     async def reject(self, execution_id: str, node_id: str, approver: str, reason: str) -> str:
         """Say no. Returns what came of it, in words."""

@@ -11,7 +11,6 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -49,6 +48,7 @@ from nexum_runtime.server.rules.checks import (
     checked_labels,
     checked_order,
     checked_resolution,
+    checked_verdict,
 )
 from nexum_runtime.server.rules.course import Course, not_registered
 from nexum_runtime.server.rules.executions import Executions
@@ -357,11 +357,8 @@ class Engine:
         return await self._store.read(lambda reader: reader.approvals(limit))
 
     async def answer(self, execution_id: str, node_id: str, verdict: Verdict) -> str:
-        """Take a person's yes or no to an approval; the first word wins. Returns what came of it, in words."""
-        check_execution_id(execution_id)
-        if verdict.by:
-            check_name("approver", verdict.by)
-        verdict = replace(verdict, text=verdict.text[:ERROR_LIMIT])
+        """Take a person's yes or no, or answer; the first word wins. Returns what came of it, in words."""
+        verdict = checked_verdict(verdict, execution_id, self.max_message_bytes)
         return await self._commits.make(
             lambda tx, notices: self._executions.answer(tx, notices, execution_id, node_id, verdict)
         )

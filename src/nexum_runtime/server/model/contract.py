@@ -74,7 +74,9 @@ class Task(NamedTuple):
     status: TaskStatus
     attempt: int  # attempts begun so far
     attempt_limit: int
-    available_at_ms: int = 0  # READY: not to be claimed before; WAITING: when a timer fires
+    available_at_ms: int = (
+        0  # READY: not to be claimed before; WAITING: when a timer fires, or the time to answer is over
+    )
     worker_id: str | None = None
     lease_ms: int | None = None
     lease_expires_at_ms: int | None = None
@@ -204,10 +206,13 @@ class Reader(Protocol):
         """The approvals that are WAITING, the longest first."""
 
     def next_timer(self) -> int | None:
-        """When the first of the WAITING timers fires."""
+        """When the first of the WAITING timers fires, or of the WAITING approvals has its deadline."""
 
     def due(self, now_ms: int, limit: int) -> list[Task]:
-        """WAITING timers that fire at or before `now_ms`, the first of them first."""
+        """WAITING timers that fire at or before `now_ms`, and approvals whose deadline is by then, the first first.
+
+        An approval that is available at 0 has no deadline.
+        """
 
     def held(self, worker_id: str) -> list[Task]:
         """RUNNING tasks of this worker, in the order they were scheduled."""

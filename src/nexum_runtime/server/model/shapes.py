@@ -1,7 +1,7 @@
 """What service, engine and rules hand to each other."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nexum_runtime import wire
 from nexum_runtime.server.model.contract import Execution, Task
@@ -22,6 +22,10 @@ class StartOrder(NamedTuple):
     lease_ms: int = wire.LEASE_MS_DEFAULT  # … and may be silent for so long
     traceparent: str = ""  # for whoever executes it
     labels_json: str = ""  # what it is, see wire.LABELS
+    asks: bool = False  # its approvals are questions, see wire.QUESTION
+    takes_args: bool = False  # a yes may be to other arguments, see wire.TAKES_ARGS
+    deadline_ms: int | None = None  # of each of its approvals
+    default: str | None = None  # the answer when that has passed
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class Verdict:
 
     is_yes: bool
     by: str  # who says so; may be empty
-    text: str  # a comment, or why not; may be empty
+    text: str  # a comment, or why not; may be empty. To a question: the answer
+    args: dict[str, Any] | None = None  # yes: what it goes on with instead of what was asked for
 
 
 class Claimed(NamedTuple):

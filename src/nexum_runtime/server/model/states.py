@@ -12,8 +12,9 @@ task       READY ─→ RUNNING                 claimed by a worker: one attempt
            READY, FAILED ─→ DONE            the late word of an attempt that had been given up
            FAILED, CANCELLED ─→ READY       the execution runs again
 
-           WAITING ─→ DONE                  without a worker: a person said yes, or a timer's time has come
-           WAITING ─→ FAILED                a person said no
+           WAITING ─→ DONE                  without a worker: a person said yes, a timer's time has come, or the time
+                                            to answer a question that has a default answer is over
+           WAITING ─→ FAILED                a person said no, or nobody answered in time
            WAITING ─→ CANCELLED
            FAILED, CANCELLED ─→ WAITING     the execution runs again
 """
@@ -60,7 +61,7 @@ OPEN_STATUSES = (TaskStatus.READY, TaskStatus.WAITING, TaskStatus.RUNNING)
 
 
 class ErrorCode(StrEnum):
-    TOOL_ERROR = "TOOL_ERROR"  # the task itself said that it failed
+    TOOL_ERROR = "TOOL_ERROR"  # the task itself said that it failed, or no person answered in time
     OUTCOME_UNKNOWN = "OUTCOME_UNKNOWN"  # its worker went silent: the effect may or may not have happened
     REJECTED = "REJECTED"  # a person said no
     CANCELLED = "CANCELLED"
@@ -78,6 +79,8 @@ class Event(StrEnum):
     APPROVAL_REQUESTED = "ApprovalRequested"
     TASK_APPROVED = "TaskApproved"
     TASK_REJECTED = "TaskRejected"
+    TASK_ANSWERED = "TaskAnswered"  # a question
+    DEADLINE_PASSED = "DeadlinePassed"  # nobody had said yes or no, or answered
     TIMER_SET = "TimerSet"
     TIMER_FIRED = "TimerFired"
     TASK_COMPLETED = "TaskCompleted"

@@ -11,7 +11,7 @@ from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, NexumError
 from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.model.contract import EventRow, Execution, Session, StoreUnavailable
-from nexum_runtime.server.model.shapes import Resolution
+from nexum_runtime.server.model.shapes import Resolution, Verdict
 from nexum_runtime.server.model.states import ExecutionStatus, State
 from nexum_runtime.server.rpc.client_calls import ClientCalls
 from nexum_runtime.server.rpc.messages import (
@@ -47,6 +47,19 @@ class NexumExtensions:
         """A person's word on an unknown outcome: `reason` is the output's JSON text, or why it failed."""
         word = Resolution(metadata_of(context).get(wire.RESOLUTION, ""), request.reason)
         return pb.AckResponse(ok=True, message=await self._engine.resolve(request.execution_id, request.node_id, word))
+
+    @answering
+    async def Approve(self, request: Any, context: Context) -> Any:
+        """A yes to something else than was asked for: `comment` is `{"comment": text, "args": {…}}`."""
+        try:
+            told = wire.parse_json(request.comment)
+        except ValueError:
+            told = None
+        comment, args = (told.get("comment", ""), told.get("args")) if isinstance(told, dict) else (None, None)
+        if not isinstance(comment, str) or not isinstance(args, dict):
+            raise InvalidRequest('The comment of an Approve must be {"comment": text, "args": {…}}, as JSON.')
+        yes = Verdict(True, request.approver, comment, args)
+        return pb.AckResponse(ok=True, message=await self._engine.answer(request.execution_id, request.node_id, yes))
 
     @answering
     async def Prune(self, request: Any, context: Context) -> Any:
@@ -140,6 +153,7 @@ class NexumExtensions:
                 "GoSession": unary(self.GoSession, pb.StatusRequest, pb.AckResponse),
                 "ListSessions": unary(self.ListSessions, pb.ListRequest, pb.StatusResponse),
                 "Resolve": unary(self.Resolve, pb.RejectRequest, pb.AckResponse),
+                "Approve": unary(self.Approve, pb.ApproveRequest, pb.AckResponse),
                 "Prune": unary(self.Prune, pb.StatusRequest, pb.AckResponse),
                 "StreamTasks": grpc.stream_stream_rpc_method_handler(
                     self._worker_calls.StreamTasks  # bytes: see `batches`

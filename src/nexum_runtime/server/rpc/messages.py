@@ -101,6 +101,10 @@ def start_order(request: Any, metadata: dict[str, Any]) -> StartOrder:
         lease_ms=lease_ms(metadata),
         traceparent=traceparent if wire.is_traceparent(traceparent) else "",
         labels_json=labels_of(metadata),
+        asks=metadata.get(wire.QUESTION) == "true",
+        takes_args=metadata.get(wire.TAKES_ARGS) == "true",
+        deadline_ms=whole_number(metadata, wire.DEADLINE_MS, 0, 1, wire.DEADLINE_MS_LIMIT) or None,
+        default=_text(metadata, wire.DEFAULT),
     )
 
 
@@ -129,6 +133,19 @@ def whole_number(metadata: dict[str, str], key: str, default: int, least: int, m
     if not (text.isascii() and text.isdecimal() and len(text) < 16 and least <= int(text) <= most):
         raise InvalidRequest(f"{key} is {text[:40]!r}; it must be a whole number from {least} to {most}.")
     return int(text)
+
+
+def _text(metadata: dict[str, str], key: str) -> str | None:
+    """What is sent as JSON, as a header carries ASCII alone."""
+    if (told := metadata.get(key)) is None:
+        return None
+    try:
+        text = wire.parse_json(told)
+    except ValueError:
+        text = None
+    if not isinstance(text, str):
+        raise InvalidRequest(f"{key} is {told[:40]!r}; it must be a text as JSON.")
+    return text
 
 
 def lease_ms(metadata: dict[str, str]) -> int:

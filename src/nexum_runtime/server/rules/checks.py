@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, LimitExceeded
-from nexum_runtime.server.model.shapes import Resolution, StartOrder
+from nexum_runtime.server.model.shapes import Resolution, StartOrder, Verdict
+from nexum_runtime.server.rules.questions import check_question
 from nexum_runtime.text import shorten
 
 ERROR_LIMIT = 64 * 1024  # characters kept of an error's text
@@ -33,6 +34,7 @@ def checked_order(order: StartOrder, max_bytes: int) -> StartOrder:
     if order.labels_json:
         order = order._replace(labels_json=checked_labels(order.labels_json))
     check_json(f"The input of {order.execution_id}", order.input_json)
+    check_question(order)
     return order
 
 
@@ -69,6 +71,18 @@ def checked_resolution(word: Resolution, execution_id: str, max_bytes: int) -> R
     if word.kind == "failed" and not word.text.strip():
         raise InvalidRequest(f"Say why {execution_id} failed: the reason is empty.")
     return replace(word, text=word.text if word.kind == "result" else word.text[:ERROR_LIMIT])
+
+
+def checked_verdict(verdict: Verdict, execution_id: str, max_bytes: int) -> Verdict:
+    check_execution_id(execution_id)
+    if verdict.by:
+        check_name("approver", verdict.by)
+    if verdict.args is not None:
+        what = f"The arguments for {execution_id}"
+        text = wire.canonical_json(verdict.args)
+        check_size(what, text, max_bytes)
+        check_json(what, text)
+    return verdict
 
 
 def check_size(what: str, text: str, max_bytes: int) -> None:

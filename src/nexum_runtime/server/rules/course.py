@@ -14,6 +14,7 @@ from nexum_runtime.server.model import graph
 from nexum_runtime.server.model.contract import Execution, Task, Transaction, session_of
 from nexum_runtime.server.model.shapes import Claimed, Ending, Notices, StartOrder, Taker
 from nexum_runtime.server.model.states import ErrorCode, Event, ExecutionStatus, TaskStatus
+from nexum_runtime.server.rules import questions
 
 RUNNING_LIMIT = 10_000  # executions of one session at once
 GRAPHS_KEPT = 500  # versions whose graphs are at hand
@@ -65,7 +66,7 @@ class Course:
             labels_json=order.labels_json or None,
         )
         tx.add_execution(execution)
-        tx.add_event(execution.execution_id, now_ms, Event.EXECUTION_STARTED)
+        tx.add_event(execution.execution_id, now_ms, Event.EXECUTION_STARTED, data=questions.of_start(order))
         return self._add_tasks(tx, notices, execution, self.graph_of(tx, execution).ready((), ()), taker)
 
     def _check_room(self, tx: Transaction, execution_id: str) -> None:
@@ -103,7 +104,7 @@ class Course:
             if task.status not in (TaskStatus.FAILED, TaskStatus.CANCELLED):
                 continue
             if nodes[task.node_id].is_waited_for:
-                due_ms = self._begin_to_wait(tx, task, nodes[task.node_id])
+                due_ms = self._begin_to_wait(tx, execution, nodes[task.node_id])
                 tx.move_task(task.task_key, TaskStatus.WAITING, available_at_ms=due_ms)
             else:
                 limit = task.attempt + execution.max_attempts
@@ -146,7 +147,7 @@ class Course:
                 attempt_limit=execution.max_attempts,
             )
             if node.is_waited_for:
-                due_ms = self._begin_to_wait(tx, task, node)
+                due_ms = self._begin_to_wait(tx, execution, node)
                 tx.add_task(task._replace(status=TaskStatus.WAITING, available_at_ms=due_ms))
                 continue
             if taker is None:
@@ -164,14 +165,15 @@ class Course:
             taken, taker = self.begun(tx, task, execution, now_ms), None
         return taken
 
-    def _begin_to_wait(self, tx: Transaction, task: Task, node: graph.Node) -> int:
-        """Tell the event. Returns when the timer fires, or 0 for what waits for a person."""
+    def _begin_to_wait(self, tx: Transaction, execution: Execution, node: graph.Node) -> int:
+        """Tell the event. Returns when the timer fires, or the time to answer is over; 0 if that is never."""
         now_ms = self._clock()
         if node.delay_seconds is None:
-            tx.add_event(task.execution_id, now_ms, Event.APPROVAL_REQUESTED, node.id)
-            return 0
+            told = questions.asked(tx, execution).of_event(now_ms)
+            tx.add_event(execution.execution_id, now_ms, Event.APPROVAL_REQUESTED, node.id, data=told)
+            return int(told.get("due_at_ms", 0))
         due_ms = now_ms + round(node.delay_seconds * 1000)
-        tx.add_event(task.execution_id, now_ms, Event.TIMER_SET, node.id, data={"due_at_ms": due_ms})
+        tx.add_event(execution.execution_id, now_ms, Event.TIMER_SET, node.id, data={"due_at_ms": due_ms})
         return due_ms
 
     def begun(self, tx: Transaction, task: Task, execution: Execution, now_ms: int) -> Claimed:

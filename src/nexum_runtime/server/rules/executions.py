@@ -10,10 +10,11 @@ from nexum_runtime.server.model import graph
 from nexum_runtime.server.model.contract import Execution, Task, Transaction, Workflow
 from nexum_runtime.server.model.shapes import Claimed, Notices, Resolution, Started, StartOrder, Taker, Verdict
 from nexum_runtime.server.model.states import ErrorCode, Event, ExecutionStatus, TaskStatus
-from nexum_runtime.server.rules import sessions
+from nexum_runtime.server.rules import questions, sessions
 from nexum_runtime.server.rules.attempts import Attempts, or_not
+from nexum_runtime.server.rules.checks import ERROR_LIMIT
 from nexum_runtime.server.rules.course import Course, check_story, execution_of, is_once
-from nexum_runtime.text import shorten, timestamp
+from nexum_runtime.text import duration_text, shorten, timestamp
 
 WORKFLOWS_LIMIT = 10_000  # versions of all workflows in one database
 TIMERS_AT_ONCE = 100  # that fire in one transaction, so that many which are due hold up nobody
@@ -110,38 +111,81 @@ class Executions:
         return "Execution cancelled"
 
     def answer(self, tx: Transaction, notices: Notices, execution_id: str, node_id: str, verdict: Verdict) -> str:
-        """A person's yes or no to an approval. The first word wins; returns what came of this one, in words.
+        """A person's yes or no to an approval, or answer to a question. The first word wins; returns what came of this
+        one, in words.
 
-        Yes records `{"approved": true, "approver": …, "comment": …}` as the node's output.
+        Yes records `{"approved": true, "approver": …, "comment": …}` as the node's output, and `"args"` with what it
+        goes on with instead of what was asked for. The comment of a yes to a question is the answer.
         """
         task = next((each for each in tx.tasks(execution_id) if each.node_id == node_id), None)
         if task is None or task.node_type != graph.APPROVAL:
             raise NotFound(f"Node {node_id[:80]!r} of {execution_id!r} waits for no approval.")
         if task.status != TaskStatus.WAITING:
             return _answered_before(tx, task, verdict)
-        now_ms = self._clock()
+        now_ms, execution = self._clock(), execution_of(tx, task)
+        if 0 < task.available_at_ms <= now_ms:  # what comes of that is recorded within a moment
+            raise InvalidRequest(f"{_whose(task)}: the time to answer was over at {timestamp(task.available_at_ms)}.")
         if not verdict.is_yes:
-            data = {"approver": verdict.by, "reason": verdict.text}
+            reason = verdict.text[:ERROR_LIMIT]
+            data: dict[str, Any] = {"approver": verdict.by, "reason": reason}
             tx.add_event(execution_id, now_ms, Event.TASK_REJECTED, node_id, data=data)
-            error = f"Rejected{_by(verdict.by)}: {verdict.text}" if verdict.text else f"Rejected{_by(verdict.by)}."
+            error = f"Rejected{_by(verdict.by)}: {reason}" if reason else f"Rejected{_by(verdict.by)}."
             self._course.fail_task(tx, notices, task, error, ErrorCode.REJECTED)
             return "Rejected."
-        data = {"approver": verdict.by, "comment": verdict.text}
-        tx.add_event(execution_id, now_ms, Event.TASK_APPROVED, node_id, data=data)
-        tx.move_task(task.task_key, TaskStatus.DONE, output_json=wire.json_text({"approved": True} | data))
-        self._course.schedule(tx, notices, execution_of(tx, task))
-        return "Approved."
+        return self._say_yes(tx, notices, task, execution, verdict)
+
+    def _say_yes(self, tx: Transaction, notices: Notices, task: Task, execution: Execution, verdict: Verdict) -> str:
+        asked, args = questions.asked(tx, execution), verdict.args
+        is_question = asked.choices is not None
+        output: dict[str, Any] = {"approved": True, "approver": verdict.by, "comment": verdict.text}
+        if args is not None and (is_question or not asked.takes_args):
+            raise InvalidRequest(f"{_whose(task)} takes no other arguments. Say no to it, and why: nexum reject")
+        if asked.choices is not None:
+            if not verdict.text:
+                how = f"nexum answer {task.execution_id} TEXT"
+                raise InvalidRequest(f"{_whose(task)} is a question; answer it: {how}")
+            questions.check_answer(f"{_whose(task)} is a question. The answer to it", verdict.text, asked.choices)
+            event, data = Event.TASK_ANSWERED, {"approver": verdict.by, "answer": verdict.text}
+        else:
+            output["comment"] = verdict.text[:ERROR_LIMIT]
+            output |= {} if args is None else {"args": args}
+            event, data = Event.TASK_APPROVED, {name: output[name] for name in output if name != "approved"}
+        tx.add_event(task.execution_id, self._clock(), event, task.node_id, data=data)
+        tx.move_task(task.task_key, TaskStatus.DONE, output_json=wire.json_text(output))
+        self._course.schedule(tx, notices, execution)
+        return "Answered." if is_question else "Approved."
 
     def fire(self, tx: Transaction, notices: Notices) -> None:
-        """Go on with what waited for a timer whose time has come: `{"waited_until": …, "delay_seconds": …}`."""
+        """Go on with what waited for a timer whose time has come: `{"waited_until": …, "delay_seconds": …}`.
+
+        What a person was asked in vain goes on with the answer by default, or has failed.
+        """
         now_ms = self._clock()
         for task in tx.due(now_ms, TIMERS_AT_ONCE):
             execution = execution_of(tx, task)
+            if task.node_type == graph.APPROVAL:
+                self._pass_deadline(tx, notices, task, execution)
+                continue
             node = self._course.graph_of(tx, execution).nodes[task.node_id]
             output = {"waited_until": timestamp(now_ms), "delay_seconds": node.delay_seconds}
             tx.add_event(task.execution_id, now_ms, Event.TIMER_FIRED, task.node_id)
             tx.move_task(task.task_key, TaskStatus.DONE, output_json=wire.json_text(output))
             self._course.schedule(tx, notices, execution)
+
+    def _pass_deadline(self, tx: Transaction, notices: Notices, task: Task, execution: Execution) -> None:
+        asked = questions.asked(tx, execution)
+        assert asked.deadline_ms is not None, "it was due"
+        now_ms = self._clock()
+        if asked.default is None:
+            tx.add_event(task.execution_id, now_ms, Event.DEADLINE_PASSED, task.node_id)
+            does = "said yes" if asked.choices is None else "answered"
+            error = f"Nobody {does} within {duration_text(asked.deadline_ms)}."
+            self._course.fail_task(tx, notices, task, error, ErrorCode.TOOL_ERROR)
+            return
+        tx.add_event(task.execution_id, now_ms, Event.DEADLINE_PASSED, task.node_id, data={"answer": asked.default})
+        output = {"approved": True, "approver": "", "comment": asked.default, "by_default": True}
+        tx.move_task(task.task_key, TaskStatus.DONE, output_json=wire.json_text(output))
+        self._course.schedule(tx, notices, execution)
 
     def resolve(self, tx: Transaction, notices: Notices, execution_id: str, node_id: str, word: Resolution) -> str:
         """A person's word on an unknown outcome, or that what ended without a result is to be tried again."""
@@ -244,19 +288,35 @@ def _the_unknown_one(execution: Execution, tasks: list[Task], node_id: str) -> T
     return found[0]
 
 
+_WORDS = {
+    Event.TASK_APPROVED: "approved",
+    Event.TASK_REJECTED: "rejected",
+    Event.TASK_ANSWERED: "answered",
+    Event.DEADLINE_PASSED: "",
+}
+
+
 def _answered_before(tx: Transaction, task: Task, verdict: Verdict) -> str:
     """Say that this word comes too late. Raises InvalidRequest when it is another one than the first."""
-    words = {TaskStatus.DONE: Event.TASK_APPROVED, TaskStatus.FAILED: Event.TASK_REJECTED}
-    if task.status not in words:
+    if task.status not in (TaskStatus.DONE, TaskStatus.FAILED):
         raise InvalidRequest(f"Execution {task.execution_id} has ended; its node {task.node_id} needs no answer.")
-    found = [event for event in tx.events(task.execution_id) if event.node_id == task.node_id]
-    who = next(event.data["approver"] for event in reversed(found) if event.type == words[task.status])
-    was_yes = task.status == TaskStatus.DONE
-    said = "approved" if was_yes else "rejected"
-    told = f"Node {task.node_id} of {task.execution_id} was {said}{_by(who)} already; nothing was changed."
-    if was_yes != verdict.is_yes:
+    word = next(e for e in reversed(tx.events(task.execution_id)) if e.node_id == task.node_id and e.type in _WORDS)
+    answer = word.data.get("answer")
+    of_answer = "" if answer is None else f": {shorten(answer, SHOWN_CHARS)}"
+    if word.type == Event.DEADLINE_PASSED:
+        how = "nobody had answered in time" if answer is None else "nobody had answered in time, and so it is"
+        raise InvalidRequest(f"{_whose(task)}: {how}{of_answer}. Nothing was changed.")
+    told = (
+        f"{_whose(task)} was {_WORDS[word.type]}{_by(word.data['approver'])} already{of_answer}; nothing was changed."
+    )
+    is_same_word = verdict.is_yes == (task.status == TaskStatus.DONE) and answer in (None, verdict.text)
+    if not is_same_word or (verdict.is_yes and verdict.args != word.data.get("args")):
         raise InvalidRequest(told)
     return told
+
+
+def _whose(task: Task) -> str:
+    return f"Node {task.node_id} of {task.execution_id}"
 
 
 def _by(who: str) -> str:

@@ -214,14 +214,18 @@ class SqliteReader:
         return [Approval(*row) for row in rows]
 
     def next_timer(self) -> int | None:
-        row = self._sql("SELECT min(available_at_ms) FROM tasks WHERE status = 'WAITING' AND node_type = 'TIMER'")
-        due_ms: int | None = row.fetchone()[0]
+        firsts = (  # each is one look at the index
+            "SELECT min(available_at_ms) AS due_ms FROM tasks "
+            f"WHERE status = 'WAITING' AND node_type = '{node_type}' AND available_at_ms > 0"
+            for node_type in ("TIMER", "HUMAN_APPROVAL")
+        )
+        due_ms: int | None = self._sql(f"SELECT min(due_ms) FROM ({' UNION ALL '.join(firsts)})").fetchone()[0]
         return due_ms
 
     def due(self, now_ms: int, limit: int) -> list[Task]:
         rows = self._sql(
-            f"SELECT {TASK} FROM tasks WHERE status = 'WAITING' AND node_type = 'TIMER' AND available_at_ms <= ? "
-            "ORDER BY available_at_ms, seq LIMIT ?",
+            f"SELECT {TASK} FROM tasks WHERE status = 'WAITING' AND node_type IN ('TIMER', 'HUMAN_APPROVAL') "
+            "AND available_at_ms > 0 AND available_at_ms <= ? ORDER BY available_at_ms, seq LIMIT ?",
             (now_ms, limit),
         )
         return [task_of(row) for row in rows]

@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
+from nexum_runtime import wire
 from nexum_runtime.server.model.contract import Execution, Stop, Task, Workflow, session_of
 from nexum_runtime.server.model.states import (
     EXECUTION_SOURCES,
@@ -260,6 +261,8 @@ class SqliteTransaction(SqliteReader):
         data: dict[str, Any] | None = None,
     ) -> None:
         data_json = _encode(data) if data else "{}"
+        if not wire.is_text(data_json):  # half a character, which JSON can spell and no database can keep
+            data_json = wire.json_text(data)
         event = (execution_id, at_ms, type.value, node_id, attempt, data_json)
         self._events.append(event)
         self.added_events.append(event)
