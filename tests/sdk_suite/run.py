@@ -70,6 +70,10 @@ LEFT_OUT = [
 ]
 
 NOT_OURS = re.compile(r"(?i).*(_API_KEY|_TOKEN|_PROXY)|NEXUM_.*|OTEL_.*|OPENAI_.*|PYTEST_.*")  # of the environment
+REFUSED = re.compile(  # what a durable session says of what cannot be recorded, before that does anything
+    r"DurableCallError: (?:Agent .+? cannot run in a durable session: it is )?([Aa]n? \w+)"
+    r"(?:,| cannot (?:run|be used) in a durable session)"
+)
 NEVER_RUN = {
     "calls": 0,
     "seconds": 0.0,
@@ -248,7 +252,9 @@ def judge(tests: list[Test], alone: set[str]) -> Verdict:
     for test in tests:
         for what, lines in findings(test, alone).items():
             group = next((group for group in listed.get(what, []) if test["test"] in group["tests"]), None)
-            if group is None:
+            if group is None and what == "fails" and (refused := REFUSED.search(test["message"])):
+                verdict.expected[f"fails: Refused by name: {refused[1][0].lower()}{refused[1][1:]}."] += 1
+            elif group is None:
                 verdict.unexpected += [f"{what}  {test['test']}\n         {line}" for line in lines]
             else:
                 verdict.expected[f"{what}: {group['reason']}"] += 1
