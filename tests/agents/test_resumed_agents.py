@@ -66,7 +66,8 @@ class Runs:
     async def _executions(self, session: str) -> int:
         """How often a tool was executed."""
         known = [each async for each in self.client.history(f"{session}/")]
-        events = [event for each in known if "/model-turn/" not in each["execution_id"] for event in each["events"]]
+        calls = [each for each in known if each["labels"]["kind"] == "call"]
+        events = [event for each in calls for event in each["events"]]
         return sum(event["type"] == "AttemptStarted" for event in events)
 
     @property

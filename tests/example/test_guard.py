@@ -473,7 +473,7 @@ async def test_agent_and_worker_reach_a_server_that_demands_a_token_over_tls_and
         assert "--dev uses the Nexum server that was running already" in second.stdout
         listed = await run(NEXUM, "ps", env=env)
         shown = await run(NEXUM, "show", "s1", "--json", env=env)
-        assert listed.stdout.count("COMPLETED") == shown.stdout.count('"status":"COMPLETED"') == 8
+        assert listed.stdout.count("COMPLETED") == shown.stdout.count('"status":"COMPLETED"') == 9
         assert TOKEN not in command_lines()
         nexum.terminate()
         assert await nexum.ended() == 0
