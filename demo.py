@@ -99,7 +99,8 @@ async def run(arguments: argparse.Namespace, session_id: str, view: Any, model: 
             flags = ("--offline",) if arguments.offline else ()
             if not await stack.enter_async_context(local_nexum(screen.address(), Path(".nexum"), flags)):
                 view.note("--dev uses the Nexum server that was running already")
-        session = durable_session(session_id, turns=arguments.durable_model, on_event=on_event)
+        turns, tools = arguments.durable_model, arguments.tools
+        session = durable_session(session_id, turns=turns, tools=tools, on_event=on_event)
         view.saved = (await stack.enter_async_context(session)).saved
         agent, config = build_agent(model, arguments.save_report), RunConfig(model_provider=model_provider(model, mode))
         running = run_with_approvals(agent, arguments.question, max_turns=MAX_TURNS, run_config=config)
@@ -115,6 +116,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--crash-after", type=int, metavar="N", help="die by SIGKILL right after the Nth completed call")
     add("--save-report", action="store_true", help="let the agent save its answer in reports/, if you approve")
     add("--no-durable-model", dest="durable_model", action="store_false", help="record the tool calls alone")
+    add("--tools", choices=["run", "cached-only"], default="run", help="cached-only: end rather than call a tool anew")
     arguments = parser.parse_args()
     if arguments.crash_after is not None and arguments.crash_after < 1:
         parser.error("--crash-after must be at least 1")

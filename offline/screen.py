@@ -56,6 +56,7 @@ def command_line(session_id: str, arguments: argparse.Namespace) -> str:
     settings |= {"MODEL": os.environ["MODEL"]} if os.environ.get("MODEL") else {}
     flags = [flag for name, flag in FLAGS.items() if getattr(arguments, name)]
     flags += [] if arguments.durable_model else ["--no-durable-model"]
+    flags += [] if arguments.tools == "run" else ["--tools", arguments.tools]
     words = [_python(), os.path.relpath(sys.argv[0]), *flags, arguments.question]
     return " ".join([*(f"{name}={quoted(value)}" for name, value in settings.items()), *map(quoted, words)])
 

@@ -220,7 +220,8 @@ class Terminal:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.raw = ""  # all that was written to it
-        self._popen = subprocess.Popen(command, env=dict(env), stdin=slave, stdout=slave, stderr=slave)
+        own = {name: value for name, value in env.items() if name not in ("COLUMNS", "LINES")}
+        self._popen = subprocess.Popen(command, env=own, stdin=slave, stdout=slave, stderr=slave)
         os.close(slave)
         os.set_blocking(self._master, False)
         self._decoder = codecs.getincrementaldecoder("utf-8")()

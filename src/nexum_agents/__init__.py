@@ -12,6 +12,7 @@ from nexum_agents.errors import (
     DurableCallError,
     LimitReached,
     NoAnswer,
+    NotRecorded,
     OutcomeUnknown,
     RunFailed,
     SessionStopped,
@@ -20,6 +21,7 @@ from nexum_agents.errors import (
     ToolRejected,
 )
 from nexum_agents.events import CallEvent, DurableEvent, TurnEvent
+from nexum_agents.forks import fork_session
 from nexum_agents.handling import final_output, go_session, stop_session
 from nexum_agents.printing import print_events
 from nexum_agents.questions import ask_person
@@ -36,6 +38,7 @@ __all__ = [
     "DurableSession",
     "LimitReached",
     "NoAnswer",
+    "NotRecorded",
     "OutcomeUnknown",
     "RunFailed",
     "SessionStopped",
@@ -49,6 +52,7 @@ __all__ = [
     "durable_step",
     "durable_tool",
     "final_output",
+    "fork_session",
     "go_session",
     "idempotency_key",
     "print_events",

@@ -124,7 +124,9 @@ async def _ask(run: Place, interruption: ToolApprovalItem) -> Yes | str:
     scope = run.scope
     tool_name, session = interruption.qualified_name or "tool", scope.session
     tool_args = parsed_arguments(interruption.arguments or "")
-    place = scope.place("approval", f"approval:{tool_name}", [run.id, tool_args, interruption.call_id])
+    place = scope.place(
+        "approval", f"approval:{tool_name}", [session.as_first(run.id), tool_args, interruption.call_id]
+    )
 
     def tell(kind: Any, detail: str = "") -> None:
         session.tell(CallEvent(kind, place.execution_id, tool_name, shown_arguments(tool_args), detail=detail))

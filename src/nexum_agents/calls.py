@@ -9,13 +9,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from nexum_agents.clients import nexum_client
-from nexum_agents.errors import OutcomeUnknown, ToolFailed
+from nexum_agents.errors import DurableCallError, NotRecorded, OutcomeUnknown, ToolFailed
 from nexum_agents.events import CallEvent
 from nexum_agents.recording import Unrecordable
 from nexum_agents.sessions import WAIT_SECONDS, Effect, Place, Scope
 from nexum_agents.values import ERROR, TEXT, Value, from_value, to_value
 from nexum_agents.workflows import LOCAL_CALL, LOCAL_NODE, Recorded, ToolCall
-from nexum_runtime import LimitExceeded, NexumError, Outcome, TaskError
+from nexum_runtime import LimitExceeded, NexumError, NotFound, Outcome, ServerUnavailable, TaskError
 from nexum_runtime.text import error_text, shorten
 from nexum_runtime.wire import canonical_json, is_nested_too_deeply
 
@@ -73,6 +73,7 @@ async def recorded(
     note: dict[str, Any] | None = None,
     exactly: bool = False,
     quietly: bool = False,
+    refusable: bool = False,
 ) -> Any:
     """What `call()` returns, or has returned when it is recorded.
 
@@ -80,7 +81,7 @@ async def recorded(
     replay raises a ToolFailed with its text. `again()` takes the place of `call()` when an earlier attempt may have had
     its effect. What `call()` puts into `note` is recorded as well, and is there after a replay. With `exactly`, a value
     that would not come back as it is stays unrecorded instead of becoming a text. `quietly` tells only of what went
-    wrong.
+    wrong. What is `refusable` is not called in a session that is cached-only.
     Raises what `call()` raises, OutcomeUnknown, ToolFailed for a call that is not made again, and DurableCallError.
     """
     scope, session = place.scope, place.scope.session
@@ -127,20 +128,26 @@ async def recorded(
     try:
         if (outputs := await session.recorded(place.execution_id)) is not None:
             return replayed(outputs)
-        if place.is_call:
-            scope.check_limits("calls")
-        outcome = await nexum_client().run_local(
-            LOCAL_CALL,
-            ToolCall(tool_name=name, tool_args=arguments).model_dump(),
-            lambda: run(call),
-            again=lambda: run(again or call),
-            execution_id=place.execution_id,
-            restart="failed" if effect == "once" else "unknown",
-            effect=effect,
-            timeout=WAIT_SECONDS,
-            labels=place.labels(arguments),
-            on_wait=lambda waiting: tell("waiting", detail=waiting),
-        )
+        if refusable and session.is_cached_only:
+            ended = await ended_as(place)
+            if ended is None or (ended.status != "COMPLETED" and effect != "once"):  # a run would make it again
+                raise not_recorded(scope, name, arguments)
+            outcome = ended
+        else:
+            if place.is_call:
+                scope.check_limits("calls")
+            outcome = await nexum_client().run_local(
+                LOCAL_CALL,
+                ToolCall(tool_name=name, tool_args=arguments).model_dump(),
+                lambda: run(call),
+                again=lambda: run(again or call),
+                execution_id=place.execution_id,
+                restart="failed" if effect == "once" else "unknown",
+                effect=effect,
+                timeout=WAIT_SECONDS,
+                labels=place.labels(arguments),
+                on_wait=lambda waiting: tell("waiting", detail=waiting),
+            )
     except BaseException as error:
         if raised and error is raised[0]:  # by the call itself
             scope.give_back(place)
@@ -156,6 +163,9 @@ async def recorded(
             if raised:
                 raise raised[0] from None
             return returned[0]
+        if isinstance(error, NotRecorded):
+            scope.give_back(place)
+            tell("failed", detail=str(error))
         if isinstance(error, NexumError):
             tell("failed", detail=str(error))
             raise scope.stop(error) from None
@@ -175,6 +185,31 @@ async def recorded(
             raise raised[0]
         return returned[0]
     return replayed(outcome.outputs)
+
+
+async def ended_as(place: Place) -> Outcome | None:
+    """How a call has ended, however that was; None when it has not, or was never made."""
+    client = nexum_client()
+    while True:
+        try:
+            outcome = await client.status(place.execution_id)
+        except NotFound:
+            return None
+        except ServerUnavailable:  # it was there a moment ago
+            await client.check(WAIT_SECONDS)
+        else:
+            return None if outcome.status == "RUNNING" else outcome
+
+
+def not_recorded(scope: Scope, name: str, arguments: dict[str, Any] | str) -> DurableCallError:
+    """The error of a call that a session does not make which is cached-only; it ends the run."""
+    what = f"{name}({shorten(canonical_json(arguments), SHOWN_CHARS)})"
+    return scope.stop(
+        NotRecorded(
+            f'{what} is not recorded in session {scope.session.session_id}, and tools="cached-only" makes no call that '
+            "is not."
+        )
+    )
 
 
 def _words(error: BaseException) -> str:

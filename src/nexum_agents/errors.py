@@ -10,6 +10,10 @@ class DurableCallError(AgentsException):
     """Nexum could not carry a turn or a call: no server, no result in time, a refused id. It ends the run."""
 
 
+class NotRecorded(DurableCallError):
+    """A call or a step that is not recorded, in a session that calls no tool. It ends the run."""
+
+
 class SessionStopped(DurableCallError):
     """A person has stopped the session (`nexum stop`): nothing of it begins until `nexum go`. It ends the run."""
 

@@ -101,6 +101,7 @@ async def _called(scope: Scope, tool: FunctionTool, context: Any, arguments: str
             returns=returns_of(getattr(tool, "__wrapped__", None)),
             keep_error=partial(_is_cancelled_by_itself, note),
             note=note,
+            refusable=True,
         )
         if not made:
             _tell_the_span(note)

@@ -183,6 +183,7 @@ async def _recorded(
         effect,
         returns=returns,
         keep_error=lambda error: tells_errors and isinstance(error, Exception),
+        refusable=True,
     )
 
 

@@ -26,7 +26,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from weakref import WeakSet
 
 from pydantic_core import to_jsonable_python
@@ -56,6 +56,7 @@ ALIKE = 0.8  # of two names of tools, from which on one may be a slip for the ot
 
 Effect = Literal["read", "idempotent", "once"]
 SessionEffect = Literal["read", "idempotent", "once", "replay"]
+Tools = Literal["run", "cached-only"]
 
 log = logging.getLogger("nexum_agents")
 
@@ -72,6 +73,7 @@ class DurableSession:
         effects: Mapping[str, SessionEffect],
         *,
         turns: bool,
+        tools: Tools,
         on_event: OnEvent | None,
         limits: "Limits | None" = None,
     ) -> None:
@@ -81,9 +83,12 @@ class DurableSession:
         for name, effect in effects.items():
             if effect not in (*EFFECTS, "replay"):
                 raise ValueError(f"The effect of {name} is {effect!r}; it can be {', '.join((*EFFECTS, 'replay'))}.")
+        if tools not in get_args(Tools):
+            raise ValueError(f"tools is {tools!r}; it can be {', '.join(get_args(Tools))}.")
         if on_event is not None and (not callable(on_event) or inspect.iscoroutinefunction(on_event)):
             raise TypeError("on_event is called and not awaited: give durable_session a plain function.")
         self.session_id, self.effects, self.turns, self.on_event = session_id, dict(effects), turns, on_event
+        self.is_cached_only = tools == "cached-only"
         self.limits = limits or Limits({})
         self._token: Token[Scope | None] | None = None
         self._is_to_be_entered = True
@@ -96,6 +101,7 @@ class DurableSession:
 
     def _begin(self) -> None:
         self.saved = Saved()
+        self.first_id = self.session_id  # of the session that this one was first forked from; else it is this one
         self.turn_numbers: dict[str, int] = {}  # of this block, by execution id, from 1
         self.asked_anew: dict[str, tuple[int, str]] = {}  # by id: how often, and why
         self.recorded_turns: Counter[str] = Counter()  # by scope: the number of the last turn before this block
@@ -195,9 +201,19 @@ class DurableSession:
     async def _journal_of(self, client: Client) -> dict[str, dict[str, Any]]:
         while True:
             try:
-                return await client.journal(f"{self.session_id}/", to_go_on=True)
+                return await client.journal(f"{self.session_id}/", to_go_on=True, tell=self._is_of)
             except ServerUnavailable:  # it was there a moment ago
                 await client.check(WAIT_SECONDS)
+
+    def _is_of(self, first_id: str) -> None:
+        self.first_id = first_id or self.session_id
+
+    def as_first(self, id: str) -> str:
+        """An id as it is in the session that this one was first forked from: what digests are made of.
+
+        So what a fork has of another session is known by the same digests there.
+        """
+        return f"{self.first_id}/{_inside(id)}"
 
     async def recorded(self, execution_id: str) -> dict[str, Any] | None:
         """The outputs of what had completed before this block, by node; each is given once. Raises DurableCallError."""
@@ -208,14 +224,16 @@ class DurableSession:
     async def note_end(self, run: "Scope", agent: str, result: Any, error: BaseException | None = None) -> None:
         """Record how a run ended. One that is recorded already, as in a replay, is not recorded again.
 
-        A run that failed and goes on ends once more: its ends are numbered.
+        A run that failed and goes on ends once more, and so does one that came to something else, as in a fork that
+        has another prompt: its ends are numbered.
         """
         await self.open()
         assert self._journal is not None
         prefix, number = f"{self.session_id}/{RUN_END_NAME}/{run.key}", 0
-        while (ended := self._ends.get(f"{prefix}/{number}")) is not None and "error" in ended:
-            number += 1
-        if ended is not None:
+        last: dict[str, Any] | None = None
+        while (ended := self._ends.get(f"{prefix}/{number}")) is not None:
+            last, number = ended, number + 1
+        if last is not None and "error" not in last and (error or canonical(last["result"]) == canonical(result)):
             return
         record: dict[str, Any] = {"result": result, "agent": agent, "duration_ms": 0}
         if error is not None:
@@ -242,7 +260,7 @@ class DurableSession:
 
     async def ask_anew(self, id: str, times: int, why: str) -> None:
         """Record that what is recorded under an id ended a run: the next run asks anew, and can say why."""
-        note: dict[str, Any] = {"id": id, "times": times, "why": why}
+        note: dict[str, Any] = {"id": _inside(id), "times": times, "why": why}
         if times <= self.times_anew(id):
             return
         self._note_anew(**note)
@@ -250,7 +268,7 @@ class DurableSession:
         async def record() -> dict[str, Any]:
             return {"result": note, "duration_ms": 0}
 
-        execution_id = f"{self.session_id}/{ANEW}/{digest(id)}/{times - 1}"
+        execution_id = f"{self.session_id}/{ANEW}/{digest(_inside(id))}/{times - 1}"
         try:
             await nexum_client().run_local(
                 ASKED_ANEW, note, record, execution_id=execution_id, restart="unknown", timeout=NOTE_SECONDS
@@ -262,6 +280,7 @@ class DurableSession:
         return self.asked_anew.get(id, (0, ""))[0]
 
     def _note_anew(self, id: str, times: int, why: str) -> None:
+        id = f"{self.session_id}/{_inside(id)}"  # a note of a fork, or an older one, names another session, or none
         if times > self.times_anew(id):
             self.asked_anew[id] = times, why
 
@@ -428,7 +447,7 @@ class Scope:
     @contextmanager
     def inside(self, place: "Place") -> "Iterator[Scope]":
         """What runs in the block runs inside that call."""
-        scope = Scope(self.session, self, digest(place.execution_id))
+        scope = Scope(self.session, self, digest(self.session.as_first(place.execution_id)))
         token = _scope.set(scope)
         try:
             yield scope
@@ -523,6 +542,7 @@ def durable_session(
     *,
     effects: Mapping[str, SessionEffect] | None = None,
     turns: bool = True,
+    tools: Tools = "run",
     on_event: OnEvent | None = None,
     max_turns: int | None = None,
     max_calls: int | None = None,
@@ -539,17 +559,20 @@ def durable_session(
     (the default; it is executed again) or "once" (it is not: the model is told that it may or may not have run). A tool
     with "replay" is executed again in every run, for what it does to the run's context; its own steps come from the
     store. `turns=False` records the calls alone. `on_event(event)` is told of every turn and call.
+    `tools="cached-only"` calls no tool and runs no step: one that is not recorded ends the run with NotRecorded. Turns
+    are asked. It is for trying another prompt or model on what a session has recorded: see `fork_session`.
     `max_turns`, `max_calls` and `max_tokens` are what the session may use at most, over all its runs and processes: the
     turns and tool calls that are recorded, and the total tokens of those turns. When one is used up, no new turn begins
     (of calls, no new call), and the run ends with LimitReached; raise the limit and run again to go on. What other
     processes use at the same time is counted when the block is entered anew.
 
-    Raises DurableCallError for an id that is none, ValueError for an effect or a limit that is none, TypeError for an
-    `on_event` that would have to be awaited. What runs inside raises DurableCallError when Nexum cannot carry it.
+    Raises DurableCallError for an id that is none, ValueError for an effect, a limit or `tools` that are none,
+    TypeError for an `on_event` that would have to be awaited. What runs inside raises DurableCallError when Nexum
+    cannot carry it.
     """
     limits = Limits({"turns": max_turns, "calls": max_calls, "tokens": max_tokens})
     effects = {} if effects is None else effects
-    return DurableSession(session_id, effects, turns=turns, on_event=on_event, limits=limits)
+    return DurableSession(session_id, effects, turns=turns, tools=tools, on_event=on_event, limits=limits)
 
 
 def root_of(session_id: str) -> "Scope":
@@ -593,6 +616,11 @@ def check_session_id(session_id: str) -> None:
     """Raise DurableCallError unless it is 1 to 64 of `A-Za-z0-9._-`."""
     if not isinstance(session_id, str) or not SESSION_ID.fullmatch(session_id):
         raise DurableCallError(f"The session id is {session_id!r}; it must be 1 to {SESSION_ID_CHARS} of A-Za-z0-9._-")
+
+
+def _inside(id: str) -> str:
+    """What an id of a turn or a call is in its session: `{name}/{digest}/{number}`, of which no part has a "/"."""
+    return "/".join(id.split("/")[-3:])
 
 
 def digest(value: Any) -> str:

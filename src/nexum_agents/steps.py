@@ -96,9 +96,8 @@ async def _step(
         return await call()
     scope.check()
     arguments = {**_by_name(function, args, named)}
-    return await recorded(
-        scope.place("step", name, arguments), name, arguments, call, effect, returns=returns_of(function)
-    )
+    place = scope.place("step", name, arguments)
+    return await recorded(place, name, arguments, call, effect, returns=returns_of(function), refusable=True)
 
 
 def _by_name(function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:

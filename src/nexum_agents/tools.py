@@ -12,10 +12,19 @@ from agents import FunctionTool, RunContextWrapper, default_tool_error_function,
 from agents.tool_context import ToolContext
 
 from nexum_agents import seams
-from nexum_agents.calls import parsed_arguments, record_of, shown_arguments, unknown_outcome, value_of, why
+from nexum_agents.calls import (
+    ended_as,
+    not_recorded,
+    parsed_arguments,
+    record_of,
+    shown_arguments,
+    unknown_outcome,
+    value_of,
+    why,
+)
 from nexum_agents.clients import nexum_client
 from nexum_agents.consent import APPROVED, given, with_words
-from nexum_agents.errors import DurableCallError, ToolFailed, ToolRejected
+from nexum_agents.errors import DurableCallError, NotRecorded, ToolFailed, ToolRejected
 from nexum_agents.events import CallEvent
 from nexum_agents.sessions import Effect, Place, Scope, current_scope, root_of
 from nexum_agents.values import returns_of
@@ -113,13 +122,22 @@ async def _submit(
             result = record_of(scope, tool_name, outputs, NODE)
             tell("cached", saved_ms=result.duration_ms)
             return result
-        scope.check_limits("calls")
-        tell("started")
-        outcome = await execute(restart=None)
-        failed_before = outcome.status != "COMPLETED" and outcome.before == outcome.status
-        if failed_before and not scope.was_told:
-            # A call that failed in an earlier run deserves another try; one that happens once, if it never began.
-            outcome = await execute(restart="failed" if effect == "once" else "unknown")
+        if session.is_cached_only:
+            ended = await ended_as(place)
+            if ended is None:
+                raise not_recorded(scope, tool_name, asked)
+            outcome = ended
+        else:
+            scope.check_limits("calls")
+            tell("started")
+            outcome = await execute(restart=None)
+            failed_before = outcome.status != "COMPLETED" and outcome.before == outcome.status
+            if failed_before and not scope.was_told:
+                # A call that failed in an earlier run deserves another try; one that happens once, if it never began.
+                outcome = await execute(restart="failed" if effect == "once" else "unknown")
+    except NotRecorded as error:
+        tell("failed", detail=str(error))
+        raise
     except NexumError as error:
         tell("failed", detail=str(error))
         raise scope.stop(error) from None
@@ -133,7 +151,7 @@ async def _submit(
         tell("failed", detail=why(outcome))
         raise ToolFailed(why(outcome))
     result = record_of(scope, tool_name, outcome.outputs, NODE)
-    if outcome.before == "COMPLETED":  # another process has been there since this block began
+    if outcome.before == "COMPLETED" or session.is_cached_only:  # another process has been there since this block began
         tell("cached", saved_ms=result.duration_ms)
     else:
         session.limits.use("calls")

@@ -22,7 +22,7 @@ openai-agents-model-turn           a turn of a model, another local effect
     output   {"result": …, "duration_ms": 2310, "tokens": 812}
 
 openai-agents-asked-anew           a note that a recorded turn or check ended a run in an error
-    output   {"result": {"id": "s1/model-turn/…/0", "times": 1, "why": "ModelBehaviorError: …"}, "duration_ms": 0}
+    output   {"result": {"id": "model-turn/…/0", "times": 1, "why": "ModelBehaviorError: …"}, "duration_ms": 0}
 
 openai-agents-run-end              how a run ended
     output   {"result": "Durable execution is …", "agent": "Researcher", "duration_ms": 0}

@@ -369,9 +369,9 @@ async def test_changed_arguments_reach_an_mcp_server_and_its_parts_are_followed_
             self.away = False
 
         async def list_tools(self, *_: Any, **__: Any) -> list[MCPTool]:
-            return [MCPTool(name="transfer", inputSchema={"type": "object", "properties": {}})]
+            return [MCPTool(name="transfer", input_schema={"type": "object", "properties": {}})]
 
-        async def call_tool(self, name: str, arguments: Any, *_: Any, **__: Any) -> CallToolResult:
+        async def call_tool(self, tool_name: str, arguments: Any, meta: Any = None) -> CallToolResult:
             happened.append(arguments)
             return CallToolResult(content=[TextContent(type="text", text="done")])
 

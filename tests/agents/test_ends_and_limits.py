@@ -42,6 +42,11 @@ async def ends(client: Client) -> int:
     return found["recorded"].get("run", 0) if found else 0
 
 
+async def state(client: Client) -> str:
+    found = await client.session("s")
+    return str(found and found["state"])
+
+
 @pytest.mark.parametrize("run", [ask, streamed])
 async def test_what_a_run_came_to_is_there_for_every_process_and_recorded_once(
     client: Client, address: str, run: Any
@@ -51,7 +56,7 @@ async def test_what_a_run_came_to_is_there_for_every_process_and_recorded_once(
         assert (await run(agent)).final_output == "answer"
         assert await final_output("s") == "answer"
     assert await ends(client) == 1
-    assert (await client.session("s"))["state"] == "COMPLETED"
+    assert await state(client) == "COMPLETED"
     shown = await command(address, "show", "s", "--answer")
     assert (shown.code, shown.stdout) == (0, "answer\n")
 
@@ -75,7 +80,7 @@ async def test_a_run_that_failed_says_how_and_one_that_went_on_from_there_what_i
     shown = await command(address, "show", "s", "--answer")
     assert (shown.code, shown.stderr.count("\n")) == (1, 1)
     assert "The run ended in an error: MaxTurnsExceeded: Max turns" in shown.stderr
-    assert (await client.session("s"))["state"] == "FAILED"
+    assert await state(client) == "FAILED"
     await ask(agent)
     assert await final_output("s") == "answer"
     await ask(agent)
@@ -124,10 +129,9 @@ async def test_show_answer_of_what_has_none_says_so(address: str, client: Client
 # Limits
 
 
-def working() -> Agent[Any]:
-    calls = [[("search", {"n": n})] for n in range(3)]
-    search = tool("search")
-    return Agent(name="A", model=Fake(*calls, "answer"), tools=[search])
+def working() -> tuple[Agent[Any], Fake]:
+    model = Fake(*([("search", {"n": n})] for n in range(3)), "answer")
+    return Agent(name="A", model=model, tools=[tool("search")]), model
 
 
 @pytest.mark.parametrize(
@@ -138,17 +142,18 @@ def working() -> Agent[Any]:
     ],
 )
 async def test_a_session_that_has_used_up_its_limit_ends_its_run_until_the_limit_is_raised(
-    limit: dict[str, int], words: str, turns: int, calls: int
+    limit: dict[str, Any], words: str, turns: int, calls: int
 ) -> None:
-    agent = working()
+    agent, model = working()
     for _ in range(3):
         with pytest.raises(LimitReached) as reached, durable_session("s", **limit):
             await Runner.run(agent, "go")
         assert str(reached.value) == words
-        assert (asked(agent.model), len(happened)) == (turns, calls)
-    with durable_session("s", **dict.fromkeys(limit, 10)):
+        assert (asked(model), len(happened)) == (turns, calls)
+    more: dict[str, Any] = dict.fromkeys(limit, 10)
+    with durable_session("s", **more):
         assert len(told(await Runner.run(agent, "go"))) == 3
-    assert (asked(agent.model), len(happened)) == (4, 3)
+    assert (asked(model), len(happened)) == (4, 3)
     with durable_session("s", **limit):  # a replay uses nothing
         await Runner.run(agent, "go")
 

@@ -296,6 +296,7 @@ class Desk:
         """The only event of this type at the question."""
         async with Client(self.server.address) as client:
             histories = [history async for history in client.history("s1/")]
+        event: dict[str, Any]
         (event,) = [each for history in histories for each in history["events"] if each["type"] == type]
         return event
 

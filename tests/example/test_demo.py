@@ -125,6 +125,23 @@ async def test_a_crashed_run_goes_on_where_it_broke_and_repeats_nothing(stage: S
     assert f"3 turns and {calls} calls came from the store" in third.stdout
 
 
+async def test_a_demo_that_calls_no_tool_answers_from_a_fork_and_ends_at_a_call_that_is_new(stage: Stage) -> None:
+    worker = stage.worker()
+    first = await stage.demo(SESSION_ID="s1")
+    executions = len(stage.executions)
+    worker.kill()
+    async with Client(stage.nexum.address) as client:
+        await client.fork_session("s1", "s2")
+    again = await stage.demo("--tools", "cached-only", SESSION_ID="s2")
+    assert (again.code, answer(again.stdout)) == (0, answer(first.stdout))
+    assert "demo.py --tools cached-only" in again.stdout
+    other = await stage.demo("--tools", "cached-only", "What is a saga?", SESSION_ID="s2")
+    assert other.code != 0
+    assert 'is not recorded in session s2, and tools="cached-only" makes no call that is not.' in other.stdout
+    assert "Traceback" not in other.stdout + other.stderr
+    assert len(stage.executions) == executions
+
+
 async def test_without_durable_turns_the_model_is_asked_again_and_its_calls_come_from_the_store(stage: Stage) -> None:
     stage.worker()
     crashed = await stage.demo("--no-durable-model", "--crash-after", "2", SESSION_ID="s1")

@@ -506,6 +506,41 @@ async def test_a_session_id_that_is_none_is_refused(stage: Stage) -> None:
     assert response.status_code == 422
 
 
+# what_if.py
+
+LOOKED_UP = ["looking up the weather in Rome"]
+
+
+async def test_another_prompt_asks_the_model_anew_and_looks_nothing_up(stage: Stage) -> None:
+    assert (await stage.run("what_if.py")).stdout.endswith("It rains in Rome.\n")
+    assert (stage.happened, len(stage.asked)) == (LOOKED_UP, 2)
+    for runs in (1, 2):
+        finished = await stage.run("what_if.py", "Answer in one word.")
+        answer, advice = finished.stdout.splitlines()[-2:]
+        assert (answer, stage.happened, len(stage.asked)) == ("It rains in Rome.", LOOKED_UP, 4), runs
+    compared = await nexum(stage.address, *advice.partition("nexum ")[2].split())
+    assert "They part at " in compared.stdout
+    assert re.search(r"(?m)^ .+weather", compared.stdout), "the call is the same one"
+
+
+async def test_a_question_that_nothing_was_looked_up_for_ends_with_a_sentence(stage: Stage) -> None:
+    await stage.run("what_if.py")
+    finished = await stage.run("what_if.py", "Answer in one word.", "Paris")
+    assert finished.code == 1
+    assert re.search(r'(?m)^weather\({"city":"Paris"}\) is not recorded in session what-if-\w+, and', finished.stdout)
+    assert "Traceback" not in finished.stdout
+    assert stage.happened == LOOKED_UP
+
+
+@pytest.mark.parametrize("crash_at", points(2))
+async def test_a_trial_that_is_killed_goes_on_and_asks_nothing_that_was_answered(stage: Stage, crash_at: str) -> None:
+    await stage.run("what_if.py")
+    assert (await stage.run("what_if.py", "Be brief.", NEXUM_CRASH_AT=crash_at)).code == KILLED
+    finished = await stage.run("what_if.py", "Be brief.")
+    assert "It rains in Rome.\nCompare them with" in finished.stdout
+    assert (stage.happened, len(stage.asked)) == (LOOKED_UP, 4)
+
+
 # notebook.py
 
 KERNEL = Path(__file__).with_name("kernel.py")

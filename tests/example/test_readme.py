@@ -126,11 +126,13 @@ async def test_the_json_of_every_command_has_the_shape_that_the_readme_shows(cli
     await eventually(expired)
 
     await start(client, "s/asks", GATE)
+    await client.fork_session("s", "s-fork")
     await start(client, "gone/a")
     await client.stop_session("gone")
     shapes = dict(re.findall(r"(?m)^\| `nexum (\w[^`]*)` \| `(\{.+\})` \|$", DOCS["command.md"]))
     arguments = {
-        "sessions": ("sessions", "s"),
+        "sessions": ("sessions", "s-fork"),
+        "compare": ("compare", "s-fork", "s-fork"),
         "ps": ("ps",),
         "show": ("show", "s/done"),
         "show … --output": ("show", "s/done", "--output"),

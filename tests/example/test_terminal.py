@@ -353,7 +353,8 @@ def test_why_a_run_stopped_is_told_on_one_line_without_secrets(monkeypatch: pyte
 def test_the_command_that_resumes_asks_the_same_question(question: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["demo.py"])
     monkeypatch.setattr(screen, "_python", lambda: "printf")
-    arguments = argparse.Namespace(question=question, dev=True, offline=False, save_report=False, durable_model=True)
+    flags = {"dev": True, "offline": False, "save_report": False, "durable_model": True, "tools": "run"}
+    arguments = argparse.Namespace(question=question, **flags)
     view, output = view_into(screen.command_line("s1", arguments))
     view.footer()
     assert_moves_nothing(output.getvalue())

@@ -295,8 +295,8 @@ async def test_a_deadline_that_passes_while_the_server_is_dead_has_passed_at_its
     async with NexumDev(tmp_path) as nexum, Client(nexum.address) as client:
         options: dict[str, Any] = {"asks": True, "deadline": 2.0}
         executing = [
-            asyncio.create_task(client.execute(QUESTION, ACCOUNT, execution_id=id, **options, **more))
-            for id, more in (("none", {}), ("default", {"default": "main"}))
+            asyncio.create_task(client.execute(QUESTION, ACCOUNT, execution_id=id, default=default, **options))
+            for id, default in (("none", None), ("default", "main"))
         ]
 
         async def both_wait() -> bool:

@@ -29,6 +29,8 @@ from nexum_runtime.server.model.contract import (
     Approval,
     Execution,
     Reader,
+    Span,
+    Stop,
     Store,
     StoreUnavailable,
     Task,
@@ -709,6 +711,101 @@ async def test_what_a_person_asks_who_wonders_what_is_wrong(store: Store) -> Non
         "unknown": ["unknown"],
         "stopped": [],
     }
+
+
+# What a session has recorded
+
+
+async def add_done(store: Store, execution_id: str, nodes: int = 1) -> None:
+    """An execution that is COMPLETED, with so many tasks, each with an output of its own, and two events."""
+
+    def work(tx: Transaction) -> None:
+        tx.add_execution(an_execution(execution_id))
+        tx.add_event(execution_id, NOW_MS, Event.EXECUTION_STARTED)
+        for n in range(nodes):
+            key = tx.new_task_key()
+            tx.add_task(replace_task(key, execution_id, f"node-{n}"))
+            tx.claim("h", ["w"], "worker", LEASE_MS, NOW_MS)
+            tx.finish(key, 1, f'"{execution_id} {n}"')
+        tx.move_execution(execution_id, ExecutionStatus.COMPLETED, ended_at_ms=NOW_MS + 5)
+        tx.add_event(execution_id, NOW_MS + 5, Event.EXECUTION_COMPLETED, data={"of": execution_id})
+
+    await store.write(work)
+
+
+def replace_task(key: str, execution_id: str, node_id: str) -> Task:
+    return a_task(key, execution_id)._replace(node_id=node_id)
+
+
+async def test_a_fork_copies_tasks_of_several_nodes_in_their_order_with_keys_of_their_own(store: Store) -> None:
+    await add_done(store, "s/b", nodes=3)
+    await add_done(store, "t/between")
+    await add_done(store, "s/a")
+    await add_done(store, "s/late")
+    end = await store.read(lambda reader: reader.order_of("s/late"))
+    assert end is not None
+    span = Span("s", 0, end)
+    assert await store.read(lambda reader: reader.longest_id(span)) == len("s/a")
+    assert await store.write(lambda tx: tx.fork(span, "copy", NOW_MS + 9, {"session_id": "s"})) == 2
+
+    def read(reader: Reader) -> Any:
+        copies = [each.execution_id for each in reversed(reader.executions("", "", "copy/", 10))]
+        keys = [task.task_key for name in ("copy/b", "copy/a", "s/b", "s/a") for task in reader.tasks(name)]
+        return copies, keys, reader.outputs("copy/b"), reader.events("copy/a")
+
+    copies, keys, outputs, events = await store.read(read)
+    assert copies == ["copy/b", "copy/a"]
+    assert len(set(keys)) == len(keys) == 8
+    assert outputs == {f"node-{n}": f'"s/b {n}"' for n in range(3)}
+    assert [(event.type, event.at_ms) for event in events] == [
+        (Event.EXECUTION_STARTED, NOW_MS),
+        (Event.EXECUTION_COMPLETED, NOW_MS + 5),
+        (Event.EXECUTION_FORKED, NOW_MS + 9),
+    ]
+    assert [each.data for each in events[1:]] == [{"of": "s/a"}, {"session_id": "s"}]
+    for key in keys:
+        assert (await task(store, key)).task_key == key
+    await add_done(store, "s/after", nodes=2)
+    new = await store.read(lambda reader: [task.task_key for task in reader.tasks("s/after")])
+    assert not set(new) & set(keys)
+    assert await store.read(lambda reader: reader.first_session("copy")) == "s"
+
+
+async def test_what_is_taken_back_has_its_tasks_and_events_under_its_new_id(store: Store) -> None:
+    for name in ("s/a", "s/b", "s0/c", "s/d"):
+        await add_done(store, name, nodes=2)
+    first = await store.read(lambda reader: reader.order_of("s/b"))
+    assert first is not None
+    stop = Stop(NOW_MS + 9, "ann", "")
+    assert await store.write(lambda tx: tx.take_back(Span("s", first, 1 << 60), "s~1", stop)) == 2
+
+    def read(reader: Reader) -> Any:
+        return [
+            [each.execution_id for each in reversed(reader.executions("", "", prefix, 10))] for prefix in ("s/", "s~1/")
+        ], [event.type for event in reader.events("s~1/d")]
+
+    assert await store.read(read) == (
+        [["s/a"], ["s~1/b", "s~1/d"]],
+        [Event.EXECUTION_STARTED, Event.EXECUTION_COMPLETED, Event.EXECUTION_TAKEN_BACK],
+    )
+    assert await store.read(lambda reader: reader.outputs("s~1/b")) == {"node-0": '"s/b 0"', "node-1": '"s/b 1"'}
+    assert await store.read(lambda reader: reader.taken_back("s")) == ["s~1"]
+    assert await store.read(lambda reader: (reader.stop_of("s~1"), reader.stop_of("s"))) == (stop, None)
+
+
+async def test_a_fork_or_a_taking_back_that_raises_leaves_nothing(store: Store) -> None:
+    await add_done(store, "s/a")
+
+    def work(tx: Transaction) -> None:
+        tx.fork(Span("s", 0, 1 << 60), "copy", NOW_MS, {})
+        tx.take_back(Span("s", 0, 1 << 60), "s~1", Stop(NOW_MS, "", ""))
+        raise NotFound("on purpose")
+
+    others = [add(store, an_execution(f"e{n}")) for n in range(3)]  # in the same commit
+    found = await asyncio.gather(store.write(work), *others, return_exceptions=True)
+    assert isinstance(found[0], NotFound)
+    assert sorted(await stored(store)) == ["e0", "e1", "e2", "s/a"]
+    assert await store.read(lambda reader: reader.outputs("s/a")) == {"node-0": '"s/a 0"'}
 
 
 # Life and death

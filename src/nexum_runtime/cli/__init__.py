@@ -1,9 +1,19 @@
 """The `nexum` command: flags and printing. Everything it does is in the modules it calls, imported when needed."""
 
-from nexum_runtime.cli import dev, doctor, people, ps, sessions, show, upkeep, versions  # each adds its commands
+from nexum_runtime.cli import (
+    compare,
+    dev,
+    doctor,
+    people,
+    ps,
+    sessions,
+    show,
+    upkeep,
+    versions,
+)  # each adds its commands
 from nexum_runtime.cli.base import app
 
-__all__ = ["app", "dev", "doctor", "main", "people", "ps", "sessions", "show", "upkeep", "versions"]
+__all__ = ["app", "compare", "dev", "doctor", "main", "people", "ps", "sessions", "show", "upkeep", "versions"]
 
 ORDER = [
     "dev",
@@ -16,6 +26,9 @@ ORDER = [
     "reject",
     "stop",
     "go",
+    "forget",
+    "fork",
+    "compare",
     "cancel",
     "resolve",
     "retry",

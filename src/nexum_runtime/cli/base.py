@@ -143,6 +143,7 @@ def what_text(labels: dict[str, Any]) -> str:
 
 def color(status: str) -> str:
     colors = {"COMPLETED": "green", "FAILED": "red", "UNKNOWN": "red", "CANCELLED": "yellow", "STOPPED": "yellow"}
+    colors |= {"TAKEN_BACK": "yellow"}
     return colors.get(status, "cyan")
 
 

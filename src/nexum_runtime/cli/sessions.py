@@ -1,4 +1,4 @@
-"""`nexum sessions`, `stop` and `go`: what is done with whole sessions."""
+"""`nexum sessions`, `stop`, `go`, `forget` and `fork`: what is done with whole sessions."""
 
 import time
 from typing import TYPE_CHECKING, Annotated, Any
@@ -7,6 +7,7 @@ import typer
 
 from nexum_runtime import wire
 from nexum_runtime.cli.base import (
+    USAGE,
     Address,
     Json,
     app,
@@ -15,6 +16,7 @@ from nexum_runtime.cli.base import (
     console,
     counted,
     examples,
+    fail,
     names,
     print_json,
     run,
@@ -110,6 +112,85 @@ def go(session: Session, address: Address = wire.DEFAULT_ADDRESS) -> None:
     print(printable_line(f"Session {session} {'goes on' if was_stopped else 'was not stopped'}."))
 
 
+@app.command(
+    epilog=examples(
+        "nexum forget my-session --after 3",
+        "nexum forget my-session --turn model-turn/5135a714c2536496/0",
+        "nexum forget my-session --after 0 --even-once",
+    )
+)
+def forget(
+    session: Session,
+    after: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="Keep the first N turns, and what was called before the next one."),
+    ] = None,
+    turn: Annotated[
+        str, typer.Option(metavar="ID", help="Take back this turn, and all that began after it.", show_default=False)
+    ] = "",
+    even_once: Annotated[
+        bool, typer.Option("--even-once", help="Also calls that happen once, or had a yes: they may happen again.")
+    ] = False,
+    by: Approver = "",
+    address: Address = wire.DEFAULT_ADDRESS,
+) -> None:
+    """Take back what a session has recorded from a turn on.
+
+    The next run of it asks anew from there. Turns count in the order in which they began. What is taken back stays
+    readable: what was s1 is s1~1 then, the next time s1~2. What has not ended is refused unless the session is
+    stopped.
+    """
+    from nexum_runtime.client import Client
+
+    if (after is None) == (not turn):
+        fail("Say from where on: one of --after N and --turn ID.", USAGE)
+    name = session.removesuffix("/")
+
+    async def send() -> dict[str, Any]:
+        async with Client(address) as client:
+            return await client.forget_session(name, after=after, turn=turn, by=by or user(), even_once=even_once)
+
+    told = run(send())
+    kept = counted(told["turns"], "turn")
+    taken = counted(told["executions"], "execution")
+    verb = "was" if told["executions"] == 1 else "were"
+    print(printable_line(f"{taken} of {name} {verb} taken back; {kept} stay{'s' if told['turns'] == 1 else ''}."))
+    print(printable_line(f"See what was taken back with: nexum show {told['session_id']}"))
+
+
+@app.command(epilog=examples("nexum fork my-session other-prompt", "nexum fork my-session other-prompt --before 3"))
+def fork(
+    session: Session,
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The id of the new session.")],
+    before: Annotated[
+        str,
+        typer.Option(
+            metavar="TURN", help="Only what began before this turn: its number, from 1, or its id.", show_default=False
+        ),
+    ] = "",
+    by: Approver = "",
+    address: Address = wire.DEFAULT_ADDRESS,
+) -> None:
+    """Begin a new session with what another one has recorded.
+
+    A run of the new session gets all of that from the store, and goes on from there. What happens once and was done is
+    not done again, and a yes that was given counts. What has not ended is left out. The other session stays as it is.
+    """
+    from nexum_runtime.client import Client
+
+    name, new_name = session.removesuffix("/"), new.removesuffix("/")
+
+    async def send() -> dict[str, Any]:
+        async with Client(address) as client:
+            return await client.fork_session(name, new_name, before=before or None, by=by or user())
+
+    told = run(send())
+    has = f"{counted(told['executions'], 'execution')} of {name}, with {counted(told['turns'], 'turn')}"
+    print(printable_line(f"Session {new_name} has {has}."))
+    for execution_id in told["left_out"]:
+        print(printable_line(f"{execution_id} has not ended, and is left out."))
+
+
 OTHER_CELLS = 70  # of a line, beside the id; a terminal that is narrower gets some lines for a session
 
 
@@ -157,6 +238,8 @@ def _counts(each: dict[str, Any]) -> tuple[int, int, int, int]:
 
 def waits_for(each: dict[str, Any]) -> str:
     """What a session waits for, in a few words; "" when it waits for nothing."""
+    if each["state"] == "TAKEN_BACK":
+        return ""
     if each["stopped"]:
         return "go"
     if each["unknown"] or each["asks"]:

@@ -103,6 +103,7 @@ class Look:
         self.session = session  # "{name}/", or "" for one execution
         self.histories = {history["execution_id"]: history for history in histories}  # the oldest first
         self.approvals: list[Any] = []
+        self.taken_back: list[str] = []  # of a session, under which ids it can be read
 
     @classmethod
     async def at(cls, client: "Client", name: str) -> "Look":
@@ -117,6 +118,9 @@ class Look:
         if not histories:
             unknown_name(name)
         look = cls(client, name, histories, session)
+        if session:
+            found = await client.session(session.removesuffix("/"))
+            look.taken_back = found["taken_back"] if found else []
         await look._look_for_approvals()
         return look
 
@@ -141,7 +145,14 @@ class Look:
         if self.session:
             words = self._words()
             stories = [line for history in self.histories.values() for line in ("", *_story(history))] if events else []
-            return [self._head(), "", *self._bars(width, now_ms), *stories, *(["", *words] if words else [])]
+            return [
+                self._head(),
+                *self._origin(),
+                "",
+                *self._bars(width, now_ms),
+                *stories,
+                *(["", *words] if words else []),
+            ]
         (history,) = self.histories.values()
         head, told_input, *told = _story(history)
         return [head, told_input, *self._bars(width, now_ms), *told, *self._words()]
@@ -159,6 +170,18 @@ class Look:
         began_ms = min(history["created_at_ms"] for history in self.histories.values())
         name = shown(self.session.removesuffix("/"))
         return f"[bold]{name}[/] began {clock_time(began_ms)} · {', '.join(told)}"
+
+    def _origin(self) -> list[str]:
+        """Where the executions of a session came from, if they were not started in it, and what was taken back."""
+        commands = ", ".join(f"nexum show {shown(each)}" for each in self.taken_back)
+        taken = [f"taken back of it: {commands}"] if commands else []
+        first = next(iter(self.histories.values()))
+        moves = [event for event in first["events"] if event["type"] in ("ExecutionForked", "ExecutionTakenBack")]
+        if not moves:
+            return taken
+        of, by = shown(moves[-1]["session_id"]), f" by {shown(moves[-1]['by'])}" if moves[-1]["by"] else ""
+        what = "forked from" if moves[-1]["type"] == "ExecutionForked" else "taken back of"
+        return [f"{what} {of}{by} at {clock_time(moves[-1]['at_ms'])}", *taken]
 
     def _bars(self, width: int | None, now_ms: int) -> "list[RenderableType]":
         """A line for each attempt; of one execution its nodes are the labels, of a session its executions."""

@@ -85,6 +85,10 @@ def event_text(workflow_id: str, event: dict[str, Any], took_ms: int) -> str:
             late = ", after it had been given up" if event.get("late") else ""
             size = size_text(event["output_bytes"])
             return f"{node}: attempt {attempt} done in {duration_text(took_ms)}, result of {size} stored{late}"
+        case "ExecutionForked":
+            return f"copied from session {event['session_id']}{_by(event['by'], '')}"
+        case "ExecutionTakenBack":
+            return f"taken back of session {event['session_id']}{_by(event['by'], '')}"
         case "ExecutionFailed":
             return f"failed ({event['error_code']}): {error}"
         case other:

@@ -84,6 +84,8 @@ class Client:
         self._list_sessions = server.extension("ListSessions", pb.ListRequest, pb.StatusResponse)
         self._stop_session = server.extension("StopSession", pb.RejectRequest, pb.AckResponse)
         self._go_session = server.extension("GoSession", pb.StatusRequest, pb.AckResponse)
+        self._forget_session = server.extension("ForgetSession", pb.RejectRequest, pb.AckResponse)
+        self._fork_session = server.extension("ForkSession", pb.RejectRequest, pb.AckResponse)
         self._inspect = server.extension("Inspect", pb.StatusRequest, pb.StatusResponse)
         self._definition = server.extension("Definition", pb.WorkflowIR, pb.WorkflowIR)
         self._heartbeat = server.extension("Heartbeat", pb.PollRequest, pb.AckResponse)
@@ -482,15 +484,21 @@ class Client:
         async for answer in self._server.stream(self._history, request, HISTORY_SECONDS):
             yield json.loads(answer.completed_nodes_json)
 
-    async def journal(self, prefix: str, *, to_go_on: bool = False) -> dict[str, dict[str, Any]]:
+    async def journal(
+        self, prefix: str, *, to_go_on: bool = False, tell: Callable[[str], None] = lambda _: None
+    ) -> dict[str, dict[str, Any]]:
         """The outputs of every COMPLETED execution under a prefix, in one call: `{execution_id: {node: output}}`.
 
-        These are final. Raises ServerUnavailable when no server answers, and SessionStopped `to_go_on` with a session
-        that is stopped.
+        These are final. `tell` is told of the session that this one was first forked from, or of itself. Raises
+        ServerUnavailable when no server answers, and SessionStopped `to_go_on` with a session that is stopped.
         """
         found: dict[str, dict[str, Any]] = {}
         request, metadata = pb.StatusRequest(execution_id=prefix), {wire.TO_GO_ON: "true"} if to_go_on else {}
-        async for part in self._server.stream(self._journal, request, JOURNAL_SECONDS, metadata):
+
+        def read_metadata(told: dict[str, Any]) -> None:
+            tell(told.get(wire.FIRST_SESSION, prefix.partition("/")[0]))
+
+        async for part in self._server.stream(self._journal, request, JOURNAL_SECONDS, metadata, read_metadata):
             found |= json.loads(part.completed_nodes_json)
         return found
 
@@ -498,7 +506,8 @@ class Client:
         """Sessions whose id begins with `prefix`, the one of which an execution was started last first.
 
         Each is `{"session_id", "state", "stopped", "began_at_ms", "heard_at_ms", "executions", "kinds", "recorded",
-        "runs", "numbers", "unknown", "asks", "waiting", "running", "end"}`; docs/command.md says what they are.
+        "runs", "numbers", "unknown", "asks", "waiting", "running", "end", "forked_from", "taken_back"}`;
+        docs/command.md says what they are.
         """
         request, metadata = pb.ListRequest(limit=limit), {wire.PREFIX: prefix} if prefix else {}
         answer = await self._server.call(self._list_sessions, request, metadata, timeout=INSPECT_SECONDS)
@@ -519,6 +528,36 @@ class Client:
     async def go_session(self, session_id: str) -> bool:
         """Let a stopped session go on. Returns whether it was stopped. Raises NotFound for one that is not known."""
         return bool((await self._server.call(self._go_session, pb.StatusRequest(execution_id=session_id))).ok)
+
+    async def forget_session(
+        self, session_id: str, *, after: int | None = None, turn: str = "", by: str = "", even_once: bool = False
+    ) -> dict[str, Any]:
+        """Take back what a session has recorded: all that was started after its first `after` turns and what was called
+        between these, or a `turn` (its number or its id) and all that was started after it.
+
+        Returns `{"session_id": under which it can be read, "executions": how many, "turns": how many are left}`. Raises
+        InvalidRequest for what still runs, and, unless `even_once`, for what happens once and may have happened;
+        NotFound.
+        """
+        metadata = {wire.EVEN_ONCE: str(even_once).lower()} | ({} if after is None else {wire.AFTER: str(after)})
+        request = pb.RejectRequest(execution_id=session_id, node_id=turn, approver=by)
+        answer = await self._server.call(self._forget_session, request, metadata, timeout=INSPECT_SECONDS)
+        return dict(json.loads(answer.message))
+
+    async def fork_session(
+        self, session_id: str, new_session_id: str, *, before: str | int | None = None, by: str = ""
+    ) -> dict[str, Any]:
+        """Make a new session that has all that has ended of another one, or what was started there `before` a turn: its
+        number or its id. The other one stays as it is.
+
+        Returns `{"executions": how many, "turns": how many of them are turns, "left_out": [execution id]}`, the last of
+        what has not ended. Raises InvalidRequest for a new session that is there already, NotFound.
+        """
+        request = pb.RejectRequest(
+            execution_id=session_id, node_id=new_session_id, reason="" if before is None else str(before), approver=by
+        )
+        answer = await self._server.call(self._fork_session, request, timeout=INSPECT_SECONDS)
+        return dict(json.loads(answer.message))
 
     async def why_stopped(self, execution_id: str) -> str | None:
         """Why an execution does not go on: "" when it was cancelled, None when nothing keeps it from that."""

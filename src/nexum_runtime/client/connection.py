@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -104,13 +104,24 @@ class Connection:
             raise self.silent(timeout) from None
 
     async def stream(
-        self, method: Any, request: Any, patience: float, metadata: dict[str, str] | None = None
+        self,
+        method: Any,
+        request: Any,
+        patience: float,
+        metadata: dict[str, str] | None = None,
+        tell: Callable[[dict[str, Any]], None] | None = None,
     ) -> AsyncIterator[Any]:
-        """The messages of an answer that has several; ServerUnavailable if none comes for `patience` seconds."""
+        """The messages of an answer that has several; ServerUnavailable if none comes for `patience` seconds.
+
+        `tell` is told of the metadata before them.
+        """
         call = method(request, metadata=self.metadata(metadata or {}))
         try:
             while True:
                 async with asyncio.timeout(patience):
+                    if tell is not None:
+                        tell(dict(await call.initial_metadata() or ()))
+                        tell = None
                     answer = await call.read()
                 if answer is grpc.aio.EOF:
                     return

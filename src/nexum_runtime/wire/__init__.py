@@ -52,6 +52,8 @@ DRY_RUN = "nexum-dry-run"  # Prune: "true" only counts
 TRACEPARENT = "traceparent"  # StartExecution, Execute: W3C's trace context, handed on to the worker
 AUTHORIZATION = "authorization"  # "Bearer {token}", on every call when the server demands a token
 PREFIX = "nexum-prefix"  # ListExecutions, ListSessions: only ids that begin with this
+AFTER = "nexum-after"  # ForgetSession: how many turns stay
+EVEN_ONCE = "nexum-even-once"  # ForgetSession: "true" takes back also what happens once, and may have happened
 TO_GO_ON = "nexum-to-go-on"  # Journal: "true" is refused for a session that is stopped
 
 # Trailing metadata
@@ -62,6 +64,10 @@ TASK_ID = "nexum-task-id"  # the attempt that `nexum-claim` got, if it got one
 WAITS_FOR = "nexum-waits-for"  # "worker" when none of its tasks runs and one could, "approval" when a person is asked
 ATTEMPTS = "nexum-attempts"  # tries since the execution was last started
 MAX_MESSAGE_BYTES = "nexum-max-message-bytes"  # RegisterWorkflow: the largest input or result that is accepted
+
+FIRST_SESSION = (
+    "nexum-first-session"  # Journal, before its answer: the session that it was first forked from, or itself
+)
 
 STOP = "nexum-stop"  # StreamCalls, after the answer of a claim: its task is to be stopped, and why, or "" when it was
 # cancelled

@@ -34,8 +34,19 @@ from nexum_runtime.server.model.contract import (
     StoreUnavailable,
     Transaction,
     Workflow,
+    session_of,
 )
-from nexum_runtime.server.model.shapes import Claimed, Notices, Resolution, Started, StartOrder, Taker, Verdict
+from nexum_runtime.server.model.shapes import (
+    Claimed,
+    Forget,
+    Fork,
+    Notices,
+    Resolution,
+    Started,
+    StartOrder,
+    Taker,
+    Verdict,
+)
 from nexum_runtime.server.model.states import STORED, ExecutionStatus, State, TaskStatus
 from nexum_runtime.server.rules import snapshots
 from nexum_runtime.server.rules.attempts import RETRY_DELAY_MS_MAX, Attempts, is_current, is_wanted, task_key
@@ -52,6 +63,7 @@ from nexum_runtime.server.rules.checks import (
 )
 from nexum_runtime.server.rules.course import Course, not_registered
 from nexum_runtime.server.rules.executions import Executions
+from nexum_runtime.server.rules.records import Records
 from nexum_runtime.server.rules.sessions import Sessions, check_that_it_goes_on
 from nexum_runtime.server.rules.snapshots import Snapshot
 from nexum_runtime.text import MIB
@@ -107,6 +119,7 @@ class Engine:
         self._attempts = Attempts(clock, jitter, course)
         self._executions = Executions(clock, course, self._attempts)
         self._sessions = Sessions(clock)
+        self._records = Records(clock)
         # task id → how the process is told that executes it itself
         self._told_to_stop: dict[str, Callable[[str], None]] = {}
         self._giver = Giver(self._streams, self._attempts, self._commits, self._jobs, self.closing)
@@ -329,6 +342,24 @@ class Engine:
     async def go_session(self, session_id: str) -> bool:
         """Let a session go on. Returns whether it was stopped."""
         return await self._commits.make(lambda tx, notices: self._sessions.go(tx, notices, session_id))
+
+    async def forget(self, session_id: str, order: Forget) -> dict[str, Any]:
+        """Take back what a session has recorded: see `Records.forget`."""
+        if order.by:
+            check_name("name of who takes it back", order.by)
+        return await self._commits.make(lambda tx, _: self._records.forget(tx, session_id, order))
+
+    async def fork(self, session_id: str, order: Fork) -> dict[str, Any]:
+        """Make a new session of what another one has recorded: see `Records.fork`."""
+        if order.by:
+            check_name("name of who forks it", order.by)
+        return await self._commits.make(lambda tx, _: self._records.fork(tx, session_id, order))
+
+    async def first_session(self, prefix: str) -> str:
+        """The session that the one of this prefix was first forked from; that one itself when it is no fork."""
+        check_execution_id(prefix)
+        session_id = session_of(prefix)
+        return await self._store.read(lambda reader: reader.first_session(session_id)) if session_id else ""
 
     async def check_that_it_goes_on(self, execution_id: str) -> None:
         """Raise SessionStopped if the session of this execution is stopped."""

@@ -44,6 +44,14 @@ def session_of(execution_id: str) -> str:
     return session_id if slash else ""
 
 
+TAKEN_BACK = "~"  # in an id: "s1~1" is what was taken back of "s1" the first time
+
+
+def is_taken_back(session_id: str) -> bool:
+    """Whether this is no session of its own, but the record of what was taken back of one."""
+    return TAKEN_BACK in session_id
+
+
 class Execution(NamedTuple):
     execution_id: str
     workflow_id: str
@@ -108,6 +116,14 @@ class Stop:
     reason: str  # may be empty
 
 
+class Span(NamedTuple):
+    """Executions of a session, by the order in which those of all sessions were started."""
+
+    session_id: str
+    first: int
+    end: int  # the first that is not of it
+
+
 @dataclass(frozen=True)
 class Session:
     """What is known of a session."""
@@ -127,6 +143,8 @@ class Session:
     running: list[str]  # ids of executions of which a task runs, a few
     last: Execution | None  # the one that was started last
     end: str | None  # id of the last one of the kind "run": how a run ended
+    forked_from: dict[str, Any] | None  # what its ExecutionForked says, and "forked_at_ms"
+    taken_back: list[str]  # under which ids what was taken back of it can be read
 
 
 @dataclass(frozen=True)
@@ -159,7 +177,31 @@ class Reader(Protocol):
         """The newest first; an empty filter lets all pass."""
 
     def sessions(self, prefix: str, limit: int) -> list[Session]:
-        """Those whose id begins with `prefix`, or with a "/" at its end that one; the last to begin something first."""
+        """Those whose id begins with `prefix`, or with a "/" at its end that one; the last to begin something first.
+
+        What was taken back of a session is among them only when `prefix` says so.
+        """
+
+    def first_session(self, session_id: str) -> str:
+        """The session that it was first forked from; itself when it is no fork."""
+
+    def taken_back(self, session_id: str) -> list[str]:
+        """Under which ids what was taken back of a session can be read."""
+
+    def turns(self, session_id: str) -> list[tuple[int, str]]:
+        """(order, id) of the executions that their labels call a turn, in the order in which they were started."""
+
+    def order_of(self, execution_id: str) -> int | None:
+        """Where an execution is in the order in which those of all sessions were started."""
+
+    def under_way(self, span: Span) -> list[Execution]:
+        """Those that have not ended, or of which a task is open."""
+
+    def would_happen_again(self, span: Span, limit: int) -> tuple[int, list[str]]:
+        """How many have begun something that happens once, or were approved, and the ids of the first of them."""
+
+    def longest_id(self, span: Span) -> int:
+        """How many characters the longest of their ids has; 0 when there is none."""
 
     def knows_session(self, session_id: str) -> bool:
         """Whether an execution of it was ever started."""
@@ -173,7 +215,8 @@ class Reader(Protocol):
     def ended_before(self, at_ms: int, prefix: str, after_seq: int, limit: int) -> list[tuple[int, str]]:
         """(seq, id) of executions that ended by `at_ms` and are done with, the oldest after `after_seq` first.
 
-        One with a task that still runs is not, nor one whose outcome is unknown: it waits for a person's word.
+        One with a task that still runs is not, nor one whose outcome is unknown, as it waits for a person's word; if it
+        was taken back it does not.
         """
 
     def outputs(self, execution_id: str) -> dict[str, str]:
@@ -234,6 +277,18 @@ class Transaction(Reader, Protocol):
 
     def set_stop(self, session_id: str, stop: Stop | None) -> None:
         """Stop a session that is known, or let it go on."""
+
+    def take_back(self, span: Span, to: str, stop: Stop) -> int:
+        """Make these executions, with their tasks and events, those of the session `to`, which is stopped.
+
+        Each tells it by an event. Returns how many they are.
+        """
+
+    def fork(self, span: Span, to: str, at_ms: int, data: dict[str, Any]) -> int:
+        """Copy those of them of which nothing is under way, with their tasks and events, into the new session `to`.
+
+        Each copy tells it by an event with this data. Returns how many they are.
+        """
 
     def move_execution(
         self,

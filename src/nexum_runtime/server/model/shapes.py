@@ -52,6 +52,25 @@ class Resolution:
 
 
 @dataclass(frozen=True)
+class Forget:
+    """A wish to take back what a session has recorded."""
+
+    after: int = 0  # how many turns stay, if `turn` does not say from where on
+    turn: str = ""  # the number or the id of the first turn that is taken back
+    by: str = ""  # who says so; may be empty
+    even_once: bool = False  # also what happens once and may have happened
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A wish for a new session that begins with what another one has recorded."""
+
+    session_id: str  # the new one
+    before: str = ""  # the number or the id of the first turn that it does not have
+    by: str = ""  # who says so; may be empty
+
+
+@dataclass(frozen=True)
 class Verdict:
     """A person's word on an approval."""
 

@@ -87,6 +87,8 @@ class Event(StrEnum):
     EXECUTION_COMPLETED = "ExecutionCompleted"
     EXECUTION_FAILED = "ExecutionFailed"
     EXECUTION_CANCELLED = "ExecutionCancelled"
+    EXECUTION_FORKED = "ExecutionForked"  # copied from another session, with all that happened before
+    EXECUTION_TAKEN_BACK = "ExecutionTakenBack"  # out of its session: the next run of that does it anew
     CANCEL_REQUESTED = "CancelRequested"  # but an effect that happens once was under way, and is let finish
 
 

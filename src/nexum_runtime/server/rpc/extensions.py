@@ -10,8 +10,8 @@ from nexum.proto import nexum_pb2 as pb
 from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, NexumError
 from nexum_runtime.server.engine.engine import Engine
-from nexum_runtime.server.model.contract import EventRow, Execution, Session, StoreUnavailable
-from nexum_runtime.server.model.shapes import Resolution, Verdict
+from nexum_runtime.server.model.contract import EventRow, Execution, Session, StoreUnavailable, is_taken_back
+from nexum_runtime.server.model.shapes import Forget, Fork, Resolution, Verdict
 from nexum_runtime.server.model.states import ExecutionStatus, State
 from nexum_runtime.server.rpc.client_calls import ClientCalls
 from nexum_runtime.server.rpc.messages import (
@@ -32,6 +32,7 @@ from nexum_runtime.server.rules.snapshots import Snapshot
 from nexum_runtime.text import timestamp
 
 AGE_MS_LIMIT = 10**14  # of what is pruned: 3,000 years
+TURNS_LIMIT = 10**9  # of a session
 
 
 class NexumExtensions:
@@ -89,6 +90,34 @@ class NexumExtensions:
         return pb.AckResponse(ok=await self._engine.go_session(request.execution_id))
 
     @answering
+    async def ForgetSession(self, request: Any, context: Context) -> Any:
+        """Take back what the session `execution_id` has recorded from some turn on; the `approver` says so.
+
+        That turn is `node_id`, its number or its id, or the one after those that AFTER counts. `message` is
+        `{"session_id", "executions", "turns"}`, as `Records.forget` tells them.
+        """
+        metadata = metadata_of(context)
+        if bool(request.node_id) == (wire.AFTER in metadata):
+            raise InvalidRequest(f"Say from where on: one of {wire.AFTER} and the node_id, a turn.")
+        after = whole_number(metadata, wire.AFTER, 0, 0, TURNS_LIMIT)
+        even_once = metadata.get(wire.EVEN_ONCE) == "true"
+        order = Forget(after, request.node_id, request.approver, even_once)
+        told = await self._engine.forget(request.execution_id, order)
+        return pb.AckResponse(ok=True, message=wire.canonical_json(told))
+
+    @answering
+    async def ForkSession(self, request: Any, context: Context) -> Any:
+        """Make the new session `node_id` of what the session `execution_id` has recorded; the `approver` says so.
+
+        `reason` is the number or the id of the first turn that it is to be without, or empty. `message` is
+        `{"executions", "left_out", "turns"}`, as `Records.fork` tells them.
+        """
+        order = Fork(request.node_id, request.reason, request.approver)
+        told = await self._engine.fork(request.execution_id, order)
+        told["left_out"] = told["left_out"][:LIST_LIMIT]
+        return pb.AckResponse(ok=True, message=wire.canonical_json(told))
+
+    @answering
     async def ListSessions(self, request: Any, context: Context) -> Any:
         """Sessions, the latest first: `completed_nodes_json` is a list of what `session_json` tells."""
         limit = min(request.limit, LIST_LIMIT) if request.limit > 0 else LIST_LIMIT
@@ -108,6 +137,8 @@ class NexumExtensions:
         try:
             if metadata_of(context).get(wire.TO_GO_ON) == "true":
                 await self._engine.check_that_it_goes_on(readable(request).execution_id)
+            first = await self._engine.first_session(readable(request).execution_id)
+            await context.send_initial_metadata(((wire.FIRST_SESSION, first),))
             async with aclosing(self._engine.journal(readable(request).execution_id)) as parts:
                 async for part in parts:
                     yield pb.StatusResponse(status=ExecutionStatus.COMPLETED, completed_nodes_json=part)
@@ -151,6 +182,8 @@ class NexumExtensions:
                 "Executions": unary(self.Executions, pb.ListRequest, pb.StatusResponse),
                 "StopSession": unary(self.StopSession, pb.RejectRequest, pb.AckResponse),
                 "GoSession": unary(self.GoSession, pb.StatusRequest, pb.AckResponse),
+                "ForgetSession": unary(self.ForgetSession, pb.RejectRequest, pb.AckResponse),
+                "ForkSession": unary(self.ForkSession, pb.RejectRequest, pb.AckResponse),
                 "ListSessions": unary(self.ListSessions, pb.ListRequest, pb.StatusResponse),
                 "Resolve": unary(self.Resolve, pb.RejectRequest, pb.AckResponse),
                 "Approve": unary(self.Approve, pb.ApproveRequest, pb.AckResponse),
@@ -216,8 +249,9 @@ def labels_of(execution: Execution) -> dict[str, Any]:
 
 
 def session_json(session: Session) -> dict[str, Any]:
-    """A session as JSON. `state` is the first of these that holds: STOPPED, UNKNOWN (an outcome is), WAITING (for a
-    person), RUNNING (something does, or its last run has not ended), or how its last run has ended."""
+    """A session as JSON. `state` is the first of these that holds: TAKEN_BACK (it is what was, of another session),
+    STOPPED, UNKNOWN (an outcome is), WAITING (for a person), RUNNING (something does, or its last run has not ended),
+    or how its last run has ended."""
     last = labels_of(session.last) if session.last else {}
     return {
         "session_id": session.session_id,
@@ -235,10 +269,14 @@ def session_json(session: Session) -> dict[str, Any]:
         "asks": session.asks,
         "waiting": session.waiting,
         "running": session.running,
+        "forked_from": session.forked_from,
+        "taken_back": session.taken_back,
     }
 
 
 def _state(session: Session, last: dict[str, Any]) -> str:
+    if is_taken_back(session.session_id):
+        return "TAKEN_BACK"
     if session.stop:
         return "STOPPED"
     if session.unknown:

@@ -16,12 +16,15 @@ EXECUTION_ID_LIMIT = 200  # characters
 LABELS = {"kind", "name", "text", "run", "outcome"}
 LABELS_LIMIT = 4_000  # characters of all labels of an execution
 EXECUTION_ID = re.compile(rf"[A-Za-z0-9._:/@=-]{{1,{EXECUTION_ID_LIMIT}}}")
+MARK_LIMIT = 10  # characters by which an id grows when it is taken back
+KNOWN_ID = re.compile(rf"[A-Za-z0-9._:/@=~-]{{1,{EXECUTION_ID_LIMIT + MARK_LIMIT}}}")
 
 
 def checked_order(order: StartOrder, max_bytes: int) -> StartOrder:
     if not order.execution_id:
         order = order._replace(execution_id=f"exec-{uuid.uuid4()}")
-    check_execution_id(order.execution_id)
+    if not EXECUTION_ID.fullmatch(order.execution_id):
+        raise _no_execution_id(order.execution_id)
     check_size("The input", order.input_json, max_bytes)
     if order.restart not in ("", "failed", "unknown"):
         raise InvalidRequest(f"{wire.RESTART} is {order.restart[:40]!r}; it can be 'failed' or 'unknown'.")
@@ -101,10 +104,15 @@ def check_json(what: str, text: str) -> None:
 
 
 def check_execution_id(execution_id: str) -> None:
-    if not EXECUTION_ID.fullmatch(execution_id):
-        raise InvalidRequest(
-            f"The execution id {execution_id[:80]!r} is not 1 to {EXECUTION_ID_LIMIT} of A-Z a-z 0-9 . _ : / @ = -"
-        )
+    """Raise InvalidRequest for what cannot be the id of an execution that is there, or how one begins."""
+    if not KNOWN_ID.fullmatch(execution_id):
+        raise _no_execution_id(execution_id)
+
+
+def _no_execution_id(execution_id: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"The execution id {execution_id[:80]!r} is not 1 to {EXECUTION_ID_LIMIT} of A-Z a-z 0-9 . _ : / @ = -"
+    )
 
 
 def check_name(what: str, name: str) -> None:

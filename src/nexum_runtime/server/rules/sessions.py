@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from nexum_runtime.errors import InvalidRequest, NotFound, SessionStopped
-from nexum_runtime.server.model.contract import Reader, Stop, Transaction, session_of
+from nexum_runtime.server.model.contract import TAKEN_BACK, Reader, Stop, Transaction, is_taken_back, session_of
 from nexum_runtime.server.model.shapes import Notices
 from nexum_runtime.server.model.states import Event, ExecutionStatus, TaskStatus
 from nexum_runtime.server.rules.course import RUNNING_LIMIT, is_once
@@ -23,7 +23,7 @@ class Sessions:
         Returns `{"stopped": [execution id], "let_finish": [execution id]}`. A session that is stopped already stays so
         by the first word.
         """
-        self._check_known(tx, session_id)
+        check_known(tx, session_id)
         if tx.stop_of(session_id) is None:
             tx.set_stop(session_id, Stop(self._clock(), by, reason))
         why = words(tx, session_id)
@@ -45,19 +45,23 @@ class Sessions:
 
     def go(self, tx: Transaction, notices: Notices, session_id: str) -> bool:
         """Let it go on. Returns whether it was stopped."""
-        self._check_known(tx, session_id)
+        check_known(tx, session_id)
         if tx.stop_of(session_id) is None:
             return False
+        if is_taken_back(session_id):
+            raise InvalidRequest(words(tx, session_id))
         tx.set_stop(session_id, None)
         for execution in tx.executions("", ExecutionStatus.RUNNING, f"{session_id}/", RUNNING_LIMIT):
             notices.ready.add((execution.workflow_id, execution.version_hash, execution.execution_id))
         return True
 
-    def _check_known(self, tx: Transaction, session_id: str) -> None:
-        if not 1 <= len(session_id) <= SESSION_ID_LIMIT or "/" in session_id:
-            raise InvalidRequest(f"{session_id[:80]!r} is no session: give what stands before the first / of its ids.")
-        if not tx.knows_session(session_id):
-            raise NotFound(f"No session {session_id!r} is known. See what is there with: nexum sessions")
+
+def check_known(reader: Reader, session_id: str) -> None:
+    """Raise NotFound for a session that is not known, InvalidRequest for what is none."""
+    if not 1 <= len(session_id) <= SESSION_ID_LIMIT or "/" in session_id:
+        raise InvalidRequest(f"{session_id[:80]!r} is no session: give what stands before the first / of its ids.")
+    if not reader.knows_session(session_id):
+        raise NotFound(f"No session {session_id!r} is known. See what is there with: nexum sessions")
 
 
 def check_that_it_goes_on(reader: Reader, execution_id: str) -> None:
@@ -75,4 +79,6 @@ def words(reader: Reader, session_id: str) -> str:
 
 def words_of(session_id: str, stop: Stop) -> str:
     by, reason = f" by {stop.by}" if stop.by else "", f": {stop.reason}" if stop.reason else ""
+    if is_taken_back(session_id):
+        return f"{session_id} was taken back of session {session_id.partition(TAKEN_BACK)[0]}{by}. None of it goes on."
     return f"Session {session_id} was stopped{by}{reason}. Let it go on with: nexum go {session_id}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nexum_runtime import wire
+from nexum_runtime.server.model.contract import TAKEN_BACK
 from nexum_runtime.server.store.sqlite import files
 from nexum_runtime.server.store.sqlite.rows import IS_NOT_STOPPED
 
@@ -45,6 +46,7 @@ _EXPIRED = f"""
 """
 _UNKNOWN = f"""
     SELECT execution_id FROM executions WHERE status = 'FAILED' AND error_code = 'OUTCOME_UNKNOWN'
+        AND instr(execution_id, '{TAKEN_BACK}') = 0
     ORDER BY seq DESC LIMIT {LISTED_LIMIT}
 """
 _STATES = f"""

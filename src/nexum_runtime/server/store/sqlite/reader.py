@@ -2,10 +2,34 @@
 
 import json
 import sqlite3
+from typing import Any
 
-from nexum_runtime.server.model.contract import Approval, EventRow, Execution, Session, Stop, Task, Workflow
+from nexum_runtime.server.model.contract import (
+    TAKEN_BACK,
+    Approval,
+    EventRow,
+    Execution,
+    Session,
+    Span,
+    Stop,
+    Task,
+    Workflow,
+    is_taken_back,
+)
 from nexum_runtime.server.model.states import OPEN_STATUSES, Event, ExecutionStatus
-from nexum_runtime.server.store.sqlite.rows import EXECUTION, OPEN, TASK, WORKFLOW, by_key, execution_of, task_of
+from nexum_runtime.server.store.sqlite.rows import (
+    EXECUTION,
+    IN_SPAN,
+    OPEN,
+    OPEN_ONES,
+    TASK,
+    WORKFLOW,
+    by_key,
+    execution_of,
+    span_of,
+    task_of,
+)
+from nexum_runtime.server.store.sqlite.schema import EVENT_BITS
 
 FEW = 5  # executions of a session that are named
 
@@ -59,11 +83,12 @@ class SqliteReader:
         return [execution_of(row) for row in rows]
 
     def sessions(self, prefix: str, limit: int) -> list[Session]:
-        where, parameters = "", list[str]()
+        where, parameters = "WHERE true ", list[str]()
         if prefix.endswith("/"):
             where, parameters = "WHERE session_id = ? ", [prefix[:-1]]
         elif prefix:
             where, parameters = "WHERE session_id >= ? AND session_id < ? ", [prefix, _after_prefix(prefix)]
+        where += "" if is_taken_back(prefix) else f"AND instr(session_id, '{TAKEN_BACK}') = 0 "
         rows = self._sql(
             f"SELECT session_id, began_at_ms, heard_at_ms, stopped_json FROM sessions {where}"
             "ORDER BY heard_at_ms DESC, session_id LIMIT ?",
@@ -117,7 +142,70 @@ class SqliteReader:
             running=open_tasks["RUNNING"][:FEW],
             last=execution_of(row) if row else None,
             end=end[0] if end else None,
+            forked_from=self._forked_from(session_id),
+            taken_back=self.taken_back(session_id),
         )
+
+    def _forked_from(self, session_id: str) -> dict[str, Any] | None:
+        if not (forks := self._forks(session_id)):
+            return None
+        at_ms, data_json = forks[-1]
+        return dict(json.loads(data_json)) | {"forked_at_ms": at_ms}
+
+    def _forks(self, session_id: str) -> list[tuple[int, str]]:
+        """When each fork was made that led to this session, and its data; its first execution tells of them."""
+        return self._sql(
+            "SELECT at_ms, data_json FROM (SELECT min(seq) AS first FROM executions "
+            "WHERE execution_id >= ? AND execution_id < ?), events "
+            f"WHERE events.seq BETWEEN first << {EVENT_BITS} AND (first << {EVENT_BITS}) + {(1 << EVENT_BITS) - 1} "
+            f"AND type = '{Event.EXECUTION_FORKED}' ORDER BY events.seq",
+            (f"{session_id}/", f"{session_id}0"),
+        ).fetchall()
+
+    def first_session(self, session_id: str) -> str:
+        forks = self._forks(session_id)
+        return str(json.loads(forks[0][1])["session_id"]) if forks else session_id
+
+    def taken_back(self, session_id: str) -> list[str]:
+        prefix = f"{session_id}{TAKEN_BACK}"
+        rows = self._sql(
+            "SELECT session_id FROM sessions WHERE session_id >= ? AND session_id < ? "
+            "ORDER BY length(session_id), session_id",
+            (prefix, _after_prefix(prefix)),
+        )
+        return [each for (each,) in rows]
+
+    def turns(self, session_id: str) -> list[tuple[int, str]]:
+        return self._sql(
+            "SELECT seq, execution_id FROM executions WHERE execution_id >= ? AND execution_id < ? "
+            "AND json_extract(labels_json, '$.kind') = 'turn' ORDER BY seq",
+            (f"{session_id}/", f"{session_id}0"),
+        ).fetchall()
+
+    def order_of(self, execution_id: str) -> int | None:
+        row = self._sql("SELECT seq FROM executions WHERE execution_id = ?", (execution_id,)).fetchone()
+        return int(row[0]) if row else None
+
+    def under_way(self, span: Span) -> list[Execution]:
+        rows = self._sql(
+            f"SELECT {EXECUTION} FROM executions x WHERE {IN_SPAN} "
+            f"AND (status = 'RUNNING' OR execution_id IN ({OPEN_ONES})) ORDER BY seq",
+            span_of(span),
+        )
+        return [execution_of(row) for row in rows]
+
+    def would_happen_again(self, span: Span, limit: int) -> tuple[int, list[str]]:
+        rows = self._sql(
+            f"SELECT execution_id FROM executions x WHERE {IN_SPAN} AND EXISTS (SELECT 1 FROM tasks t "
+            "WHERE t.execution_id = x.execution_id AND CASE node_type WHEN 'HUMAN_APPROVAL' THEN t.status = 'DONE' "
+            "ELSE x.effect = 'once' AND t.attempt > 0 AND t.status IN ('DONE', 'FAILED') END) ORDER BY seq",
+            span_of(span),
+        ).fetchall()
+        return len(rows), [execution_id for (execution_id,) in rows[:limit]]
+
+    def longest_id(self, span: Span) -> int:
+        sql = f"SELECT ifnull(max(length(execution_id)), 0) FROM executions x WHERE {IN_SPAN}"
+        return int(self._sql(sql, span_of(span)).fetchone()[0])
 
     def knows_session(self, session_id: str) -> bool:
         return self._sql("SELECT 1 FROM sessions WHERE session_id = ?", (session_id,)).fetchone() is not None
@@ -137,9 +225,9 @@ class SqliteReader:
     def ended_before(self, at_ms: int, prefix: str, after_seq: int, limit: int) -> list[tuple[int, str]]:
         rows = self._sql(
             "SELECT seq, execution_id FROM executions e WHERE seq > ? AND ended_at_ms <= ? AND status <> 'RUNNING' "
-            "AND substr(execution_id, 1, ?) = ? AND error_code IS NOT 'OUTCOME_UNKNOWN' AND NOT EXISTS "
+            "AND substr(execution_id, 1, ?) = ? AND NOT EXISTS "
             "(SELECT 1 FROM tasks t WHERE t.execution_id = e.execution_id AND t.status = 'RUNNING') "
-            "ORDER BY seq LIMIT ?",
+            f"AND (error_code IS NOT 'OUTCOME_UNKNOWN' OR instr(execution_id, '{TAKEN_BACK}')) ORDER BY seq LIMIT ?",
             (after_seq, at_ms, len(prefix), prefix, limit),
         )
         return rows.fetchall()

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
-from nexum_runtime.server.model.contract import Execution, Task
+from nexum_runtime.server.model.contract import Execution, Span, Task
 from nexum_runtime.server.model.states import OPEN_STATUSES, ErrorCode, ExecutionStatus, TaskStatus
 
 NUMBER_LENGTH = 19  # a row's number is shorter
@@ -22,13 +22,22 @@ _EXECUTION_STATUS, _EXECUTION_ERROR_CODE = map(Execution._fields.index, ("status
 TASK = ", ".join(Task._fields)
 _TASK_STATUS, _TASK_ERROR_CODE = map(Task._fields.index, ("status", "error_code"))
 OPEN = f"status IN ({listed(OPEN_STATUSES)})"  # a RUNNING execution has such a task, and few others have one
+OPEN_ONES = " UNION ALL ".join(  # the executions of such, each status by its own index
+    f"SELECT execution_id FROM tasks WHERE status = '{status}'" for status in OPEN_STATUSES
+)
 IS_NOT_STOPPED = (  # of a task
     "NOT EXISTS (SELECT 1 FROM sessions WHERE stopped_json IS NOT NULL "
     "AND session_id = substr(execution_id, 1, instr(execution_id, '/') - 1))"
 )
+IN_SPAN = "x.execution_id >= ? AND x.execution_id < ? AND x.seq >= ? AND x.seq < ?"  # of an execution x
 WORKFLOW = "workflow_id, version_hash, ir_json, compatibility, registered_at_ms"
 # A key begins with the number of its row. Those of version 2 do not, and have an index.
 NUMBERED, NAMED = "seq = ? AND task_key = ?", "task_key = ? AND task_key NOT GLOB '[0-9]*-*'"
+
+
+def span_of(span: Span) -> tuple[Any, ...]:
+    """The parameters of IN_SPAN; "0" comes after "/"."""
+    return f"{span.session_id}/", f"{span.session_id}0", span.first, span.end
 
 
 def number_of(task_key: str) -> int | None:

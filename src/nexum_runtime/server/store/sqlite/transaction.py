@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from nexum_runtime import wire
-from nexum_runtime.server.model.contract import Execution, Stop, Task, Workflow, session_of
+from nexum_runtime.crash import crash_point
+from nexum_runtime.server.model.contract import TAKEN_BACK, Execution, Span, Stop, Task, Workflow, session_of
 from nexum_runtime.server.model.states import (
     EXECUTION_SOURCES,
     TASK_SOURCES,
@@ -19,9 +20,11 @@ from nexum_runtime.server.model.states import (
 from nexum_runtime.server.store.sqlite.reader import SqliteReader
 from nexum_runtime.server.store.sqlite.rows import (
     EXECUTION,
+    IN_SPAN,
     IS_NOT_STOPPED,
     NAMED,
     NUMBERED,
+    OPEN_ONES,
     TASK,
     WORKFLOW,
     by_key,
@@ -29,6 +32,7 @@ from nexum_runtime.server.store.sqlite.rows import (
     listed,
     marks,
     number_of,
+    span_of,
     task_of,
 )
 from nexum_runtime.server.store.sqlite.schema import EVENT_BITS, SCHEMA_VERSION
@@ -174,12 +178,94 @@ class SqliteTransaction(SqliteReader):
         self._sql("DELETE FROM events WHERE seq IN (SELECT seq FROM story WHERE execution_id = ?)", (execution_id,))
         for table in ("tasks", "executions"):
             self._sql(f"DELETE FROM {table} WHERE execution_id = ?", (execution_id,))
-        if session_id := session_of(execution_id):  # "0" comes after "/"
-            self._sql(
-                "DELETE FROM sessions WHERE session_id = ? AND stopped_json IS NULL AND NOT EXISTS "
-                "(SELECT 1 FROM executions WHERE execution_id >= ? AND execution_id < ?)",
-                (session_id, f"{session_id}/", f"{session_id}0"),
-            )
+        if session_id := session_of(execution_id):
+            self._delete_empty(session_id)
+
+    def _delete_empty(self, session_id: str) -> None:
+        """Forget a session that has no execution any more; not that it is stopped."""
+        self._sql(
+            "DELETE FROM sessions WHERE session_id = ? "
+            f"AND (stopped_json IS NULL OR instr(session_id, '{TAKEN_BACK}')) "
+            "AND NOT EXISTS (SELECT 1 FROM executions WHERE execution_id >= ? AND execution_id < ?)",
+            (session_id, f"{session_id}/", f"{session_id}0"),  # "0" comes after "/"
+        )
+
+    def take_back(self, span: Span, to: str, stop: Stop) -> int:
+        cut = len(span.session_id) + 1
+        self._sql("PRAGMA defer_foreign_keys = ON")  # until the commit: tasks are renamed first, executions then
+        self._sql(
+            "UPDATE tasks SET execution_id = ? || substr(execution_id, ?) WHERE execution_id IN "
+            f"(SELECT execution_id FROM executions x WHERE {IN_SPAN})",
+            (to, cut, *span_of(span)),
+        )
+        crash_point("in-forget")
+        renamed = self._sql(
+            f"UPDATE executions AS x SET execution_id = ? || substr(execution_id, ?) WHERE {IN_SPAN}",
+            (to, cut, *span_of(span)),
+        ).rowcount
+        crash_point("in-forget")
+        self._sql(
+            "INSERT INTO sessions (session_id, began_at_ms, heard_at_ms, stopped_json) "
+            "SELECT ?, min(created_at_ms), ?, ? FROM executions WHERE execution_id >= ? AND execution_id < ?",
+            (to, stop.at_ms, _encode(vars(stop)), f"{to}/", f"{to}0"),
+        )
+        self._tell_of_all(to, stop.at_ms, Event.EXECUTION_TAKEN_BACK, {"session_id": span.session_id, "by": stop.by})
+        self._delete_empty(span.session_id)
+        crash_point("in-forget")
+        return renamed
+
+    def fork(self, span: Span, to: str, at_ms: int, data: dict[str, Any]) -> int:
+        (last,) = self._sql("SELECT ifnull(max(seq), 0) FROM executions").fetchone()
+        columns = [name for name in Execution._fields if name != "execution_id"]
+        copied = self._sql(
+            f"INSERT INTO executions (seq, execution_id, {', '.join(columns)}) SELECT ? + row_number() OVER "
+            f"(ORDER BY seq), ? || substr(execution_id, ?), {', '.join(columns)} FROM executions x WHERE {IN_SPAN} "
+            f"AND status <> 'RUNNING' AND execution_id NOT IN ({OPEN_ONES}) ORDER BY seq",
+            (last, to, len(span.session_id) + 1, *span_of(span)),
+        ).rowcount
+        crash_point("in-fork")
+        # Each copy, n, beside what it was copied from, x.
+        pairs = "executions n CROSS JOIN executions x ON x.execution_id = ? || substr(n.execution_id, ?)"
+        of_pairs = (span.session_id, len(to) + 1, last)
+        (most,) = self._sql(  # tasks of one of them, and so many numbers are for each
+            "SELECT ifnull(max(number), 0) FROM (SELECT count(*) AS number FROM tasks "
+            "WHERE execution_id >= ? AND execution_id < ? GROUP BY execution_id)",
+            (f"{span.session_id}/", f"{span.session_id}0"),
+        ).fetchone()
+        numbers = [next(self._numbers) for _ in range(copied * most)]
+        before = "(SELECT count(*) FROM tasks o WHERE o.execution_id = t.execution_id AND o.seq < t.seq)"
+        number = f"(? + (n.seq - ? - 1) * {most} + {before if most > 1 else 0})"
+        of_number = (numbers[0] if numbers else 0, last)
+        columns = ["output_json", *(name for name in Task._fields if name not in ("task_key", "execution_id"))]
+        self._sql(
+            f"INSERT INTO tasks (seq, task_key, execution_id, {', '.join(columns)}) "
+            f"SELECT {number}, {number} || '-' || lower(hex(randomblob({KEY_BYTES}))), n.execution_id, "
+            f"{', '.join(f't.{name}' for name in columns)} FROM {pairs} "
+            "CROSS JOIN tasks t ON t.execution_id = x.execution_id WHERE n.seq > ?",
+            (*of_number, *of_number, *of_pairs),
+        )
+        crash_point("in-fork")
+        self._sql(
+            "INSERT INTO events (seq, at_ms, type, node_id, attempt, data_json) "
+            f"SELECT ((n.seq - x.seq) << {EVENT_BITS}) + v.seq, at_ms, type, node_id, attempt, data_json FROM {pairs} "
+            f"CROSS JOIN events v ON v.seq BETWEEN x.seq << {EVENT_BITS} "
+            f"AND (x.seq << {EVENT_BITS}) + {(1 << EVENT_BITS) - 1} WHERE n.seq > ?",
+            of_pairs,
+        )
+        crash_point("in-fork")
+        self._tell_of_all(to, at_ms, Event.EXECUTION_FORKED, data)
+        self._sql("INSERT INTO sessions (session_id, began_at_ms, heard_at_ms) VALUES (?1, ?2, ?2)", (to, at_ms))
+        crash_point("in-fork")
+        return copied
+
+    def _tell_of_all(self, session_id: str, at_ms: int, type: Event, data: dict[str, Any]) -> None:
+        """Add an event to each execution of a session."""
+        self._sql(
+            "INSERT INTO events (seq, at_ms, type, data_json) SELECT coalesce((SELECT max(seq) FROM events WHERE seq "
+            f"BETWEEN x.seq << {EVENT_BITS} AND (x.seq << {EVENT_BITS}) + {(1 << EVENT_BITS) - 1}), "
+            f"x.seq << {EVENT_BITS}) + 1, ?, ?, ? FROM executions x WHERE execution_id >= ? AND execution_id < ?",
+            (at_ms, type.value, _encode(data), f"{session_id}/", f"{session_id}0"),
+        )
 
     def add_task(self, task: Task) -> None:
         self._tasks.append((number_of(task.task_key), *task))
