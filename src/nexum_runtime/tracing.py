@@ -44,7 +44,8 @@ class _RecordedSpan(Span):
         self.traceparent = traceparent
 
     def tell(self, **attributes: str | int) -> None:
-        self._span.set_attributes({f"nexum.{name}": value for name, value in attributes.items() if value != ""})
+        with _nobodys():
+            self._span.set_attributes({f"nexum.{name}": value for name, value in attributes.items() if value != ""})
 
     def running(self) -> AbstractContextManager[Any]:
         from opentelemetry.trace import use_span
@@ -53,6 +54,19 @@ class _RecordedSpan(Span):
 
 
 _NOTHING = nullcontext(Span())
+_has_failed = False  # telling of a span: it was said
+
+
+@contextmanager
+def _nobodys() -> Iterator[None]:
+    """A block of OpenTelemetry's, or of whoever it tells. What goes wrong is logged once, and is nobody's result."""
+    global _has_failed
+    try:
+        yield
+    except Exception as error:
+        if not _has_failed:
+            _has_failed = True
+            log.warning("A span could not be told, which changes nothing else: %s", error, exc_info=error)
 
 
 def span(
@@ -73,7 +87,7 @@ def span(
         return _NOTHING
     session, slash, _ = execution_id.partition("/")
     attributes |= {"execution_id": execution_id, "session": session if slash else ""}
-    return _recorded(recorder, KINDS[role], name, parent, more() if more else {}, attributes)
+    return _recorded(recorder, KINDS[role], name, parent, more, attributes)
 
 
 def annotate(**attributes: str | int) -> None:
@@ -90,19 +104,20 @@ def _recorded(
     kind: str,
     name: str,
     parent: str,
-    more: Mapping[str, str],
+    more: Callable[[], Mapping[str, str]] | None,
     attributes: Mapping[str, str | int],
 ) -> Iterator[Span]:
     from opentelemetry import trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    wire_format = TraceContextTextMapPropagator()
-    context = wire_format.extract({"traceparent": parent}) if parent else None
-    recorded = recorder.start_span(f"nexum.{name}", context, trace.SpanKind[kind], dict(more))
-    carrier: dict[str, str] = {}
-    wire_format.inject(carrier, trace.set_span_in_context(recorded))
-    told = _RecordedSpan(recorded, carrier.get("traceparent", ""))
-    told.tell(**attributes)
+    wire_format, recorded, told = TraceContextTextMapPropagator(), None, Span()
+    with _nobodys():
+        context = wire_format.extract({"traceparent": parent}) if parent else None
+        recorded = recorder.start_span(f"nexum.{name}", context, trace.SpanKind[kind], dict(more()) if more else {})
+        carrier: dict[str, str] = {}
+        wire_format.inject(carrier, trace.set_span_in_context(recorded))
+        told = _RecordedSpan(recorded, carrier.get("traceparent", ""))
+        told.tell(**attributes)
     try:
         yield told
     except (asyncio.CancelledError, GeneratorExit):
@@ -110,11 +125,15 @@ def _recorded(
         raise
     except BaseException as error:
         told.tell(outcome="failed")
-        recorded.set_attribute("error.type", type(error).__name__)
-        recorded.set_status(trace.StatusCode.ERROR)
+        with _nobodys():
+            if recorded is not None:
+                recorded.set_attribute("error.type", type(error).__name__)
+                recorded.set_status(trace.StatusCode.ERROR)
         raise
     finally:
-        recorded.end()
+        with _nobodys():
+            if recorded is not None:
+                recorded.end()
 
 
 @cache

@@ -24,6 +24,7 @@ from nexum_runtime import (
     TaskError,
     idempotency_key,
 )
+from nexum_runtime.client import client as client_module
 from nexum_runtime.client import local
 from nexum_runtime.client.calls import Claim
 from nexum_runtime.server.app import Server
@@ -587,3 +588,26 @@ async def test_a_stream_that_ends_as_the_effect_does_leaves_nobody_present(clien
     for _ in range(5):
         await asyncio.sleep(0)
     assert not [each for each in asyncio.all_tasks() if "_attend" in repr(each.get_coro())]
+
+
+# Who watches
+
+
+async def test_what_on_wait_raises_is_logged_once_and_is_nobodys_result(
+    client: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(client_module, "FIRST_WAIT_MS", 20)
+    monkeypatch.setattr(client_module, "WAIT_MS", 20)
+    told: list[str] = []
+
+    def watch(waiting: str) -> None:
+        told.append(waiting)
+        raise RuntimeError("nobody listens")
+
+    executing = asyncio.create_task(client.execute(ASK, {}, execution_id="e", on_wait=watch))
+    await eventually(lambda: len(told) >= 3)
+    claimed = await client.poll("worker-1", ASK, lease_ms=60_000)
+    assert claimed is not None
+    await client.complete(claimed.task_id, '{"text": "found"}')
+    assert (await executing).status == "COMPLETED"
+    assert [record.name for record in caplog.records] == ["nexum.client"]

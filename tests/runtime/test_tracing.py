@@ -14,7 +14,7 @@ from nexum.context import ContextView
 from nexum.proto import nexum_pb2 as pb
 from nexum.proto import nexum_pb2_grpc as pb_grpc
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from otlp import collector
@@ -188,6 +188,40 @@ async def test_a_call_that_is_refused_is_told_as_one(client: Client, spans: InMe
             raise ValueError("secret")
     (told,) = attributes(spans, "local_effect")
     assert (told["nexum.outcome"], told["error.type"]) == ("failed", "ValueError")
+
+
+class Broken(SpanProcessor):
+    """Raises whenever it is told of a span."""
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        raise RuntimeError("the processor is broken")
+
+    def on_end(self, span: Any) -> None:
+        raise RuntimeError("the processor is broken")
+
+
+async def test_what_a_processor_of_spans_raises_is_logged_once_and_is_nobodys_result(
+    address: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    provider = TracerProvider()
+    vars(provider)["_disabled"] = False  # which the tests' environment says
+    provider.add_span_processor(Broken())
+    monkeypatch.setattr(tracing, "tracer", lambda role: provider.get_tracer("nexum"))
+    monkeypatch.setattr(tracing, "_has_failed", False)
+
+    async def effect() -> dict[str, str]:
+        return {"text": "x"}
+
+    def raises() -> dict[str, str]:
+        raise RuntimeError("no attributes")
+
+    async with Client(address, span_attributes=raises) as client:
+        for n in range(2):
+            assert (await client.run_local(ECHO, {}, effect, execution_id=f"s/{n}")).status == "COMPLETED"
+        with pytest.raises(ValueError, match="its own"):
+            async with client.local_effect(ECHO, {}, execution_id="s/3"):
+                raise ValueError("its own")
+    assert [record.name for record in caplog.records].count("nexum.tracing") == 1
 
 
 # Off

@@ -20,7 +20,7 @@ from nexum_runtime.client import local
 from nexum_runtime.client.calls import Broken, Calls, Claim, Refused
 from nexum_runtime.client.connection import RECONNECT_SECONDS_MAX, RECONNECT_SECONDS_MIN, RPC_SECONDS, Connection
 from nexum_runtime.client.local import Labels, LocalEffect, Patience
-from nexum_runtime.client.outcome import Outcome, Waiting
+from nexum_runtime.client.outcome import OnWait, Outcome, Watcher
 from nexum_runtime.client.outgoing import Outgoing
 from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import (
@@ -158,7 +158,7 @@ class Client:
         default: str | None = None,
         restart: Literal["failed", "unknown"] | None = None,
         timeout: float = 120.0,
-        on_wait: Callable[[Waiting], None] | None = None,
+        on_wait: OnWait | None = None,
         labels: Labels | None = None,
     ) -> Outcome:
         """Start an execution, or find the one of this id, and wait for its end.
@@ -188,7 +188,7 @@ class Client:
             wire.DEFAULT: None if default is None else json.dumps(default),
         }
         with self._traced("execute", workflow, wishes) as span:
-            outcome, _, _ = await self._until_over(workflow, input, wishes, timeout, on_wait)
+            outcome, _, _ = await self._until_over(workflow, input, wishes, timeout, Watcher(on_wait))
             _tell(span, outcome)
         return outcome
 
@@ -202,7 +202,7 @@ class Client:
         effect: str | None = None,
         restart: Literal["failed", "unknown"] | None = None,
         timeout: float = 120.0,
-        on_wait: Callable[[Waiting], None] | None = None,
+        on_wait: OnWait | None = None,
         labels: Labels | None = None,
     ) -> AsyncIterator["LocalEffect"]:
         """An execution of a one-node workflow whose effect happens here, in this process, and not in a worker.
@@ -229,9 +229,10 @@ class Client:
             wire.LABELS: wire.json_text(labels) if labels else None,
         }
         with self._traced("local_effect", workflow, wishes) as span:
-            claim_it = partial(self._until_over, workflow, input, wishes, timeout, on_wait)
+            watcher = Watcher(on_wait)
+            claim_it = partial(self._until_over, workflow, input, wishes, timeout, watcher)
             found, task_id, claim = await claim_it()
-            patience = Patience(timeout, on_wait)
+            patience = Patience(timeout, watcher)
             local_effect = LocalEffect(self, found, task_id, workflow.nodes[0].id, patience, span, claim_it)
             if not task_id:
                 _tell(span, found)
@@ -300,7 +301,7 @@ class Client:
         input: Any,
         wishes: dict[str, Any],
         timeout: float,
-        on_wait: Callable[[Waiting], None] | None,
+        watcher: Watcher,
     ) -> tuple[Outcome, str, Claim | None]:
         """Start or find an execution, and wait for its end, or for its task when `wishes` claim that.
 
@@ -336,8 +337,8 @@ class Client:
             except ServerUnavailable as error:
                 before = before or ""  # the server may have begun it before it went away
                 unavailable_since, unavailable = unavailable_since or clock(), error
-                if on_wait is not None and clock() - unavailable_since >= FIRST_WAIT_MS / 1000:
-                    on_wait("database" if isinstance(error, DatabaseUnavailable) else "server")
+                if clock() - unavailable_since >= FIRST_WAIT_MS / 1000:
+                    watcher("database" if isinstance(error, DatabaseUnavailable) else "server")
                 await asyncio.sleep(min(pause, max(remaining, 0)))
                 pause = min(pause * 2, RECONNECT_SECONDS_MAX)
                 continue
@@ -358,8 +359,8 @@ class Client:
             if asks_a_person or waits_for == "approval":  # when exactly it was approved since, is not known
                 deadline = clock() + timeout
             asks_a_person = waits_for == "approval"
-            if on_wait is not None and not (waits_for == "worker" and wire.CLAIM in wishes):  # then it is about to be
-                on_wait(waits_for)
+            if not (waits_for == "worker" and wire.CLAIM in wishes):  # then it is about to be
+                watcher(waits_for)
         if unavailable is not None:
             try:
                 raise unavailable

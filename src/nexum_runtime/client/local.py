@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from nexum_runtime import tracing, wire
 from nexum_runtime.client.calls import Claim
-from nexum_runtime.client.outcome import Outcome, Waiting
+from nexum_runtime.client.outcome import Outcome, Watcher
 from nexum_runtime.errors import (
     DatabaseUnavailable,
     ExecutionCancelled,
@@ -158,8 +158,8 @@ class LocalEffect:
 class Patience:
     """How long, and with what words on the way, a server that is away is waited for."""
 
-    def __init__(self, seconds: float, on_wait: Callable[[Waiting], None] | None) -> None:
-        self._seconds, self._on_wait = seconds, on_wait
+    def __init__(self, seconds: float, watcher: Watcher) -> None:
+        self._seconds, self._watcher = seconds, watcher
 
     async def with_server(self, ask: Callable[[], Awaitable[T]]) -> T:
         """What `ask` returns, asked again while the server is away. Raises ServerUnavailable when the time is up."""
@@ -172,8 +172,8 @@ class Patience:
                 waited = clock() - began
                 if waited >= self._seconds:
                     raise
-                if self._on_wait is not None and waited >= SPEAK_UP_SECONDS:
-                    self._on_wait("database" if isinstance(error, DatabaseUnavailable) else "server")
+                if waited >= SPEAK_UP_SECONDS:
+                    self._watcher("database" if isinstance(error, DatabaseUnavailable) else "server")
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, RETRY_SECONDS_MAX)
 

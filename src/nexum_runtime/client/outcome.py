@@ -1,11 +1,34 @@
 """What a client tells of an execution: what it waits for, and how that came out."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Waiting = Literal["server", "database", "worker", "approval", "result"]
 """What a call waits for: a server that answers, or can write again, a worker that takes its task, a person's yes, or
 the end of it."""
+
+OnWait = Callable[[Waiting], None]
+
+log = logging.getLogger("nexum.client")
+
+
+class Watcher:
+    """Tells whoever watches what a call waits for. What goes wrong there is logged once, and is nobody's result."""
+
+    def __init__(self, on_wait: OnWait | None) -> None:
+        self._on_wait, self._has_failed = on_wait, False
+
+    def __call__(self, waiting: Waiting) -> None:
+        if self._on_wait is None:
+            return
+        try:
+            self._on_wait(waiting)
+        except Exception as error:
+            if not self._has_failed:
+                self._has_failed = True
+                log.warning("on_wait raised, which changes nothing for the call: %s", error, exc_info=error)
 
 
 @dataclass(frozen=True)
