@@ -5,6 +5,7 @@ And a session of ten thousand calls that is run again: how soon its first call i
 
 import os
 import random
+import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -81,6 +82,10 @@ async def with_stored(context: Context, stored: int) -> list[Kind]:
         ids = [stored_id(random.randrange(stored)) for _ in range(times)]
         return await one_by_one(map(caller.cached, ids))
 
+    async def listed() -> Samples:
+        await client.check()
+        return await one_by_one(client.sessions() for _ in range(times))
+
     async def memory() -> Samples:
         await cached()
         return [server.process.memory_mb()]
@@ -89,6 +94,7 @@ async def with_stored(context: Context, stored: int) -> list[Kind]:
         Kind(f"growth.start_{stored}", f"{stored:,} stored: start-up", "ms", server.start),
         Kind(f"growth.cold_{stored}", "… cold", "ms", cold, SLICES),
         Kind(f"growth.cached_{stored}", "… cached", "ms", cached, SLICES),
+        Kind(f"growth.sessions_{stored}", "… its sessions listed", "ms", listed),
         Kind(f"growth.memory_{stored}", "… server's memory", "MB", memory),
     ]
 
@@ -111,6 +117,9 @@ async def long_session(context: Context) -> list[Kind]:
     async def others() -> Samples:
         return (await tool_calls(SESSION, 1 + context.calls, "cached"))[1:]
 
+    async def forked() -> Samples:
+        return await one_by_one([nexum_client().fork_session(SESSION, f"fork-{uuid.uuid4().hex}")])
+
     async def memory() -> Samples:
         await others()
         return [server.process.memory_mb()]
@@ -118,6 +127,7 @@ async def long_session(context: Context) -> list[Kind]:
     return [
         Kind("growth.session_first", f"a session of {SESSION_CALLS:,} calls: the first", "ms", first),
         Kind("growth.session_others", "… the others", "ms", others),
+        Kind("growth.session_fork", "… forked", "ms", forked),
         Kind("growth.session_memory", "… server's memory", "MB", memory),
     ]
 

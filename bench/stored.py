@@ -16,6 +16,12 @@ NUMBERS = {
     "tasks": "copied.seq + copies.number * (SELECT count(*) FROM copied)",
     "events": f"copied.seq + (copies.number << {EVENT_BITS})",  # which begin with the execution's
 }
+SESSIONS = """
+    INSERT INTO sessions (session_id, began_at_ms, heard_at_ms)
+    SELECT substr(execution_id, 1, instr(execution_id, '/') - 1) AS session, min(created_at_ms), max(created_at_ms)
+    FROM executions WHERE instr(execution_id, '/') > 1 GROUP BY session
+    ON CONFLICT (session_id) DO NOTHING
+"""
 
 
 def fill(database: Path, calls: Iterable[tuple[str, str]]) -> None:
@@ -42,5 +48,6 @@ def fill(database: Path, calls: Iterable[tuple[str, str]]) -> None:
                 "ORDER BY copies.number, copied.rowid"
             )
             run("DROP TABLE copied")
+        run(SESSIONS)
         run("COMMIT")
         run("PRAGMA journal_mode = WAL")
