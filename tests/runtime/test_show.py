@@ -204,7 +204,7 @@ async def test_show_of_a_session_tells_of_turns_and_calls_in_the_order_they_bega
     assert (await stage.demo(SESSION_ID="s1")).code == 0
     finished = await nexum(stage.nexum.address, "show", "s1")
     names = re.findall(r"(?m)^([\w-]+)\(.+\) \w{16}/0 +(?:┊ *)?[▏▎▍▌▋▊▉█]", finished.stdout)
-    assert names == ["model-turn", *["web_search"] * 2, "model-turn", *["visit_webpage"] * 3, "model-turn"]
+    assert names == ["model-turn", *["web_search"] * 2, "model-turn", *["visit_webpage"] * 3, "model-turn", "run-end"]
 
     as_json = (await nexum(stage.nexum.address, "show", "s1", "--json")).stdout
     asked_by = [

@@ -231,6 +231,25 @@ async def test_a_cancelled_effect_of_this_process_is_cut_short(client: Client, a
     assert effect.cut == 1
 
 
+async def test_what_has_lost_its_lease_is_not_cut_short_and_its_late_word_is_taken(
+    client: Client, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "LEASE_MS", 1_000)
+    monkeypatch.setattr(local, "_heartbeat_seconds", lambda: 60.0)
+    effect = Cut()
+
+    async def is_lost() -> bool:
+        return "LeaseExpired" in await story(client, "s1/e")
+
+    async with Client(address) as other:
+        running = asyncio.create_task(other.run_local(ASK, {}, effect, execution_id="s1/e"))
+        await eventually(lambda: client.executions("s1/"))
+        await eventually(is_lost)
+        effect.go_on.set()
+        assert (await asyncio.wait_for(running, PATIENCE_SECONDS)).status == "COMPLETED"
+    assert effect.cut == 0
+
+
 async def test_a_stop_outlives_the_server_and_reaches_what_runs_since_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

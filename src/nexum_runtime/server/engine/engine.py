@@ -369,8 +369,6 @@ class Engine:
     def telling_to_stop(self, task_id: str, tell: Callable[[str], None]) -> Iterator[None]:
         """Call `tell` when this task is to stop: with the reason when its session was stopped, else with ""."""
         self._told_to_stop[task_id] = tell
-        if task_id in self._stops:  # since a moment ago
-            tell("")
         try:
             yield
         finally:
@@ -737,9 +735,10 @@ class Engine:
         for execution_id in notices.stopped:
             self._watched.wake(execution_id)
         for task in notices.stop:
-            self._streams.stop(task.task_id)
+            if task.task_id in notices.cut:  # else it may be nearly done, and its late word is taken
+                self._streams.stop(task.task_id)
             self._streams.release(task.task_id)
-            if tell := self._told_to_stop.pop(task.task_id, None):
+            if task.task_id in notices.cut and (tell := self._told_to_stop.pop(task.task_id, None)):
                 self._unheard.discard(task.task_id)
                 tell(notices.stopped.get(task.execution_id, ""))
             if task.worker_id is not None:

@@ -102,5 +102,6 @@ class Notices:
     ended: dict[str, Ending | None] = field(default_factory=dict)  # by execution id
     ready: set[tuple[str, str, str]] = field(default_factory=set)  # (workflow id, version hash, execution id)
     stop: list[Task] = field(default_factory=list)  # attempts whose worker should stop
+    cut: set[str] = field(default_factory=set)  # ids of those tasks that a person wants stopped at once
     stopped: dict[str, str] = field(default_factory=dict)  # execution id → why, of those whose session was stopped
     silent: set[str] = field(default_factory=set)  # workers whose leases have ended

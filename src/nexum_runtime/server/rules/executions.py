@@ -100,6 +100,7 @@ class Executions:
                 continue
             if task.status == TaskStatus.RUNNING:
                 notices.stop.append(task)
+                notices.cut.add(task.task_id)
             tx.move_task(task.task_key, TaskStatus.CANCELLED)
         if begun:  # their workers are let finish: their word settles it
             tx.add_event(execution_id, self._clock(), Event.CANCEL_REQUESTED)

@@ -40,6 +40,7 @@ class Sessions:
                 tx.add_event(task.execution_id, self._clock(), Event.ATTEMPT_STOPPED, task.node_id, task.attempt, data)
                 tx.move_task(task.task_key, TaskStatus.READY, attempt_limit=task.attempt_limit + 1)
                 notices.stop.append(task)
+                notices.cut.add(task.task_id)
                 stopped.append(execution.execution_id)
         return {"stopped": stopped, "let_finish": let_finish}
 
