@@ -139,6 +139,12 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, None, None]:
                 item.obj = plain_test  # type: ignore[attr-defined]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None, None, None]:
+    with _patience():  # an event loop that is closed waits for its tasks, which may wait for ever
+        yield
+
+
 def _in_a_session(test: Any, this: Try, session_id: str) -> Any:
     """The test inside a durable session; if it passes, its calls are replayed."""
     if inspect.iscoroutinefunction(test):
