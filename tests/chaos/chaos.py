@@ -67,6 +67,7 @@ SLOW_MS = 1_000
 CLIENTS, CALLS, SLOTS = 2, 8, 3  # clients of a round, calls of a client, slots of each of the two workers
 SERVER_PAUSES_SECONDS = (1.4, 3.4)  # beyond the workers' lease; beyond what the server takes for an absence of its own
 LAST_STRIKE_SECONDS = 0.6
+FORK_PREFIX, FORK_SECONDS = "fork-", 0.01  # of forks; how long one takes, about
 THREADS_END_SECONDS = 0.5  # a thread cannot be cut short: its tool goes on to its effect
 FINISH_SECONDS = 60.0  # for a round's clients, once the faults have stopped
 OTHERS = CALLS - len(HERE) - len(ALWAYS)
@@ -146,7 +147,8 @@ class Chaos:
         self.rounds = 0
         self.kills: Counter[str] = Counter()  # "{kind of process} {point}"
         self.pauses: Counter[str] = Counter()
-        self.stops = 0
+        self.stops = self.forks = 0
+        (folder / "forks").mkdir()  # apart from what is checked in the end
         self.calls: list[Call] = []
         self.everyone: list[Client] = []
         self.clients: list[Client] = []  # of this round
@@ -421,6 +423,32 @@ class Chaos:
             if client.code == chaos_client.STOPPED:
                 client.start()
 
+    async def session_is_forked(self) -> None:
+        """It is whole, or not there when the server dies of it, and a run of it executes nothing."""
+        self.enter_clients()
+        await self.finish()
+        client = self.clients[0]
+        fork = f"{FORK_PREFIX}{client.name}"
+        async with NexumClient(self.server.address) as person:
+            forking = asyncio.create_task(person.fork_session(client.session, fork))
+            await asyncio.sleep(self.rng.uniform(0, FORK_SECONDS))
+            self.kill(self.server, "fork")
+            await asyncio.wait([forking])
+            await self.start_server()
+            await person.check(FINISH_SECONDS)
+            if await person.session(fork) is None:
+                await person.fork_session(client.session, fork)
+            was, is_now = await person.journal(f"{client.session}/"), await person.journal(f"{fork}/")
+        if {f"{fork}/{id.partition('/')[2]}": outputs for id, outputs in was.items()} != is_now:
+            raise Broken(f"The fork of {client.session} is not what that is.")
+        self.forks += 1
+        before = self._effects_of([client])
+        env = self.environment(NEXUM_ADDRESS=self.server.address, LEDGER=str(self.ledger))
+        copy = Client(f"{client.name}-fork", fork, client.calls, self.folder / "forks", env)
+        copy.start()
+        if await copy.ended() != 0 or self._effects_of([client]) != before:
+            raise Broken(f"A run of the fork of {client.session} ended with {copy.code}:\n{copy.output}")
+
     async def _have_ended(self, clients: list[Client]) -> None:
         for client in clients:
             if await client.ended() not in (0, chaos_client.STOPPED):
@@ -516,6 +544,7 @@ FAULTS: dict[str, Fault] = {
     "the server is paused": Chaos.server_is_paused,
     "a session is stopped, and goes on": Chaos.session_is_stopped,
     "a session is stopped, and the server dies of it": lambda chaos: chaos.session_is_stopped(dies=True),
+    "a session is forked, and the server dies of it": Chaos.session_is_forked,
     "all die at once": Chaos.all_die,
     "any die at any time": Chaos.any_die,
 }
@@ -609,6 +638,8 @@ def read_stories(folder: Path, calls: list[Call]) -> list[Story]:
         stories = {}
         query = "SELECT execution_id, status, error, error_code, input_json FROM executions ORDER BY seq"
         for execution_id, status, error, error_code, input_json in database.execute(query):
+            if execution_id.startswith(FORK_PREFIX):
+                continue
             label = json.loads(input_json)["tool_args"]["label"]
             stories[execution_id] = Story(label, tools[label], execution_id, status, error, error_code)
         for story in stories.values():
@@ -774,7 +805,8 @@ def figures(chaos: Chaos, problems: list[Problem], seconds: float) -> str:
             f"{chaos.rounds} rounds in {seconds:.0f} s",
             f"kills survived: {chaos.kills.total()} ({shown(kinds)})",
             *(f"  {count:4} {name}" for name, count in sorted(chaos.kills.items())),
-            f"pauses: {chaos.pauses.total()} ({shown(chaos.pauses)}), sessions stopped: {chaos.stops}",
+            f"pauses: {chaos.pauses.total()} ({shown(chaos.pauses)})",
+            f"sessions stopped: {chaos.stops}, forked: {chaos.forks}",
             f"calls: {len(chaos.calls)}, attempts: {sum(story.attempts for story in stories)}, "
             f"effects: {sum(len(story.effects) for story in stories)}",
             f"unknown outcomes: {len(unknown)}, settled by a late word: {late}, by a person: {len(chaos.settled)}",

@@ -304,3 +304,9 @@ async def test_of_a_stopped_session_nothing_happens_until_it_goes_on(tmp_path: P
     stories = await survived(chaos, fault, fault)
     assert chaos.stops
     assert any("s" in story.happenings for story in stories), "something ran when it was stopped"
+
+
+async def test_a_fork_is_whole_or_not_there_and_executes_nothing_again(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=32)
+    await survived(chaos, *["a session is forked, and the server dies of it"] * 3)
+    assert chaos.forks == 3
