@@ -42,7 +42,7 @@ from bench.context import Context
 from bench.measure import BenchmarkError, Results, run_rounds
 from demo import choose_model
 from nexum_runtime import NexumError
-from nexum_runtime.text import error_line
+from nexum_runtime.text import error_line, spell_what_cannot_be_printed
 from offline.screen import interruptible
 
 SECTIONS = ("floor", "calls", "agent", "dbos", "sizes", "growth", "long")
@@ -82,9 +82,7 @@ async def measure(
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Measure what a durable call costs. Without flags it takes about two minutes.",
-    )
+    parser = argparse.ArgumentParser(description="Measure what a durable call costs: about two minutes without flags.")
     add = parser.add_argument
     add("--rounds", type=int, default=ROUNDS, metavar="N", help="to take the median of (default 9)")
     add("--calls", type=int, default=CALLS, metavar="N", help="calls of each kind in a round (default 50)")
@@ -111,6 +109,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
+    spell_what_cannot_be_printed()
     arguments = parse_arguments()
     results, console = Results(), Console()
     names = (

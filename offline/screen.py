@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import io
 import os
 import shlex
 import shutil
@@ -27,6 +28,8 @@ def header(question: str, session_id: str, model: str, mode: str) -> None:
     dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else ("", "")
     fields = {"Question": question, "Session": session_id, "Model": model, "Mode": mode, "Nexum": address()}
     lines = [f"{dim}{name:<9}{plain} {_on_one_line(value)}\n" for name, value in fields.items()]
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a question in letters that its encoding has not
     try:
         print(*lines, sep="", flush=True)
     except BrokenPipeError:  # `| head`: the run is worth more than its output

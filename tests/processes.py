@@ -195,7 +195,7 @@ class NexumDev(Process):
         super().start()
 
     async def ready(self) -> None:
-        match = await self.says(r"Nexum is ready at \S+:(\d+) · database ")
+        match = await self.says(r"Nexum is ready at \S+:(\d+) [·-] database ")
         self.port = int(match[1])
 
     async def restart(self) -> None:

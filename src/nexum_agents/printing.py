@@ -11,7 +11,14 @@ from rich.markup import escape
 from rich.segment import Segment, Segments
 
 from nexum_agents.events import CallEvent, DurableEvent, TurnEvent, question_text
-from nexum_runtime.text import duration_text, error_line, printable, printable_line, shorten
+from nexum_runtime.text import (
+    duration_text,
+    error_line,
+    printable,
+    printable_line,
+    shorten,
+    spell_what_cannot_be_printed,
+)
 from nexum_runtime.wire import DEFAULT_ADDRESS
 
 ARGUMENT_CHARS = 48  # shown of an argument
@@ -56,6 +63,7 @@ class EventPrinter:
     """Prints events as they come, and counts them."""
 
     def __init__(self, stderr: bool = False) -> None:
+        spell_what_cannot_be_printed()
         self.console = _Console(highlight=False, emoji=False, soft_wrap=True, stderr=stderr)
         self.turns = 0  # stored or cached
         self.calls = 0  # likewise

@@ -1,8 +1,11 @@
 """Texts as people read them: sizes, times, long ones cut; what comes from outside made harmless, without secrets."""
 
+import codecs
+import io
 import json
 import os
 import re
+import sys
 from datetime import UTC, datetime
 from functools import lru_cache
 
@@ -11,6 +14,10 @@ MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 
 SECRET_NAMES = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
 SECRET_CHARS_MIN = 8  # a shorter value stands in too many texts that have nothing to do with it
+
+# What stands for a sign that an output's encoding has not, as wide as that.
+_SPELLED = {"✓": "+", "✗": "x", "⚡": "*", "💥": "!", "·": "-", "…": "~", "┊": ":", "→": ">", "≤": "<"}
+_SPELLED |= dict.fromkeys("▏▎▍▌▋▊▉█", "#")
 
 # What a terminal may act on, or show in another order than it is written in; and halves of characters.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -110,3 +117,24 @@ def error_text(error: BaseException) -> str:
     except Exception:
         words = "(its words cannot be had)"
     return f"{type(error).__name__}: {words}"
+
+
+def spell_what_cannot_be_printed() -> None:
+    """Let standard output print any text, also one whose encoding has not all signs, such as ASCII."""
+    for stream in (sys.stdout, sys.stderr):
+        if not isinstance(stream, io.TextIOWrapper):  # a test's, or a notebook's
+            continue
+        try:
+            "✓⚡█".encode(stream.encoding)
+        except UnicodeEncodeError:
+            codecs.register_error("nexum", _spelled)
+            stream.reconfigure(errors="nexum")
+        except LookupError:  # an encoding of somebody's own
+            continue
+
+
+def _spelled(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_SPELLED.get(sign) or sign.encode("ascii", "backslashreplace").decode() for sign in text), error.end

@@ -395,3 +395,25 @@ async def test_show_of_an_unknown_name_says_so(address: str) -> None:
     assert await nexum(address, "show", "ghost") == Finished(1, "", sentence + "\n")
     assert_refused(await nexum(address, "show", "ghost/"), "No execution or session 'ghost/' is known.")
     assert_refused(await nexum(address, "show", "a b"), "'a b' is not 1 to 200 of A-Z")
+
+
+async def test_all_of_it_can_be_read_where_the_output_has_no_sign_but_ascii(tmp_path: Path) -> None:
+    ascii_only = {"PYTHONIOENCODING": "ascii", "COLUMNS": "80"}
+    async with NexumDev(tmp_path, env=environment(**ascii_only)) as server:
+        stage = Stage(tmp_path, server)
+        stage.worker(**ascii_only)
+        finished = await stage.demo(SESSION_ID="s1", **ascii_only)
+        assert (finished.code, finished.stderr) == (0, "")
+        assert "stored +" in finished.stdout
+        env = environment(NEXUM_ADDRESS=server.address, **ascii_only)
+        for words in (
+            ["ps"],
+            ["sessions"],
+            ["show", "s1"],
+            ["show", "s1", "--json"],
+            ["doctor"],
+            ["compare", "s1", "s1"],
+        ):
+            told = await run(NEXUM, *words, env=env)
+            assert (told.code, told.stderr, told.stdout.isascii()) == (0, "", True), words
+            assert told.stdout

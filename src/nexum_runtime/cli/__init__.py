@@ -12,6 +12,7 @@ from nexum_runtime.cli import (
     versions,
 )  # each adds its commands
 from nexum_runtime.cli.base import app
+from nexum_runtime.text import spell_what_cannot_be_printed
 
 __all__ = ["app", "compare", "dev", "doctor", "main", "people", "ps", "sessions", "show", "upkeep", "versions"]
 
@@ -42,4 +43,5 @@ app.registered_commands.sort(key=lambda command: ORDER.index(getattr(command.cal
 
 
 def main() -> None:
+    spell_what_cannot_be_printed()
     app()
