@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from nexum_agents.clients import nexum_client
-from nexum_agents.errors import DurableCallError, NotRecorded, OutcomeUnknown, ToolFailed
+from nexum_agents.errors import DurableCallError, NotRecorded, OutcomeUnknown, ToolError, ToolFailed
 from nexum_agents.events import CallEvent
 from nexum_agents.recording import Unrecordable
 from nexum_agents.sessions import WAIT_SECONDS, Effect, Place, Scope
@@ -22,6 +22,13 @@ from nexum_runtime.wire import canonical_json, is_nested_too_deeply
 SHOWN_CHARS = 200  # of a record that cannot be read
 
 Call = Callable[[], Awaitable[Any]]
+
+
+class _CutShort(ToolError):
+    """Something inside a call ended the run, so the call came to nothing: the next run makes it again.
+
+    Not one that happens once: what it did before that may not be done twice.
+    """
 
 
 def parsed_arguments(arguments: str) -> dict[str, Any] | str:
@@ -82,6 +89,8 @@ async def recorded(
     its effect. What `call()` puts into `note` is recorded as well, and is there after a replay. With `exactly`, a value
     that would not come back as it is stays unrecorded instead of becoming a text. `quietly` tells only of what went
     wrong. What is `refusable` is not called in a session that is cached-only.
+    When something inside ended the run (a limit, a stop), that is raised, and nothing is recorded: what `call()` made
+    of that error is no result.
     Raises what `call()` raises, OutcomeUnknown, ToolFailed for a call that is not made again, and DurableCallError.
     """
     scope, session = place.scope, place.scope.session
@@ -110,11 +119,18 @@ async def recorded(
         tell("started")
         began = time.monotonic()
         try:
-            with scope.inside(place):
-                value = to_value(result := await call(), returns)
+            with scope.inside(place) as inside:
+                try:
+                    result = await call()
+                except Exception:
+                    if not inside.is_cut_short:
+                        raise
+                if inside.is_cut_short:  # what it made of an error that ends the run is no result
+                    raise _CutShort(f"It was cut short: {scope.run.stopped}", unknown=effect == "once") from None
+                value = to_value(result, returns)
         except BaseException as error:
             raised.append(error)
-            if not keep_error(error):
+            if isinstance(error, _CutShort) or not keep_error(error):
                 raise
             value = Value(None, _words(error), ERROR)
         else:
@@ -154,7 +170,9 @@ async def recorded(
             if isinstance(error, TaskError) and error.unknown:
                 scope.unknown = OutcomeUnknown(_unknown(name, str(error)))
             if isinstance(error, Exception):
-                tell("failed", detail=error_text(error))
+                tell("failed", detail=str(error) if isinstance(error, _CutShort) else error_text(error))
+            if isinstance(error, _CutShort):
+                scope.check()  # raises what ended the run
             raise
         if isinstance(error, LimitExceeded | Unrecordable) and (
             raised or returned

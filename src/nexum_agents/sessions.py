@@ -355,6 +355,7 @@ class Scope:
         self.turns = 0  # so far
         self.is_replaying = True  # no model was asked in it so far
         self.stopped: DurableCallError | None = None  # of a run: why it cannot go on
+        self.is_cut_short = False  # of a call: something inside ended the run
         self.last_turn: tuple[str, int] | None = None  # its id, and how often it was asked anew before
         self.tripped: list[tuple[str, int]] = []  # the guardrails' checks that ended it, likewise
         self.told_of_error = False  # of a call: a run inside ended in an error
@@ -415,6 +416,9 @@ class Scope:
         error = ending(why) if isinstance(why, NexumError) else why
         if self.run.is_run:
             self.run.stopped = type(error)(str(error))  # without its traceback
+            scope: Scope | None = self
+            while scope is not None and scope is not self.run:
+                scope.is_cut_short, scope = True, scope.parent
         return error
 
     def check(self) -> None:

@@ -5,12 +5,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from agents import Agent, MaxTurnsExceeded, ModelResponse, Runner, Usage
+from agents import Agent, MaxTurnsExceeded, ModelResponse, Runner, Usage, function_tool
 from command import nexum as command
 from pydantic import BaseModel
 from test_sessions import Fake, ask, asked, happened, told, tool
 
-from nexum_agents import LimitReached, RunFailed, durable_session, final_output, stop_session
+from nexum_agents import DurableCallError, LimitReached, RunFailed, durable_session, final_output, stop_session
 from nexum_agents.clients import nexum_client
 from nexum_agents.errors import SessionStopped
 from nexum_runtime import Client
@@ -190,3 +190,63 @@ async def test_a_limit_ends_the_run_also_inside_of_an_agent_as_a_tool() -> None:
 def test_a_limit_that_is_none_is_refused_at_once(limit: Any) -> None:
     with pytest.raises(ValueError, match=r"max_turns is .+; it must be a whole number from 1 on\."):
         durable_session("s", max_turns=limit)
+
+
+def asking_inside(effect: str, **options: Any) -> tuple[Agent[Any], dict[str, Any]]:
+    """An agent whose tool runs another one, and what `durable_session` is told of that tool."""
+    inner = Agent(name="Inner", model=Fake("found"))
+
+    async def search() -> str:
+        happened.append("search")
+        return str((await Runner.run(inner, "x")).final_output)
+
+    model = Fake([("search", {})], lambda results: results[0])
+    return Agent(name="A", model=model, tools=[function_tool(search, **options)]), {"effects": {"search": effect}}
+
+
+async def streamed_once(agent: Agent[Any]) -> Any:
+    result = Runner.run_streamed(agent, "go")
+    async for _ in result.stream_events():
+        pass
+    return result
+
+
+@pytest.mark.parametrize("run", [lambda agent: Runner.run(agent, "go"), streamed_once])
+@pytest.mark.parametrize("options", [{}, {"failure_error_function": None}])
+async def test_a_limit_that_is_reached_inside_of_a_tool_is_not_recorded_as_its_result(
+    run: Any, options: dict[str, Any]
+) -> None:
+    agent, effects = asking_inside("idempotent", **options)
+    for _ in range(2):
+        with pytest.raises(LimitReached), durable_session("s", max_turns=1, **effects):
+            await run(agent)
+    with durable_session("s", max_turns=3, **effects):
+        assert (await run(agent)).final_output == "found"
+
+
+async def test_a_tool_that_happens_once_is_not_called_again_after_a_limit_inside_of_it() -> None:
+    agent, effects = asking_inside("once")
+    with pytest.raises(LimitReached), durable_session("s", max_turns=1, **effects):
+        await Runner.run(agent, "go")
+    with durable_session("s", max_turns=3, **effects):
+        answer = (await Runner.run(agent, "go")).final_output
+    assert happened == ["search"]
+    assert "may or may not have run" in answer
+    assert "It was cut short: Session s has used 1 of 1 turns" in answer
+
+
+async def test_what_a_tool_makes_of_the_end_of_its_run_is_no_result_of_it_either() -> None:
+    inner = Agent(name="Inner", model=Fake("found"))
+
+    async def search() -> str:
+        try:
+            return str((await Runner.run(inner, "x")).final_output)
+        except DurableCallError:
+            return "nothing"
+
+    model = Fake([("search", {})], lambda results: results[0])
+    agent = Agent(name="A", model=model, tools=[function_tool(search)])
+    with pytest.raises(LimitReached), durable_session("s", max_turns=1):
+        await Runner.run(agent, "go")
+    with durable_session("s", max_turns=3):
+        assert (await Runner.run(agent, "go")).final_output == "found"
