@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from nexum_agents.clients import nexum_client
-from nexum_agents.errors import DurableCallError, NotRecorded, OutcomeUnknown, ToolError, ToolFailed
+from nexum_agents.errors import DurableCallError, LimitReached, NotRecorded, OutcomeUnknown, ToolError, ToolFailed
 from nexum_agents.events import CallEvent
 from nexum_agents.recording import Unrecordable
 from nexum_agents.sessions import WAIT_SECONDS, Effect, Place, Scope
@@ -144,26 +144,33 @@ async def recorded(
     try:
         if (outputs := await session.recorded(place.execution_id)) is not None:
             return replayed(outputs)
+        refusal: DurableCallError | None = None
         if refusable and session.is_cached_only:
+            refusal = not_recorded(scope, name, arguments)
+        elif refusable and place.is_call:
+            refusal = await scope.limit_reached("calls")
+        if refusal is not None:
             ended = await ended_as(place)
-            if ended is None or (ended.status != "COMPLETED" and effect != "once"):  # a run would make it again
-                raise not_recorded(scope, name, arguments)
+            is_once = effect == "once" and (session.is_cached_only or (ended and ended.error_code == "OUTCOME_UNKNOWN"))
+            if ended is None or (ended.status != "COMPLETED" and not is_once):  # a run would make it again
+                raise scope.stop(refusal)
             outcome = ended
         else:
-            if place.is_call:
-                scope.check_limits("calls")
-            outcome = await nexum_client().run_local(
-                LOCAL_CALL,
-                ToolCall(tool_name=name, tool_args=arguments).model_dump(),
-                lambda: run(call),
-                again=lambda: run(again or call),
-                execution_id=place.execution_id,
-                restart="failed" if effect == "once" else "unknown",
-                effect=effect,
-                timeout=WAIT_SECONDS,
-                labels=place.labels(arguments),
-                on_wait=lambda waiting: tell("waiting", detail=waiting),
-            )
+            with scope.making(place) as making:
+                outcome = await nexum_client().run_local(
+                    LOCAL_CALL,
+                    ToolCall(tool_name=name, tool_args=arguments).model_dump(),
+                    lambda: run(call),
+                    again=lambda: run(again or call),
+                    execution_id=place.execution_id,
+                    restart="failed" if effect == "once" else "unknown",
+                    effect=effect,
+                    timeout=WAIT_SECONDS,
+                    labels=place.labels(arguments),
+                    on_wait=lambda waiting: tell("waiting", detail=waiting),
+                )
+                if written and outcome.outputs.get(LOCAL_NODE) is written[0]:
+                    session.limits.use(making)
     except BaseException as error:
         if raised and error is raised[0]:  # by the call itself
             scope.give_back(place)
@@ -181,7 +188,7 @@ async def recorded(
             if raised:
                 raise raised[0] from None
             return returned[0]
-        if isinstance(error, NotRecorded):
+        if isinstance(error, NotRecorded | LimitReached):
             scope.give_back(place)
             tell("failed", detail=str(error))
         if isinstance(error, NexumError):
@@ -196,8 +203,6 @@ async def recorded(
         tell("failed", detail=outcome.error or "")
         raise ToolFailed(outcome.error or f"The call was {outcome.status.lower()}.")
     if written and outcome.outputs[LOCAL_NODE] is written[0]:  # and not what another process was first to record
-        if place.is_call:
-            session.limits.use("calls")
         tell("stored")
         if raised:
             raise raised[0]
@@ -219,15 +224,11 @@ async def ended_as(place: Place) -> Outcome | None:
             return None if outcome.status == "RUNNING" else outcome
 
 
-def not_recorded(scope: Scope, name: str, arguments: dict[str, Any] | str) -> DurableCallError:
+def not_recorded(scope: Scope, name: str, arguments: dict[str, Any] | str) -> NotRecorded:
     """The error of a call that a session does not make which is cached-only; it ends the run."""
     what = f"{name}({shorten(canonical_json(arguments), SHOWN_CHARS)})"
-    return scope.stop(
-        NotRecorded(
-            f'{what} is not recorded in session {scope.session.session_id}, and tools="cached-only" makes no call that '
-            "is not."
-        )
-    )
+    where = f"session {scope.session.session_id}"
+    return NotRecorded(f'{what} is not recorded in {where}, and tools="cached-only" makes no call that is not.')
 
 
 def _words(error: BaseException) -> str:

@@ -23,7 +23,7 @@ import threading
 import warnings
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import Any, Literal, get_args
@@ -35,6 +35,7 @@ from nexum_agents import seams
 from nexum_agents.clients import nexum_client
 from nexum_agents.errors import DurableCallError, LimitReached, OutcomeUnknown, ending
 from nexum_agents.events import CallEvent, DurableEvent, OnEvent, Saved, question_text
+from nexum_agents.limits import Limits, Making
 from nexum_agents.workflows import ASKED_ANEW, RUN_END, TURN_NODE
 from nexum_runtime import Client, NexumError, ServerUnavailable
 from nexum_runtime.text import error_text, shorten
@@ -75,7 +76,7 @@ class DurableSession:
         turns: bool,
         tools: Tools,
         on_event: OnEvent | None,
-        limits: "Limits | None" = None,
+        limits: Limits | None = None,
     ) -> None:
         check_session_id(session_id)
         if not isinstance(effects, Mapping):
@@ -318,39 +319,12 @@ class DurableSession:
                 log.warning("on_event raised, which changes nothing for the run: %s", error, exc_info=error)
 
 
-class Limits:
-    """What a session may use, over all its runs: `{"turns": …, "calls": …, "tokens": …}` at most."""
-
-    def __init__(self, most: Mapping[str, int | None]) -> None:
-        for name, limit in most.items():
-            if limit is not None and (type(limit) is not int or limit < 1):
-                raise ValueError(f"max_{name} is {limit!r}; it must be a whole number from 1 on.")
-        self._most = {name: limit for name, limit in most.items() if limit is not None}
-        self._used: Counter[str] = Counter()
-
-    @property
-    def are_set(self) -> bool:
-        return bool(self._most)
-
-    def begin(self, turns: int, calls: int, tokens: int) -> None:
-        self._used = Counter(turns=turns, calls=calls, tokens=tokens)
-
-    def use(self, what: str, count: int = 1) -> None:
-        self._used[what] += count
-
-    def reached(self, *kinds: str) -> tuple[str, int, int] | None:
-        """Which of these is used up, how much of it is used, and how much may be; None when there is more of each."""
-        for kind in kinds:
-            if kind in self._most and self._used[kind] >= self._most[kind]:
-                return kind, self._used[kind], self._most[kind]
-        return None
-
-
 class Scope:
     """A place where turns and calls are numbered: a block, a run, or a call inside which something runs."""
 
     def __init__(self, session: DurableSession, parent: "Scope | None", key: str, *, is_run: bool = False) -> None:
         self.session, self.parent, self.key, self.is_run = session, parent, key, is_run
+        self.execution_id = ""  # of a call's scope: the call's
         self.number: int | None = None  # of a call's scope: the call's, for the tool that submits it
         self.turns = 0  # so far
         self.is_replaying = True  # no model was asked in it so far
@@ -426,16 +400,31 @@ class Scope:
         if error := self.run.stopped:
             raise type(error)(str(error))
 
-    def check_limits(self, *kinds: str) -> None:
-        """Raise LimitReached when the session may begin nothing new of these kinds."""
-        if found := self.session.limits.reached(*kinds):
-            kind, used, most = found
-            raise self.stop(
-                LimitReached(
+    async def limit_reached(self, *kinds: str) -> LimitReached | None:
+        """Why the session may begin nothing new of these kinds, if so: once what has begun in this run is recorded."""
+        limits = self.session.limits
+        while found := limits.reached(*kinds):
+            if not await limits.settled(self.run.key, self._inside_of):
+                kind, used, most = found
+                return LimitReached(
                     f"Session {self.session.session_id} has used {used:,} of {most:,} {kind}. Raise max_{kind} and run "
                     "it again to go on."
                 )
-            )
+        return None
+
+    @property
+    def _inside_of(self) -> frozenset[str]:
+        """The execution ids of the calls around."""
+        found, scope = set(), self
+        while scope.parent is not None:
+            found.add(scope.execution_id)
+            scope = scope.parent
+        return frozenset(found)
+
+    def making(self, place: "Place", *, here: bool = True) -> AbstractContextManager[Making]:
+        """A block in which that is made, by this process or by a worker."""
+        kind = "calls" if place.is_call else "turns" if place.kind == "turn" else ""
+        return self.session.limits.making(kind, self.run.key, place.execution_id, here=here)
 
     @property
     def was_told(self) -> bool:
@@ -452,6 +441,7 @@ class Scope:
     def inside(self, place: "Place") -> "Iterator[Scope]":
         """What runs in the block runs inside that call."""
         scope = Scope(self.session, self, digest(self.session.as_first(place.execution_id)))
+        scope.execution_id = place.execution_id
         token = _scope.set(scope)
         try:
             yield scope
@@ -567,8 +557,9 @@ def durable_session(
     are asked. It is for trying another prompt or model on what a session has recorded: see `fork_session`.
     `max_turns`, `max_calls` and `max_tokens` are what the session may use at most, over all its runs and processes: the
     turns and tool calls that are recorded, and the total tokens of those turns. When one is used up, no new turn begins
-    (of calls, no new call), and the run ends with LimitReached; raise the limit and run again to go on. What other
-    processes use at the same time is counted when the block is entered anew.
+    (of calls, no new call). What has begun in this run is let finish and recorded, and the run ends with LimitReached;
+    raise the limit and run again to go on. A turn or a call counts from its beginning, its tokens when it has answered:
+    turns side by side may use more. What other processes use meanwhile is counted when the block is entered anew.
 
     Raises DurableCallError for an id that is none, ValueError for an effect, a limit or `tools` that are none,
     TypeError for an `on_event` that would have to be awaited. What runs inside raises DurableCallError when Nexum

@@ -24,7 +24,7 @@ from nexum_agents.calls import (
 )
 from nexum_agents.clients import nexum_client
 from nexum_agents.consent import APPROVED, given, with_words
-from nexum_agents.errors import DurableCallError, NotRecorded, ToolFailed, ToolRejected
+from nexum_agents.errors import DurableCallError, LimitReached, NotRecorded, ToolFailed, ToolRejected
 from nexum_agents.events import CallEvent
 from nexum_agents.sessions import Effect, Place, Scope, current_scope, root_of
 from nexum_agents.values import returns_of
@@ -122,20 +122,28 @@ async def _submit(
             result = record_of(scope, tool_name, outputs, NODE)
             tell("cached", saved_ms=result.duration_ms)
             return result
+        refusal: DurableCallError | None = None
         if session.is_cached_only:
+            refusal = not_recorded(scope, tool_name, asked)
+        else:
+            refusal = await scope.limit_reached("calls")
+        if refusal is not None:
             ended = await ended_as(place)
-            if ended is None:
-                raise not_recorded(scope, tool_name, asked)
+            if ended is None or not (session.is_cached_only or _is_final(ended, effect, scope)):
+                raise scope.stop(refusal)
             outcome = ended
         else:
-            scope.check_limits("calls")
-            tell("started")
-            outcome = await execute(restart=None)
-            failed_before = outcome.status != "COMPLETED" and outcome.before == outcome.status
-            if failed_before and not scope.was_told:
-                # A call that failed in an earlier run deserves another try; one that happens once, if it never began.
-                outcome = await execute(restart="failed" if effect == "once" else "unknown")
-    except NotRecorded as error:
+            with scope.making(place, here=False) as making:
+                tell("started")
+                outcome = await execute(restart=None)
+                failed_before = outcome.status != "COMPLETED" and outcome.before == outcome.status
+                if failed_before and not scope.was_told:
+                    # A call that failed in an earlier run deserves another try; one that happens once, if it never
+                    # began.
+                    outcome = await execute(restart="failed" if effect == "once" else "unknown")
+                if outcome.status == "COMPLETED" and outcome.before != "COMPLETED":
+                    session.limits.use(making)
+    except (NotRecorded, LimitReached) as error:
         tell("failed", detail=str(error))
         raise
     except NexumError as error:
@@ -151,12 +159,17 @@ async def _submit(
         tell("failed", detail=why(outcome))
         raise ToolFailed(why(outcome))
     result = record_of(scope, tool_name, outcome.outputs, NODE)
-    if outcome.before == "COMPLETED" or session.is_cached_only:  # another process has been there since this block began
+    if outcome.before == "COMPLETED" or refusal is not None:  # another process has been there since this block began
         tell("cached", saved_ms=result.duration_ms)
     else:
-        session.limits.use("calls")
         tell("stored")
     return result
+
+
+def _is_final(ended: Outcome, effect: Effect, scope: Scope) -> bool:
+    """Whether a run is told how a call ended, and does not make it again."""
+    is_unknown = effect == "once" and ended.error_code == "OUTCOME_UNKNOWN"
+    return ended.status == "COMPLETED" or is_unknown or scope.was_told
 
 
 def rejection(tool_name: str, outcome: Outcome) -> str:

@@ -33,6 +33,7 @@ from nexum_agents.calls import parsed_arguments
 from nexum_agents.clients import nexum_client
 from nexum_agents.errors import DurableCallError
 from nexum_agents.events import TurnEvent
+from nexum_agents.limits import Making
 from nexum_agents.recording import Unrecordable, from_recorded, to_recorded
 from nexum_agents.sessions import TURN, WAIT_SECONDS, Place, Scope, current_scope, digest
 from nexum_agents.standin import StandIn
@@ -162,21 +163,23 @@ async def _turn(model: str, args: tuple[Any, ...], named: dict[str, Any], *, str
         if outputs is not None and turn.replay(outputs):
             yield turn
             return
-        scope.check_limits("turns", "tokens")
+        if reached := await scope.limit_reached("turns", "tokens"):
+            raise reached
         content = turn.content()
-        async with nexum_client().local_effect(
-            MODEL_TURN,
-            content,
-            execution_id=turn.place.execution_id,
-            restart="unknown",  # a turn that failed is asked anew, as the SDK would
-            timeout=WAIT_SECONDS,
-            labels=turn.labels(),
-            on_wait=lambda waiting: turn.tell("waiting", detail=waiting),
-        ) as effect:
-            ended = effect.outcome
-            if ended is None or outputs is not None or not turn.replay(turn.outputs_of(ended)):
-                await turn.begin(effect, content)
-            yield turn
+        with scope.making(turn.place) as making:
+            async with nexum_client().local_effect(
+                MODEL_TURN,
+                content,
+                execution_id=turn.place.execution_id,
+                restart="unknown",  # a turn that failed is asked anew, as the SDK would
+                timeout=WAIT_SECONDS,
+                labels=turn.labels(),
+                on_wait=lambda waiting: turn.tell("waiting", detail=waiting),
+            ) as effect:
+                ended = effect.outcome
+                if ended is None or outputs is not None or not turn.replay(turn.outputs_of(ended)):
+                    await turn.begin(effect, making, content)
+                yield turn
     except (NexumError, DurableCallError) as error:
         turn.tell("failed", detail=str(error))
         raise scope.stop(error) from None
@@ -200,6 +203,7 @@ class _Turn:
         numbers = self._session.turn_numbers
         self._number = numbers.setdefault(self.place.execution_id, len(numbers) + 1)
         self._effect: LocalEffect | None = None
+        self._making: Making | None = None
         self._started = time.monotonic()
 
     def content(self) -> dict[str, Any]:
@@ -245,12 +249,12 @@ class _Turn:
         self.tell("cached", saved_ms=found.duration_ms, tokens=found.tokens, says=_says(output))
         return True
 
-    async def begin(self, effect: LocalEffect, content: dict[str, Any]) -> None:
+    async def begin(self, effect: LocalEffect, making: Making, content: dict[str, Any]) -> None:
         """Say that the model is asked, and why, unless what is recorded could not be read."""
         first, self._scope.is_replaying = self._scope.is_replaying, False
         if effect.outcome is not None:
             return
-        self._effect = effect
+        self._effect, self._making = effect, making
         why = self.place.why_anew
         if not why and first and effect.before == NEW and self._session.recorded_turns:
             why = await self._difference(content)
@@ -274,8 +278,8 @@ class _Turn:
         if self.outputs_of(outcome)[TURN_NODE] is not record:  # another process was first: that counts
             answer = from_recorded(_recorded(outcome.outputs).result)
             output = _output(answer)
-        self._session.limits.use("turns")
-        self._session.limits.use("tokens", tokens)
+        assert self._making is not None, "it was begun"
+        self._session.limits.use(self._making, tokens)
         self._is_answered(answer, output)
         self.tell("stored", tokens=tokens, says=_says(output))
 

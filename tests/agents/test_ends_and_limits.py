@@ -5,12 +5,30 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from agents import Agent, MaxTurnsExceeded, ModelResponse, Runner, Usage, function_tool
+from agents import (
+    Agent,
+    MaxTurnsExceeded,
+    ModelResponse,
+    Runner,
+    Usage,
+    UserError,
+    function_tool,
+)
 from command import nexum as command
 from pydantic import BaseModel
 from test_sessions import Fake, ask, asked, happened, told, tool
 
-from nexum_agents import DurableCallError, LimitReached, RunFailed, durable_session, final_output, stop_session
+from nexum_agents import (
+    DurableCallError,
+    LimitReached,
+    RunFailed,
+    ToolError,
+    Worker,
+    durable_session,
+    durable_tool,
+    final_output,
+    stop_session,
+)
 from nexum_agents.clients import nexum_client
 from nexum_agents.errors import SessionStopped
 from nexum_runtime import Client
@@ -184,6 +202,112 @@ async def test_a_limit_ends_the_run_also_inside_of_an_agent_as_a_tool() -> None:
         await Runner.run(agent, "go")
     with durable_session("s", max_turns=3):
         assert (await Runner.run(agent, "go")).final_output == "answer"
+
+
+def slow_calls(count: int) -> tuple[Agent[Any], Fake]:
+    """An agent that makes so many calls at a time; each goes on after the others have begun."""
+
+    async def look(n: int) -> str:
+        happened.append(n)
+        await asyncio.sleep(0.05)
+        happened.append(f"{n} done")
+        return f"seen {n}"
+
+    model = Fake([("look", {"n": n}) for n in range(count)], "answer")
+    return Agent(name="A", model=model, tools=[function_tool(look)]), model
+
+
+async def test_calls_side_by_side_use_no_more_than_the_limit_and_none_of_them_is_made_twice() -> None:
+    agent, model = slow_calls(5)
+    for limit, made in ((2, 2), (2, 2), (4, 4)):
+        with (
+            pytest.raises(LimitReached, match=f"has used {limit} of {limit} calls"),
+            durable_session("s", max_calls=limit),
+        ):
+            await Runner.run(agent, "go")
+        assert len(happened) == 2 * made, "what has begun is let finish"
+    with durable_session("s", max_calls=5):
+        assert sorted(told(await Runner.run(agent, "go"))) == [f"seen {n}" for n in range(5)]
+    assert (len(happened), asked(model)) == (10, 2)
+
+
+async def test_a_call_that_is_not_recorded_uses_nothing() -> None:
+    async def fail() -> str:
+        raise ValueError("no luck")
+
+    failing = Agent(name="A", model=Fake([("fail", {})]), tools=[function_tool(fail, failure_error_function=None)])
+    searching = Agent(name="B", model=Fake([("search", {})], "answer"), tools=[tool("search")])
+    with durable_session("s", max_calls=1):
+        with pytest.raises(UserError, match="no luck"):
+            await Runner.run(failing, "go")
+        assert (await Runner.run(searching, "go")).final_output == "answer"
+
+
+async def test_agents_side_by_side_that_reach_a_limit_end_their_run_when_what_they_do_is_recorded() -> None:
+    models = [Fake([("look", {"n": n})], "found", delay=0.02 * n) for n in range(3)]
+
+    async def look(n: int) -> str:
+        happened.append(n)
+        await asyncio.sleep(0.05)
+        return "seen"
+
+    inner = [Agent(name=f"I{n}", model=model, tools=[function_tool(look)]) for n, model in enumerate(models)]
+    model = Fake([(f"ask_{n}", {"input": "x"}) for n in range(3)], "answer")
+    agent = Agent(name="A", model=model, tools=[each.as_tool(f"ask_{n}", "Ask.") for n, each in enumerate(inner)])
+    for limit in range(1, 8):
+        with pytest.raises(LimitReached), durable_session("s", max_turns=limit):
+            await asyncio.wait_for(Runner.run(agent, "go"), 30)
+        assert asked(model, *models) == limit, "nothing is asked twice, and nothing too much"
+    with durable_session("s", max_turns=8):
+        assert (await Runner.run(agent, "go")).final_output == "answer"
+    assert sorted(happened) == [0, 1, 2]
+
+
+async def test_two_tools_side_by_side_that_reach_a_limit_inside_do_not_wait_for_each_other() -> None:
+    async def ask_inside(n: int) -> str:
+        happened.append(n)
+        return str((await Runner.run(Agent(name=f"I{n}", model=Fake("found")), "x")).final_output)
+
+    model = Fake([("ask_inside", {"n": n}) for n in range(2)], "answer")
+    agent = Agent(name="A", model=model, tools=[function_tool(ask_inside)])
+    with pytest.raises(LimitReached), durable_session("s", max_turns=1):
+        await asyncio.wait_for(Runner.run(agent, "go"), 30)
+    with durable_session("s", max_turns=4):
+        assert (await Runner.run(agent, "go")).final_output == "answer"
+
+
+async def test_a_call_inside_of_a_call_counts_as_one_more_and_is_not_waited_for_by_itself() -> None:
+    inner = Agent(name="Inner", model=Fake([("look", {})], "found"), tools=[tool("look")])
+
+    async def search() -> str:
+        return str((await Runner.run(inner, "x")).final_output)
+
+    agent = Agent(name="A", model=Fake([("search", {})], lambda results: results[0]), tools=[function_tool(search)])
+    with pytest.raises(LimitReached, match="has used 1 of 1 calls"), durable_session("s", max_calls=1):
+        await asyncio.wait_for(Runner.run(agent, "go"), 30)
+    with durable_session("s", max_calls=2):
+        assert (await Runner.run(agent, "go")).final_output == "found"
+    assert happened == ["look"]
+
+
+async def test_a_call_that_failed_is_replayed_also_where_the_limit_is_reached() -> None:
+    async def fail() -> str:
+        happened.append("fail")
+        raise ToolError("it broke", retryable=False)
+
+    tools = [durable_tool(fail), durable_tool(tool("search"))]
+    worker = Worker(tools)
+    working = asyncio.create_task(worker.run())
+    try:
+        for _ in range(2):
+            model = Fake([("fail", {})], [("search", {})], "answer")
+            with durable_session("s", max_calls=1):
+                result = await Runner.run(Agent(name="A", model=model, tools=tools), "go")
+            assert told(result) == ["it broke", "done"]
+        assert happened == ["fail", "search"]
+    finally:
+        worker.stop()
+        await working
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, True, "3"])
