@@ -2,6 +2,7 @@
 
 import asyncio
 import getpass
+import json
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
@@ -48,22 +49,25 @@ async def final_output(
 
     With `output_type`, any type that pydantic can validate, it is of that type; else it is JSON: a text, or what the
     agent's output type became. While the session has no run that ended, or goes on after one, it is waited for: for
-    `timeout` seconds at most, or not at all with `wait=False`.
+    `timeout` seconds at most. With `wait=False` it is that of the latest run that has ended, whatever goes on.
 
     Raises RunFailed when the run ended in an error, TimeoutError when there is no end in time, SessionStopped while the
-    session is stopped, and DurableCallError when no server answers.
+    session is stopped and is waited for, pydantic's ValidationError for what is not of the `output_type`, and
+    DurableCallError when no server answers.
     """
     check_session_id(session_id)
     try:
         async with asyncio.timeout(timeout if wait else None):
             outputs = await _end_of(session_id, wait=wait)
     except TimeoutError:
-        raise TimeoutError(f"No run of session {session_id} has ended within {timeout:g} s.") from None
+        raise TimeoutError(f"The latest run of session {session_id} has not ended within {timeout:g} s.") from None
     if outputs is None:
         raise TimeoutError(f"No run of session {session_id} has ended.")
     if error := outputs.get("error"):
         raise RunFailed(f"The run of session {session_id} ended in an error: {error}")
-    return outputs["result"] if output_type is None else TypeAdapter(output_type).validate_python(outputs["result"])
+    if output_type is None:
+        return outputs["result"]
+    return TypeAdapter(output_type).validate_json(json.dumps(outputs["result"]))  # a strict type takes a time as a text
 
 
 async def _end_of(session_id: str, *, wait: bool) -> dict[str, Any] | None:
@@ -71,13 +75,13 @@ async def _end_of(session_id: str, *, wait: bool) -> dict[str, Any] | None:
     pause = LOOK_SECONDS_MIN
     while True:
         found = await _asked(nexum_client().session(session_id))
-        if found and found["end"] and found["state"] in ("COMPLETED", "FAILED"):
+        if found and found["end"] and (not wait or found["state"] in ("COMPLETED", "FAILED")):
             outcome = await _asked(nexum_client().status(found["end"]))
             return dict(outcome.outputs[RUN_END.nodes[0].id])
-        if found and found["stopped"]:
-            raise SessionStopped(found["stopped"]["words"])
         if not wait:
             return None
+        if found and found["stopped"]:
+            raise SessionStopped(found["stopped"]["words"])
         await asyncio.sleep(pause)
         pause = min(2 * pause, LOOK_SECONDS_MAX)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from agents import Agent, FunctionTool, Handoff, OpenAIConversationsSession, RunState
 from agents.sandbox import SandboxAgent
-from pydantic_core import to_jsonable_python
 
 from nexum_agents import seams
 from nexum_agents.calls import parsed_arguments
@@ -80,8 +79,7 @@ async def _ending(run: Scope, name: str) -> AsyncIterator[_End]:
         raise
     if run.run is run and end.result is not None and end.result.final_output is not None:
         agent = getattr(end.result.last_agent, "name", "") or name
-        output = to_jsonable_python(end.result.final_output, fallback=str, inf_nan_mode="strings")
-        await run.session.note_end(run, agent, output)
+        await run.session.note_end(run, agent, end.result.final_output)
 
 
 def _identity(agent: Any, input: Any, options: dict[str, Any]) -> tuple[str, Any, list[tuple[str, str, Any]]]:

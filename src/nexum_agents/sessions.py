@@ -222,14 +222,20 @@ class DurableSession:
         assert self._journal is not None
         return self._journal.pop(execution_id, None)
 
-    async def note_end(self, run: "Scope", agent: str, result: Any, error: BaseException | None = None) -> None:
-        """Record how a run ended. One that is recorded already, as in a replay, is not recorded again.
+    async def note_end(self, run: "Scope", agent: str, output: Any, error: BaseException | None = None) -> None:
+        """Record how a run ended: its final output, or an error. The run has ended all the same if that fails."""
+        try:
+            result = to_jsonable_python(output, fallback=str, inf_nan_mode="strings")
+            await self._note_end(run, agent, result, error)
+        except Exception as failure:
+            log.warning("How the run of %s ended could not be recorded: %s", agent, failure)
+
+    async def _note_end(self, run: "Scope", agent: str, result: Any, error: BaseException | None) -> None:
+        """One that is recorded already, as in a replay, is not recorded again.
 
         A run that failed and goes on ends once more, and so does one that came to something else, as in a fork that
         has another prompt: its ends are numbered.
         """
-        await self.open()
-        assert self._journal is not None
         prefix, number = f"{self.session_id}/{RUN_END_NAME}/{run.key}", 0
         last: dict[str, Any] | None = None
         while (ended := self._ends.get(f"{prefix}/{number}")) is not None:
@@ -239,25 +245,22 @@ class DurableSession:
         record: dict[str, Any] = {"result": result, "agent": agent, "duration_ms": 0}
         if error is not None:
             record["error"] = shorten(error_text(error), WHY_CHARS)
-        self._ends[f"{prefix}/{number}"] = record
         labels = {"kind": "run", "name": RUN_END_NAME, "text": agent[:LABEL_CHARS], "run": run.key}
         labels["outcome"] = "COMPLETED" if error is None else "FAILED"
 
         async def end() -> dict[str, Any]:
             return record
 
-        try:
-            await nexum_client().run_local(
-                RUN_END,
-                {"agent": agent},
-                end,
-                execution_id=f"{prefix}/{number}",
-                restart="unknown",
-                timeout=NOTE_SECONDS,
-                labels=labels,
-            )
-        except (NexumError, TypeError, ValueError) as failure:  # the run has ended all the same
-            log.warning("How the run of %s ended could not be recorded: %s", agent, failure)
+        await nexum_client().run_local(
+            RUN_END,
+            {"agent": agent},
+            end,
+            execution_id=f"{prefix}/{number}",
+            restart="unknown",
+            timeout=NOTE_SECONDS,
+            labels=labels,
+        )
+        self._ends[f"{prefix}/{number}"] = record
 
     async def ask_anew(self, id: str, times: int, why: str) -> None:
         """Record that what is recorded under an id ended a run: the next run asks anew, and can say why."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -10,12 +11,13 @@ from agents import (
     MaxTurnsExceeded,
     ModelResponse,
     Runner,
+    ToolsToFinalOutputResult,
     Usage,
     UserError,
     function_tool,
 )
 from command import nexum as command
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, ValidationError
 from test_sessions import Fake, ask, asked, happened, told, tool
 
 from nexum_agents import (
@@ -122,7 +124,7 @@ async def test_a_run_that_goes_on_is_waited_for_and_one_that_is_cut_off_has_no_e
     assert await ends(client) == 0
     with pytest.raises(TimeoutError, match=r"No run of session s has ended\."):
         await final_output("s", wait=False)
-    with pytest.raises(TimeoutError, match=r"No run of session s has ended within 0\.2 s\."):
+    with pytest.raises(TimeoutError, match=r"The latest run of session s has not ended within 0\.2 s\."):
         await final_output("s", timeout=0.2)
     waiting = asyncio.create_task(final_output("s"))
     agent.model = Fake("answer")
@@ -142,6 +144,53 @@ async def test_the_end_of_a_stopped_session_is_not_waited_for() -> None:
 
 async def test_show_answer_of_what_has_none_says_so(address: str, client: Client) -> None:
     assert "No session 's' is known" in (await command(address, "show", "s", "--answer")).stderr
+
+
+class Wordless:
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+async def test_an_output_that_cannot_be_recorded_is_the_runs_all_the_same(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = Wordless()
+    agent = Agent(
+        name="A",
+        model=Fake([("search", {})]),
+        tools=[tool("search")],
+        output_type=City,
+        tool_use_behavior=lambda context, results: ToolsToFinalOutputResult(is_final_output=True, final_output=output),
+    )
+    assert (await ask(agent)).final_output is output
+    assert "How the run of A ended could not be recorded: " in caplog.text
+    assert await ends(client) == 0
+
+
+class Visit(BaseModel):
+    model_config = ConfigDict(strict=True)
+    at: datetime
+    seen: tuple[str, ...]
+
+
+async def test_a_strict_output_type_is_had_again_and_another_one_refused() -> None:
+    answer = '{"at": "2026-01-02T03:04:05", "seen": ["Ulm"]}'
+    visit = (await ask(Agent(name="A", model=Fake(answer), output_type=Visit))).final_output
+    assert await final_output("s", Visit) == visit
+    with pytest.raises(ValidationError):
+        await final_output("s", City)
+
+
+async def test_without_waiting_the_latest_run_that_ended_counts_though_another_one_was_cut_off(client: Client) -> None:
+    await ask(Agent(name="A", model=Fake("answer")))
+    cut = asyncio.create_task(ask(Agent(name="A", model=Fake("more", delay=60.0)), input="another question"))
+    while len(await client.executions("s/")) < 3:
+        await asyncio.sleep(0)
+    cut.cancel()
+    await asyncio.wait([cut])
+    assert await final_output("s", wait=False) == "answer"
+    with pytest.raises(TimeoutError, match=r"The latest run of session s has not ended within 0\.1 s\."):
+        await final_output("s", timeout=0.1)
 
 
 # Limits
