@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from command import GATE, Text, claim, finish, nexum, start, unused
+from command import ECHO, GATE, Text, claim, finish, nexum, start, unused
 from nexum import workflow
 from processes import Process, eventually, run
 from test_demo import Stage, stage
@@ -127,6 +127,11 @@ async def test_the_json_of_every_command_has_the_shape_that_the_readme_shows(cli
 
     await start(client, "s/asks", GATE)
     await client.fork_session("s", "s-fork")
+
+    async def end() -> dict[str, Any]:
+        return {"result": "done", "agent": "A", "duration_ms": 0}
+
+    await client.run_local(ECHO, {}, end, execution_id="answered/run-end/0", labels={"kind": "run"})
     await start(client, "gone/a")
     await client.stop_session("gone")
     shapes = dict(re.findall(r"(?m)^\| `nexum (\w[^`]*)` \| `(\{.+\})` \|$", DOCS["command.md"]))
@@ -136,6 +141,7 @@ async def test_the_json_of_every_command_has_the_shape_that_the_readme_shows(cli
         "ps": ("ps",),
         "show": ("show", "s/done"),
         "show … --output": ("show", "s/done", "--output"),
+        "show … --answer": ("show", "answered", "--answer"),
         "approvals": ("approvals",),
         "versions": ("versions",),
         "diff": ("diff", "checkout"),

@@ -5,6 +5,7 @@ import json
 import re
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command import ECHO, EVIL, SPELLED, Text, assert_refused, claim, finish, nexum, start, unused
@@ -261,6 +262,68 @@ async def test_output_is_the_whole_result(client: Client, address: str) -> None:
     assert_refused(await nexum(address, "show", "s/f", "--output"), "s/f is RUNNING, without a result; follow it with")
     await client.fail(await claim(client), "no luck", retryable=False)
     assert_refused(await nexum(address, "show", "s/f", "--output"), "s/f is FAILED, without a result: no luck")
+
+
+# The answer
+
+
+async def end_run(client: Client, execution_id: str, **recorded: Any) -> None:
+    async def end() -> dict[str, Any]:
+        return recorded
+
+    await client.run_local(ECHO, {}, end, execution_id=execution_id, labels={"kind": "run"})
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [("line 1\nline 2", "line 1\nline 2\n"), ({"name": "Ulm", "n": 7}, "name: Ulm\nn: 7\n"), (None, "null\n")],
+)
+async def test_the_answer_is_that_of_the_run_that_ended_last(
+    client: Client, address: str, result: Any, text: str
+) -> None:
+    await end_run(client, "s/run-end/a/0", result="the first")
+    await end_run(client, "s/run-end/b/0", result=result)
+    await end_run(client, "other/run-end/a/0", result="of another session")
+    assert await nexum(address, "show", "s", "--answer") == Finished(0, text, "")
+    assert await nexum(address, "show", "s/", "--answer") == Finished(0, text, "")
+    as_json = await nexum(address, "show", "s", "--answer", "--json")
+    assert (as_json.code, json.loads(as_json.stdout)) == (0, {"result": result})
+
+
+async def test_the_answer_of_a_run_that_failed_is_how_it_failed(client: Client, address: str) -> None:
+    await end_run(client, "s/run-end/a/0", result=None, error="ValueError: no luck")
+    assert_refused(await nexum(address, "show", "s", "--answer"), "The run ended in an error: ValueError: no luck")
+    as_json = await nexum(address, "show", "s", "--answer", "--json")
+    assert json.loads(as_json.stdout) == {"result": None, "error": "ValueError: no luck"}
+    assert as_json.code == FAILED
+    await end_run(client, "s/run-end/a/1", result="better")
+    assert (await nexum(address, "show", "s", "--answer")).stdout == "better\n"
+
+
+async def test_an_end_that_was_not_recorded_whole_is_no_answer(client: Client, address: str) -> None:
+    none = "No run of session s has ended; see what it does with: nexum show s"
+    async with client.local_effect(ECHO, {}, execution_id="s/run-end/a/0", labels={"kind": "run"}) as cut_off:
+        assert_refused(await nexum(address, "show", "s", "--answer"), none)
+        await cut_off.give_up("its process was killed", retryable=False)
+    assert_refused(await nexum(address, "show", "s", "--answer"), none)
+    await end_run(client, "s/run-end/b/0", result="whole")
+    async with client.local_effect(ECHO, {}, execution_id="s/run-end/c/0", labels={"kind": "run"}) as cut_off:
+        assert (await nexum(address, "show", "s", "--answer")).stdout == "whole\n"
+        await cut_off.give_up("its process was killed", retryable=False)
+
+
+async def test_an_answer_that_cannot_be_given_is_refused_in_a_sentence(client: Client, address: str) -> None:
+    assert_refused(await nexum(address, "show", "ghost", "--answer"), "No session 'ghost' is known.")
+    assert_refused(await nexum(address, "show", "s", "--answer", "--output"), "Say one of", USAGE)
+
+
+async def test_an_answer_cannot_move_the_terminal(client: Client, address: str) -> None:
+    await end_run(client, "s/run-end/a/0", result="\x1b[2Jgone")
+    assert "\x1b" not in (await nexum(address, "show", "s", "--answer")).stdout
+    await end_run(client, "t/run-end/a/0", result=None, error="\x1b[2Jgone\nline 2")
+    refused = await nexum(address, "show", "t", "--answer")
+    assert "\x1b" not in refused.stderr
+    assert refused.stderr.count("\n") == 1
 
 
 # Following and watching

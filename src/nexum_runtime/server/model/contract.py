@@ -142,7 +142,7 @@ class Session:
     waiting: list[str]  # ids of executions of which a task could be claimed and none runs, a few
     running: list[str]  # ids of executions of which a task runs, a few
     last: Execution | None  # the one that was started last
-    end: str | None  # id of the last one of the kind "run": how a run ended
+    end: str | None  # id of the last one of the kind "run" that is COMPLETED: how a run ended
     forked_from: dict[str, Any] | None  # what its ExecutionForked says, and "forked_at_ms"
     taken_back: list[str]  # under which ids what was taken back of it can be read
 

@@ -106,7 +106,9 @@ class SqliteReader:
         kinds = self._sql(
             f"SELECT {kind}, count(*), sum(status = 'COMPLETED') {theirs} AND {kind} IS NOT NULL GROUP BY 1", of_it
         ).fetchall()
-        end = self._sql(f"SELECT execution_id {theirs} AND {kind} = 'run' ORDER BY seq DESC LIMIT 1", of_it).fetchone()
+        end = self._sql(
+            f"SELECT execution_id {theirs} AND {kind} = 'run' AND status = 'COMPLETED' ORDER BY seq DESC LIMIT 1", of_it
+        ).fetchone()
         numbers = self._sql(
             "SELECT key, sum(value) FROM executions, json_each(labels_json, '$.numbers') "
             "WHERE execution_id >= ? AND execution_id < ? AND labels_json IS NOT NULL GROUP BY key",
