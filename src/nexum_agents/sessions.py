@@ -13,11 +13,11 @@ session agree. A run that ended without a result is gone on with by the next one
 """
 
 import asyncio
+import copy
 import difflib
 import hashlib
 import inspect
 import json
-import logging
 import re
 import threading
 import warnings
@@ -25,6 +25,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar, Token
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, get_args
 from weakref import WeakSet
@@ -38,6 +39,7 @@ from nexum_agents.events import CallEvent, DurableEvent, OnEvent, Saved, questio
 from nexum_agents.limits import Limits, Making
 from nexum_agents.workflows import ASKED_ANEW, RUN_END, TURN_NODE
 from nexum_runtime import Client, NexumError, ServerUnavailable
+from nexum_runtime.logs import Log
 from nexum_runtime.text import error_text, shorten
 from nexum_runtime.wire import EFFECTS, LABEL_CHARS
 
@@ -59,7 +61,7 @@ Effect = Literal["read", "idempotent", "once"]
 SessionEffect = Literal["read", "idempotent", "once", "replay"]
 Tools = Literal["run", "cached-only"]
 
-log = logging.getLogger("nexum_agents")
+log = Log("nexum_agents")
 
 
 class DurableSession:
@@ -315,6 +317,8 @@ class DurableSession:
             _log_approval(event)
             return
         try:
+            if isinstance(event, CallEvent):  # theirs, to change as they like: what is executed stays as it is
+                event = replace(event, tool_args=copy.deepcopy(event.tool_args))
             self.on_event(event)
         except Exception as error:
             if not self._watcher_failed:

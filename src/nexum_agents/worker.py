@@ -30,7 +30,7 @@ from nexum_agents.workflows import (
 )
 from nexum_runtime import NexumError, tracing, wire
 from nexum_runtime import Worker as RuntimeWorker
-from nexum_runtime.logs import log_to_stderr
+from nexum_runtime.logs import Log, log_to_stderr
 from nexum_runtime.signals import stop_requested
 from nexum_runtime.text import error_line, redact, shorten
 from nexum_runtime.worker import DRAIN_SECONDS
@@ -40,7 +40,7 @@ LOGGED_CHARS = 120  # of a call's arguments
 CONCURRENCY = 8
 INTERRUPTED = 130  # the exit code after Ctrl-C
 
-log = logging.getLogger("worker")
+log = Log("worker")
 
 
 class Worker:

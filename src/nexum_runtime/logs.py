@@ -2,8 +2,10 @@
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+import traceback
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
@@ -12,6 +14,31 @@ from nexum_runtime.text import printable, redact
 
 _attempt: ContextVar[tuple[str, int] | None] = ContextVar("nexum_logged_attempt", default=None)
 _OF_EVERY_RECORD = vars(logging.makeLogRecord({})).keys() | {"message", "asctime"}
+
+
+class Log(logging.LoggerAdapter[logging.Logger]):
+    """A logger whose filters and handlers, which may be anybody's, are nobody's result.
+
+    What they raise is printed to stderr, once, as logging does with what it cannot log; unless
+    `logging.raiseExceptions` is false.
+    """
+
+    _has_failed = False
+
+    def __init__(self, name: str) -> None:
+        super().__init__(logging.getLogger(name))
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        return msg, kwargs  # with the `extra` of the call
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        try:
+            super().log(level, msg, *args, stacklevel=2, **kwargs)  # of whoever called us
+        except Exception:
+            if logging.raiseExceptions and not Log._has_failed:
+                Log._has_failed = True
+                with suppress(Exception):  # stderr may be gone as well, and there is nobody else to tell
+                    traceback.print_exc(file=sys.stderr)
 
 
 @contextmanager

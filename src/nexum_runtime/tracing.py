@@ -7,13 +7,15 @@ words of an error.
 """
 
 import asyncio
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from importlib import import_module
 from typing import Any, Literal, TypeAlias
+
+from nexum_runtime.logs import Log
+from nexum_runtime.text import error_text
 
 Role: TypeAlias = Literal["client", "server", "worker"]
 
@@ -22,7 +24,7 @@ PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"
 TRANSPORTS = {"http/protobuf": "http", "grpc": "grpc"}
 KINDS = {"client": "CLIENT", "server": "SERVER", "worker": "CONSUMER"}  # OpenTelemetry's names
 
-log = logging.getLogger("nexum.tracing")
+log = Log("nexum.tracing")
 
 
 class Span:
@@ -160,6 +162,8 @@ def tracer(role: Role) -> Any:
         log.warning("No spans are sent, as there is no %s: pip install %s", error.name, packages)
     except ValueError as error:  # the value of one of its variables
         log.warning("No spans are sent: %s", error)
+    except Exception as error:  # of what else it finds installed, or set up
+        log.warning("No spans are sent: %s", error_text(error), exc_info=error)
     return None
 
 

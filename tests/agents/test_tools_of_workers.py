@@ -5,6 +5,7 @@ import contextlib
 import datetime
 import itertools
 import json
+import logging
 import re
 import signal
 import sys
@@ -33,6 +34,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, computed_field, fi
 from nexum_agents import (
     CallEvent,
     DurableCallError,
+    DurableEvent,
     OutcomeUnknown,
     ToolError,
     ToolFailed,
@@ -523,6 +525,31 @@ async def test_a_waiting_call_says_that_no_worker_has_taken_it() -> None:
     agent_run.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await agent_run
+
+
+async def test_what_a_watcher_changes_in_an_event_changes_no_call(worker: Worker) -> None:
+    def hide(event: DurableEvent) -> None:
+        if isinstance(event, CallEvent):
+            event.tool_args["a"] = 1000
+
+    result = await run("s1", [calls(("add", {"a": 1, "b": 2}))], durable_tool(add), on_event=hide)
+    assert tool_outputs(result) == ["3"]
+    assert executed == [("add", (1, 2))]
+
+
+async def test_a_log_that_cannot_be_written_fails_no_call_of_a_worker(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raises(record: logging.LogRecord) -> bool:
+        raise OSError("no room for the log")
+
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    log = logging.getLogger("worker")
+    monkeypatch.setattr(log, "filters", [raises])
+    monkeypatch.setattr(log, "level", logging.INFO)
+    result = await run("s1", [calls(("add", {"a": 1, "b": 2}))], durable_tool(add, effect="once"))
+    assert tool_outputs(result) == ["3"]
+    assert len(executed) == 1
 
 
 async def test_a_nexum_that_cannot_be_reached_stops_the_run_instead_of_being_told_to_the_model(

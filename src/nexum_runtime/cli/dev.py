@@ -68,13 +68,13 @@ def dev(
     import logging
 
     from nexum_runtime.errors import InvalidRequest
-    from nexum_runtime.logs import log_to_stderr
+    from nexum_runtime.logs import Log, log_to_stderr
     from nexum_runtime.server.app import CannotBind, Server, ServerConfig, Tls, is_loopback
     from nexum_runtime.server.model.contract import StoreUnavailable
     from nexum_runtime.signals import stop_requested
 
     log_to_stderr("%(asctime)s %(levelname)s %(message)s", as_json=log_json)
-    log = logging.getLogger("nexum.dev")
+    log = Log("nexum.dev")
     log.setLevel(logging.INFO)
     logging.getLogger("grpc").setLevel(logging.ERROR)  # it warns of every call that a stop cuts short
     if bool(tls_cert) != bool(tls_key):

@@ -1,18 +1,17 @@
 """What `nexum dev --verbose` logs: each event of an execution, in the words of `nexum show`."""
 
 import json
-import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 from nexum_runtime.cli.story import event_text
-from nexum_runtime.logs import attempt_fields
+from nexum_runtime.logs import Log, attempt_fields
 
 UNDER_WAY_LIMIT = 10_000  # attempts whose beginning is remembered, the latest ones
 STARTS = {"ExecutionStarted": "started", "ExecutionRestarted": "started again"}
 
-log = logging.getLogger("nexum.events")
+log = Log("nexum.events")
 
 
 class EventLog:

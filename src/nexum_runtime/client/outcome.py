@@ -1,9 +1,10 @@
 """What a client tells of an execution: what it waits for, and how that came out."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from nexum_runtime.logs import Log
 
 Waiting = Literal["server", "database", "worker", "approval", "result"]
 """What a call waits for: a server that answers, or can write again, a worker that takes its task, a person's yes, or
@@ -11,7 +12,7 @@ the end of it."""
 
 OnWait = Callable[[Waiting], None]
 
-log = logging.getLogger("nexum.client")
+log = Log("nexum.client")
 
 
 class Watcher:

@@ -5,7 +5,6 @@ alive, so a long task runs once while its worker lives and is handed on soon aft
 """
 
 import asyncio
-import logging
 import os
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -26,6 +25,7 @@ from nexum_runtime.errors import (
     ServerUnavailable,
     TaskError,
 )
+from nexum_runtime.logs import Log
 from nexum_runtime.text import error_text
 from nexum_runtime.worker.attempt import CANCEL_SECONDS, Attempt
 
@@ -36,7 +36,7 @@ DRAIN_SECONDS = 10.0  # what running handlers get to finish once the worker is t
 END_SECONDS = 1.0  # what the server gets to acknowledge the last results
 HAND_BACK_SECONDS = 2 * CANCEL_SECONDS  # what all that runs gets to stop, and to tell that it did
 
-log = logging.getLogger("nexum.worker")
+log = Log("nexum.worker")
 
 
 class StoppedByServer(Exception):

@@ -1,10 +1,10 @@
 """Transactions of the store: what follows when one is committed, and what when the store fails."""
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
+from nexum_runtime.logs import Log
 from nexum_runtime.server.engine.waiters import Waiters
 from nexum_runtime.server.model.contract import Store, StoreUnavailable, Transaction
 from nexum_runtime.server.model.shapes import Claimed, Notices
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 OUTAGE_QUIET_MS = 2_000  # without a failure, before the store is called available again
 
-log = logging.getLogger("nexum.engine")
+log = Log("nexum.engine")
 
 
 class Given(NamedTuple):

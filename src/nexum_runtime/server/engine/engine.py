@@ -5,7 +5,6 @@ waits (for an execution's end, for a task to become ready) is woken after the co
 """
 
 import asyncio
-import logging
 import random
 import time
 from collections import Counter, OrderedDict
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 from nexum_runtime import wire
 from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
+from nexum_runtime.logs import Log
 from nexum_runtime.server.engine.commits import Commits, Given
 from nexum_runtime.server.engine.giving import Giver
 from nexum_runtime.server.engine.jobs import Jobs, for_nobody, pass_on, tell
@@ -79,7 +79,7 @@ PRUNE_BATCH = 200  # executions deleted in one transaction, so that pruning hold
 LOOKED_AT_LIMIT = 100_000  # executions, for those of a state
 JOURNAL_PART_CHARS = 1_000_000  # about, of outputs in one message of a journal
 
-log = logging.getLogger("nexum.engine")
+log = Log("nexum.engine")
 
 
 def wall_clock_ms() -> int:

@@ -1,16 +1,16 @@
 """Work that is finished even if whoever asked for it has gone, and who is told what came of it."""
 
 import asyncio
-import logging
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from nexum_runtime.errors import NexumError
+from nexum_runtime.logs import Log
 from nexum_runtime.server.model.shapes import Claimed
 
 T = TypeVar("T")
 
-log = logging.getLogger("nexum.engine")
+log = Log("nexum.engine")
 
 
 class Jobs(set[asyncio.Task[Any]]):

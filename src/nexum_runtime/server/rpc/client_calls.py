@@ -1,7 +1,6 @@
 """What a client calls to have an execution run to its end: `Execute`, once, or many times on one stream."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, aclosing
 from functools import partial
@@ -12,6 +11,7 @@ from nexum.proto import nexum_pb2 as pb
 
 from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, NexumError
+from nexum_runtime.logs import Log
 from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.model.contract import StoreUnavailable
 from nexum_runtime.server.model.shapes import Started
@@ -37,7 +37,7 @@ from nexum_runtime.server.rules.snapshots import Snapshot
 from nexum_runtime.text import error_text
 from nexum_runtime.wire import batches
 
-log = logging.getLogger("nexum.service")
+log = Log("nexum.service")
 
 
 class _Calls:

@@ -1,6 +1,5 @@
 """Who calls: whether they may, how much of theirs may wait here, and which workflows they have registered."""
 
-import logging
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ import grpc
 
 from nexum_runtime import wire
 from nexum_runtime.errors import LimitExceeded
+from nexum_runtime.logs import Log
 from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.rpc.messages import Context
 from nexum_runtime.text import MIB, size_text
@@ -19,7 +19,7 @@ WARNINGS_LIMIT = 10_000  # connections that were warned of an ambiguous hash are
 WAITING_LIMIT = 2_000  # calls of one client that are held until there is something to say …
 WAITING_MIB_LIMIT = 256  # … and their requests, which stay in memory as long
 
-log = logging.getLogger("nexum.service")
+log = Log("nexum.service")
 
 
 class TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]

@@ -1,7 +1,6 @@
 """What those call that execute tasks: a worker's stream of tasks and completions, its heartbeats, and mere presence."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
@@ -13,6 +12,7 @@ from nexum.proto import nexum_pb2 as pb
 from nexum_runtime import wire
 from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import InvalidRequest, NexumError
+from nexum_runtime.logs import Log
 from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.engine.streams import Stream
 from nexum_runtime.server.model.contract import StoreUnavailable
@@ -35,7 +35,7 @@ from nexum_runtime.wire import batches
 HELD_LIMIT = 10_000  # tasks of one worker in one heartbeat
 COMPLETIONS_LIMIT = 1_000  # of one stream that are being recorded; more are not read yet
 
-log = logging.getLogger("nexum.service")
+log = Log("nexum.service")
 
 
 class WorkerCalls:
