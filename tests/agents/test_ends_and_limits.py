@@ -344,7 +344,7 @@ async def test_a_call_that_failed_is_replayed_also_where_the_limit_is_reached() 
         happened.append("fail")
         raise ToolError("it broke", retryable=False)
 
-    tools = [durable_tool(fail), durable_tool(tool("search"))]
+    tools: list[Any] = [durable_tool(fail), durable_tool(tool("search"))]
     worker = Worker(tools)
     working = asyncio.create_task(worker.run())
     try:
