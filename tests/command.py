@@ -6,7 +6,7 @@ from typing import Any
 from nexum import workflow
 from nexum.proto import nexum_pb2 as pb
 from nexum.proto import nexum_pb2_grpc as pb_grpc
-from processes import Finished
+from processes import Finished, remote
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
@@ -39,7 +39,7 @@ async def start(client: Client, execution_id: str, definition: Any = ECHO) -> No
     request = pb.StartRequest(
         workflow_id=definition.workflow_id, version_hash=definition.version_hash, input_json='{"q": "página"}'
     )
-    stub = pb_grpc.NexumServiceStub(client._server.channel)
+    stub = pb_grpc.NexumServiceStub(remote(client).connection.channel)
     await stub.StartExecution(request, metadata=(("nexum-execution-id", execution_id),))
 
 

@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nexum_runtime import Client
+from nexum_runtime.client.remote import Remote
+
 PATIENCE_SECONDS = 20.0  # a condition that has not come true by then never will
 LOOK_SECONDS = 0.01
 TESTS = str(Path(__file__).parent)  # on the PYTHONPATH of a test that is a program too
@@ -41,6 +44,12 @@ async def eventually(
         if asyncio.get_running_loop().time() > deadline:
             raise AssertionError(f"{what or 'the condition'} did not come true within {seconds:g} s")
         await asyncio.sleep(LOOK_SECONDS)
+
+
+def remote(client: Client) -> Remote:
+    """The way of a client whose engine is in another process."""
+    assert isinstance(client.way, Remote)
+    return client.way
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -30,9 +30,8 @@ from processes import NexumDev
 
 from nexum_runtime import wire
 from nexum_runtime.server.engine.engine import Engine
-from nexum_runtime.server.rpc.extensions import NexumExtensions
-from nexum_runtime.server.rpc.peers import Registrations, Waiting
-from nexum_runtime.server.rpc.service import NexumService
+from nexum_runtime.server.rpc.peers import Waiting
+from nexum_runtime.server.rpc.service import Services
 from nexum_runtime.wire import batches
 
 CHANNELS = 4
@@ -79,9 +78,8 @@ class Method:
 def methods() -> list[Method]:
     """Every method of the server's handler tables, with the message it takes."""
     found = []
-    for service in (NexumService, NexumExtensions):
-        table = service(cast(Engine, None), Waiting(), cast(Registrations, None)).handler()._method_handlers
-        for path, handler in table.items():
+    for handlers in Services(cast(Engine, None), Waiting()).handlers():
+        for path, handler in handlers._method_handlers.items():
             streamed = pb.StartRequest if path == CALLS else pb.CompleteRequest  # in bytes
             descriptor = (
                 handler.request_deserializer(b"").DESCRIPTOR if handler.request_deserializer else streamed.DESCRIPTOR

@@ -23,9 +23,8 @@ from nexum_agents.workflows import tool_call_workflow
 from nexum_runtime import Client, InvalidRequest, ServerUnavailable, Unauthenticated, Worker, wire
 from nexum_runtime.cli.base import NO_SERVER
 from nexum_runtime.server.app import CannotBind, Server, ServerConfig, Tls, is_loopback
-from nexum_runtime.server.rpc.extensions import NexumExtensions
 from nexum_runtime.server.rpc.peers import Waiting
-from nexum_runtime.server.rpc.service import NexumService
+from nexum_runtime.server.rpc.service import Services
 
 TOKEN = "correct-horse-battery-staple"
 OTHER = "another-horse-battery-staple"
@@ -97,8 +96,7 @@ def free_port() -> Iterator[int]:
 def all_methods() -> list[str]:
     """Every method that the server has, by its own tables, and some that it has not."""
     nobody: Any = None
-    handlers = [service(nobody, Waiting(), nobody).handler() for service in (NexumService, NexumExtensions)]
-    known = [method for handler in handlers for method in handler._method_handlers]
+    known = [method for handler in Services(nobody, Waiting()).handlers() for method in handler._method_handlers]
     assert len(known) >= 17, "the tables were read"
     return [*known, "/nexum.NexumService/Unknown", "/nexum.NexumExtensions/Unknown", "/other.Service/Do"]
 

@@ -8,9 +8,8 @@ from nexum.proto import nexum_pb2 as pb
 from test_wire import ECHO, Wire, poll_request, start_request, status_request, wired
 
 from nexum_runtime import Client
+from nexum_runtime.server.methods.methods import HELD_LIMIT, LIST_LIMIT
 from nexum_runtime.server.model.graph import NODE_ID_LIMIT, NODES_LIMIT
-from nexum_runtime.server.rpc.messages import LIST_LIMIT
-from nexum_runtime.server.rpc.worker_calls import HELD_LIMIT
 from nexum_runtime.server.rules.checks import NAME_LIMIT
 from nexum_runtime.wire import ATTEMPTS_LIMIT, LEASE_MS_LIMIT, LEASE_MS_MIN, TIMEOUT_MS_LIMIT, WAIT_MS_LIMIT
 
@@ -96,8 +95,7 @@ async def test_a_list_holds_what_was_asked_for_up_to_its_limit(
     wired: Wire, client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert LIST_LIMIT == 10_000
-    for module in ("service", "extensions"):
-        monkeypatch.setattr(f"nexum_runtime.server.rpc.{module}.LIST_LIMIT", 25)  # for a list that is quickly made
+    monkeypatch.setattr("nexum_runtime.server.methods.methods.LIST_LIMIT", 25)  # for a list that is quickly made
     for n in range(26):
         await wired.start(f"s/{n}")
     for asked, held in ((24, 24), (25, 25), (26, 25)):

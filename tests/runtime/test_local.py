@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from local_process import ASK
-from processes import NexumDev, Process, environment, eventually
+from processes import NexumDev, Process, environment, eventually, remote
 
 from nexum_runtime import (
     Client,
@@ -26,7 +26,7 @@ from nexum_runtime import (
 )
 from nexum_runtime.client import client as client_module
 from nexum_runtime.client import local
-from nexum_runtime.client.calls import Claim
+from nexum_runtime.client.way import Claim
 from nexum_runtime.server.app import Server
 
 MIB = 1024 * 1024
@@ -432,13 +432,13 @@ async def test_an_effect_whose_start_was_lost_with_the_server_is_recorded_and_no
 ) -> None:
     async with effect_of_a_lost_start(tmp_path) as (client, effect, running):
         left = list[str]()
-        leave = client._calls._leave
+        leave = remote(client).calls._leave
 
         def noted(number: str, ended: "asyncio.Future[None]") -> None:
             left.append(number)
             leave(number, ended)
 
-        monkeypatch.setattr(client._calls, "_leave", noted)
+        monkeypatch.setattr(remote(client).calls, "_leave", noted)
         effect.go_on.set()
         assert told(await running) == ("COMPLETED", None, None)
         assert (await client.run_local(ASK, {}, never, execution_id="e")).outputs == {"ask": {"text": "found"}}

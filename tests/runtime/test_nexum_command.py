@@ -22,7 +22,7 @@ from command import ECHO, EVIL, SPELLED, Text, assert_refused, claim, finish, ne
 from nexum import workflow
 from nexum.proto import nexum_pb2 as pb
 from nexum.proto import nexum_pb2_grpc as pb_grpc
-from processes import NEXUM, NexumDev, Process, environment, eventually, run
+from processes import NEXUM, NexumDev, Process, environment, eventually, remote, run
 from test_demo import stage
 
 from nexum_runtime import Client, ServerUnavailable
@@ -264,7 +264,7 @@ async def test_the_largest_message_is_the_one_it_was_told(tmp_path: Path) -> Non
     async with NexumDev(tmp_path, "--max-message-mib", "1") as nexum, Client(nexum.address) as client:
         await start(client, "e")
         result = pb.CompleteRequest(task_id=await claim(client), output_json=json.dumps({"text": "x" * 2_000_000}))
-        await pb_grpc.NexumServiceStub(client._server.channel).CompleteTask(result)
+        await pb_grpc.NexumServiceStub(remote(client).connection.channel).CompleteTask(result)
         error = (await client.status("e")).error
         assert error == "The result is 1.9 MiB; the limit is 1.0 MiB (nexum dev --max-message-mib)."
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from command import ECHO, assert_refused, claim, finish, nexum, start
-from nexum.proto import nexum_pb2 as pb
 from processes import NEXUM, Finished, NexumDev, environment, run
 from test_engine import FOREVER_MS, ONE, PAIR, Bench, bench
 
@@ -19,9 +18,9 @@ from nexum_runtime import Client, InvalidRequest, NotFound
 from nexum_runtime.cli.base import NO_SERVER, USAGE
 from nexum_runtime.server.app import Server
 from nexum_runtime.server.engine.engine import PRUNE_BATCH
+from nexum_runtime.server.methods.methods import AGE_MS_LIMIT
 from nexum_runtime.server.model.contract import Execution, Store, Transaction
 from nexum_runtime.server.model.states import Event, ExecutionStatus
-from nexum_runtime.server.rpc.extensions import AGE_MS_LIMIT
 from nexum_runtime.server.store.sqlite import SqliteStore
 from nexum_runtime.text import MIB
 
@@ -345,5 +344,5 @@ async def test_an_age_beyond_its_limit_is_refused_by_the_server_and_the_limit_is
 async def test_without_an_age_the_server_prunes_nothing(client: Client) -> None:
     await finish(client, "e")
     with pytest.raises(InvalidRequest, match="Prune needs nexum-older-than-ms"):
-        await client._server.call(client._prune, pb.StatusRequest())
+        await client.way.ask("Prune", {}, {})
     assert (await client.status("e")).status == "COMPLETED"

@@ -233,9 +233,9 @@ async def test_what_would_not_heed_other_arguments_takes_none(bench: Bench, orde
 
 @pytest.mark.parametrize("told", ["fine", "1", "{}", '{"args": 1}', '{"args": [], "comment": ""}', '{"comment": "x"}'])
 async def test_an_approve_without_an_object_of_arguments_is_refused(client: Client, told: str) -> None:
-    request = pb.ApproveRequest(execution_id="e", node_id="ask", comment=told)
+    fields = {"execution_id": "e", "node_id": "ask", "comment": told}
     with pytest.raises(InvalidRequest, match=r'The comment of an Approve must be {"comment": text, "args": {…}}'):
-        await client._server.call(client._approve, request)
+        await client.way.ask("Approve", fields, {})
 
 
 async def test_half_a_character_which_json_can_spell_is_kept_as_it_is(bench: Bench) -> None:
@@ -278,9 +278,9 @@ async def test_metadata_that_say_nothing_are_refused_by_name(
     client: Client, metadata: dict[str, str], why: str
 ) -> None:
     await client.register(QUESTION)
-    request = pb.StartRequest(workflow_id="question", input_json=json.dumps(ACCOUNT))
+    fields = {"workflow_id": "question", "input_json": json.dumps(ACCOUNT)}
     with pytest.raises(InvalidRequest) as refused:
-        await client._server.call(client._stub.StartExecution, request, {wire.QUESTION: "true"} | metadata)
+        await client.way.ask("StartExecution", fields, {wire.QUESTION: "true"} | metadata)
     assert str(refused.value) == why
 
 

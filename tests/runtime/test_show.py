@@ -12,7 +12,7 @@ from command import ECHO, EVIL, SPELLED, Text, assert_refused, claim, finish, ne
 from nexum import workflow
 from nexum.proto import nexum_pb2 as pb
 from nexum.proto import nexum_pb2_grpc as pb_grpc
-from processes import NEXUM, Finished, NexumDev, Process, Terminal, environment, run
+from processes import NEXUM, Finished, NexumDev, Process, Terminal, environment, remote, run
 from test_demo import Stage, stage
 
 from nexum_runtime import Client
@@ -126,7 +126,7 @@ async def test_show_cannot_be_made_to_move_the_terminal(client: Client, address:
     await client.register(built)
     sent = json.dumps({"q": EVIL}, ensure_ascii=False)
     request = pb.StartRequest(workflow_id=built.workflow_id, version_hash=built.version_hash, input_json=sent)
-    stub = pb_grpc.NexumServiceStub(client._server.channel)
+    stub = pb_grpc.NexumServiceStub(remote(client).connection.channel)
     await stub.StartExecution(request, metadata=(("nexum-execution-id", "e"),))
     claimed = await client.poll(f"worker{EVIL}", built, lease_ms=60_000, wait_ms=0)
     assert claimed is not None

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import pytest
 from nexum.proto import nexum_pb2 as pb
-from processes import PATIENCE_SECONDS, NexumDev, eventually
+from processes import PATIENCE_SECONDS, NexumDev, eventually, remote
 from slow_disk import hold_commits
 from test_wire import ECHO, Wire, start_request, wired
 from test_worker import one_node, quick, working
@@ -261,7 +261,8 @@ async def test_a_result_is_recorded_on_the_stream_and_what_is_too_late_is_said(s
 def counted(client: Client) -> Counter[str]:
     """How many streams of calls it opens, and how many calls it makes by themselves."""
     counts: Counter[str] = Counter()
-    open_stream, execute = client._calls._open_stream, client._execute
+    way = remote(client)
+    open_stream, execute = way.calls._open_stream, way.method("Execute")
 
     def counting_open() -> Any:
         counts["streams"] += 1
@@ -271,7 +272,7 @@ def counted(client: Client) -> Counter[str]:
         counts["alone"] += 1
         return execute(*args, **kwargs)
 
-    client._calls._open_stream, client._execute = counting_open, counting_execute
+    way.calls._open_stream, way._methods["Execute"] = counting_open, counting_execute
     return counts
 
 
@@ -286,7 +287,9 @@ async def test_all_calls_of_a_client_go_on_one_stream(server: Server, client: Cl
 
 async def test_a_server_that_knows_no_such_stream_is_asked_call_by_call(server: Server, client: Client) -> None:
     counts = counted(client)
-    client._calls._open_stream = client._server.channel.stream_stream("/nexum.NexumExtensions/OfTheFuture")
+    remote(client).calls._open_stream = remote(client).connection.channel.stream_stream(
+        "/nexum.NexumExtensions/OfTheFuture"
+    )
     built = one_node(quick)
     await client.register(built)
 

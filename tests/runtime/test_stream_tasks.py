@@ -13,7 +13,7 @@ import grpc
 import pytest
 from nexum import workflow
 from nexum.proto import nexum_pb2 as pb
-from processes import PATIENCE_SECONDS, eventually
+from processes import PATIENCE_SECONDS, eventually, remote
 from slow_disk import hold_commits
 from test_store import Faulty
 from test_wire import ECHO, MIB, Text, Wire, poll_request, start_request, unused, wired
@@ -468,7 +468,7 @@ async def test_a_journal_comes_in_parts_of_about_a_million_characters_each_with_
     sizes = {"s/0": 400_000, "s/1": 400_000, "s/2": 400_000, "s/3": 2_000_000, "s/4": 10, "s/5": 10}
     for execution_id, size in sizes.items():
         await wired.finish(execution_id, json.dumps({"text": "x" * size}))
-    call = client._journal(pb.StatusRequest(execution_id="s/"), metadata=())
+    call = remote(client).method("Journal")(pb.StatusRequest(execution_id="s/"), metadata=())
     parts = [part async for part in call]
     assert {part.status for part in parts} == {"COMPLETED"}
     found = [json.loads(part.completed_nodes_json) for part in parts]

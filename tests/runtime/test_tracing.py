@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from otlp import collector
-from processes import NexumDev, environment, run
+from processes import NexumDev, environment, remote, run
 from test_demo import ROOT, Stage
 
 from nexum_runtime import Client, TaskError, Worker, tracing
@@ -106,7 +106,7 @@ async def test_a_server_hands_a_trace_on_to_each_attempt_and_forgets_it_at_the_e
 ) -> None:
     await client.register(ECHO)
     request = pb.StartRequest(workflow_id="echo", version_hash=ECHO.version_hash, input_json="{}")
-    stub = pb_grpc.NexumServiceStub(client._server.channel)
+    stub = pb_grpc.NexumServiceStub(remote(client).connection.channel)
     traces = server.engine._executions._course._traces
     for execution_id, given, handed_on in (("s/1", TRACEPARENT, [TRACEPARENT] * 2), ("s/2", 'x","y":"', [None] * 2)):
         metadata = (("nexum-execution-id", execution_id), ("traceparent", given))

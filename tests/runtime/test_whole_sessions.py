@@ -12,7 +12,7 @@ from command import ECHO, GATE, assert_refused, claim, finish, nexum, start
 from local_process import ASK
 from nexum.proto import nexum_pb2 as pb
 from nexum.proto import nexum_pb2_grpc as pb_grpc
-from processes import NEXUM, PATIENCE_SECONDS, Finished, NexumDev, Terminal, environment, eventually
+from processes import NEXUM, PATIENCE_SECONDS, Finished, NexumDev, Terminal, environment, eventually, remote
 
 from nexum_runtime import Client, NotFound, SessionStopped
 from nexum_runtime.cli.base import FAILED
@@ -114,7 +114,7 @@ async def test_how_the_last_run_ended_is_the_state_of_a_session_of_which_nothing
 @pytest.mark.parametrize("labels", ["[]", "no", '{"kind": 1}', '{"colour": "red"}', '{"numbers": {"n": "1"}}'])
 async def test_labels_that_are_none_are_refused(client: Client, labels: str) -> None:
     await client.register(ECHO)
-    stub = pb_grpc.NexumServiceStub(client._server.channel)
+    stub = pb_grpc.NexumServiceStub(remote(client).connection.channel)
     request = pb.StartRequest(workflow_id="echo", version_hash=ECHO.version_hash, input_json="{}")
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await stub.StartExecution(request, metadata=(("nexum-labels-bin", labels.encode()),))

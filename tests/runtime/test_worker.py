@@ -23,7 +23,7 @@ from nexum import workflow
 from nexum.context import ContextView
 from nexum.proto import nexum_pb2 as pb
 from nexum.proto import nexum_pb2_grpc as pb_grpc
-from processes import PATIENCE_SECONDS, TESTS, NexumDev, Process, environment, eventually, run
+from processes import PATIENCE_SECONDS, TESTS, NexumDev, Process, environment, eventually, remote, run
 from pydantic import BaseModel, RootModel
 
 from nexum_runtime import Client, InvalidRequest, NexumError, Outcome, TaskError, Worker, idempotency_key, wire
@@ -668,7 +668,7 @@ async def started(client: Client, built: Any) -> str:
     """Start an execution and do not wait for its end."""
     await client.register(built)
     request = pb.StartRequest(workflow_id=built.workflow_id, version_hash=built.version_hash, input_json="{}")
-    return str((await pb_grpc.NexumServiceStub(client._server.channel).StartExecution(request)).execution_id)
+    return str((await pb_grpc.NexumServiceStub(remote(client).connection.channel).StartExecution(request)).execution_id)
 
 
 # Several at once
@@ -1124,7 +1124,7 @@ async def test_a_worker_registers_its_workflow_with_a_server_that_has_lost_its_d
 async def knows_workflow(address: str) -> bool:
     async with Client(address) as client:
         await client.check(PATIENCE_SECONDS)
-        stub = pb_grpc.NexumServiceStub(client._server.channel)
+        stub = pb_grpc.NexumServiceStub(remote(client).connection.channel)
         return bool((await stub.ListWorkflowVersions(pb.ListVersionsRequest(workflow_id="w"))).versions)
 
 

@@ -28,6 +28,7 @@ import grpc
 from nexum.proto import nexum_pb2 as pb
 
 from nexum_runtime import wire
+from nexum_runtime.client.way import Claim, Metadata
 from nexum_runtime.wire import batches
 
 LET_GO_SECONDS = 1.0
@@ -45,14 +46,6 @@ class Broken(Exception):
     """The stream has ended before the answer came: nothing is known of the call."""
 
 
-class Claim:
-    """A call that has got its task. `lost` is done when its stream has ended: the server sees us no more."""
-
-    def __init__(self, leave: Callable[[], None], lost: "asyncio.Future[None]") -> None:
-        self.leave, self.lost = leave, lost
-        self.stopped: asyncio.Future[str] = lost.get_loop().create_future()  # done when it is to stop, with the reason
-
-
 class Calls:
     """Opens its stream by `open_stream()` when a call is made and none is open. Belongs to one event loop."""
 
@@ -68,9 +61,7 @@ class Calls:
         self._last_writing: asyncio.Task[None] | None = None  # of any stream
         self._reading: asyncio.Task[None] | None = None
 
-    async def ask(
-        self, request: Any, metadata: dict[str, str], seconds: float
-    ) -> tuple[Any, dict[str, Any], Claim | None]:
+    async def ask(self, request: Any, metadata: Metadata, seconds: float) -> tuple[Any, dict[str, Any], Claim | None]:
         """The answer, its metadata, and the claim if there is one.
 
         Raises Refused, Broken, TimeoutError, or AioRpcError when the stream fails.
@@ -78,7 +69,7 @@ class Calls:
         number = str(next(self._numbers))
         loop = asyncio.get_running_loop()
         answer = self._answers[number] = loop.create_future()
-        self._send(number, json.dumps(metadata), request)
+        self._send(number, json.dumps(dict(metadata)), request)
         lost, timer = self._ended, loop.call_later(seconds, _fail, answer, TimeoutError())
         assert lost is not None, "a stream is open"
         try:

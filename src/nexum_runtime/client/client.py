@@ -5,23 +5,18 @@ import json
 import sys
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-import grpc
-from nexum.proto import nexum_pb2 as pb
-from nexum.proto import nexum_pb2_grpc as pb_grpc
-
-from nexum_runtime import forking, tracing, wire
+from nexum_runtime import tracing, wire
 from nexum_runtime.client import local
-from nexum_runtime.client.calls import Broken, Calls, Claim, Refused
-from nexum_runtime.client.connection import RECONNECT_SECONDS_MAX, RECONNECT_SECONDS_MIN, RPC_SECONDS, Connection
 from nexum_runtime.client.local import Labels, LocalEffect, Patience
 from nexum_runtime.client.outcome import OnWait, Outcome, Watcher
 from nexum_runtime.client.outgoing import Outgoing
+from nexum_runtime.client.way import RPC_SECONDS, Claim, Fields, Metadata, Way
 from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import (
     DatabaseUnavailable,
@@ -34,8 +29,8 @@ from nexum_runtime.errors import (
 )
 from nexum_runtime.idempotency import idempotent_by, key_of
 from nexum_runtime.text import error_text, redact
-from nexum_runtime.wire import batches
 
+RETRY_SECONDS_MIN, RETRY_SECONDS_MAX = 0.1, 1.0  # between two tries to reach an engine that is away
 FIRST_WAIT_MS, WAIT_MS = 1_500, 8_000  # of one Execute: short at first, so that `on_wait` can speak up early
 PRUNE_SECONDS = 600.0
 RECORD_SECONDS = 2.0  # what the record of a local effect gets whose caller is cancelled
@@ -70,33 +65,20 @@ class Client:
         token: str | None = None,
         tls_ca: Path | None = None,
         span_attributes: Callable[[], Mapping[str, str]] | None = None,
+        way: Way | None = None,
     ) -> None:
-        self.address = address
-        self._server = server = Connection(address, token, tls_ca)
+        if way is None:
+            from nexum_runtime.client.remote import Remote  # which takes its time, where no gRPC is needed
+
+            way = Remote(address, token, tls_ca)
+        self.way = way
         self._span_attributes = span_attributes
-        self._max_message_bytes = sys.maxsize  # until the server has told
-        self._stub = pb_grpc.NexumServiceStub(server.channel)
-        self._execute = server.extension("Execute", pb.StartRequest, pb.StatusResponse)
-        self._resolve = server.extension("Resolve", pb.RejectRequest, pb.AckResponse)
-        self._approve = server.extension("Approve", pb.ApproveRequest, pb.AckResponse)
-        self._prune = server.extension("Prune", pb.StatusRequest, pb.AckResponse)
-        self._executions = server.extension("Executions", pb.ListRequest, pb.StatusResponse)
-        self._list_sessions = server.extension("ListSessions", pb.ListRequest, pb.StatusResponse)
-        self._stop_session = server.extension("StopSession", pb.RejectRequest, pb.AckResponse)
-        self._go_session = server.extension("GoSession", pb.StatusRequest, pb.AckResponse)
-        self._forget_session = server.extension("ForgetSession", pb.RejectRequest, pb.AckResponse)
-        self._fork_session = server.extension("ForkSession", pb.RejectRequest, pb.AckResponse)
-        self._inspect = server.extension("Inspect", pb.StatusRequest, pb.StatusResponse)
-        self._definition = server.extension("Definition", pb.WorkflowIR, pb.WorkflowIR)
-        self._heartbeat = server.extension("Heartbeat", pb.PollRequest, pb.AckResponse)
-        self._history = server.streaming_extension("History", pb.StatusRequest, pb.StatusResponse)
-        self._journal = server.streaming_extension("Journal", pb.StatusRequest, pb.StatusResponse)
-        self._stream_tasks = server.channel.stream_stream(f"/{wire.EXTENSIONS}/StreamTasks")
-        stream_calls = server.channel.stream_stream(f"/{wire.EXTENSIONS}/StreamCalls")  # bytes: see `calls`
-        self._calls = Calls(lambda: stream_calls(metadata=server.metadata({})))
-        self._has_calls = True  # as far as is known
-        self._attend = server.streaming_extension("Attend", pb.PollRequest, pb.AckResponse)
-        forking.opened(self)
+        self._max_message_bytes = sys.maxsize  # until the engine has told
+
+    @property
+    def address(self) -> str:
+        """Where it is, as people are told."""
+        return self.way.where
 
     async def __aenter__(self) -> "Client":
         return self
@@ -105,11 +87,7 @@ class Client:
         await self.close()
 
     async def close(self) -> None:
-        if not forking.is_unusable():  # else what there is belongs to the parent
-            forking.closed(self)
-            self._calls.close()
-            await self._server.close()
-            await self._calls.closed()
+        await self.way.close()
 
     async def check(self, seconds: float = 2.0) -> None:
         """Return when a Nexum server answers at the address; raise ServerUnavailable if nothing is there in time.
@@ -119,26 +97,24 @@ class Client:
         deadline = asyncio.get_running_loop().time() + seconds
         while True:
             try:
-                await self._server.call(
-                    self._stub.ListExecutions, pb.ListRequest(limit=1), timeout=max(seconds, RPC_SECONDS)
-                )
+                await self.way.ask("ListExecutions", {"limit": 1}, {}, max(seconds, RPC_SECONDS))
                 return
             except ServerUnavailable:
                 if asyncio.get_running_loop().time() >= deadline:
                     raise
-                await asyncio.sleep(RECONNECT_SECONDS_MIN)
+                await asyncio.sleep(RETRY_SECONDS_MIN)
 
     async def register(self, workflow: Definition) -> str:
         """Make a workflow known. Returns its compatibility with the version registered before it, or NEW.
 
         The server tells its limit on sizes in return; from then on what is larger is refused without being sent.
         """
-        request = pb.WorkflowIR(
-            workflow_id=workflow.workflow_id, version_hash=workflow.version_hash, ir_json=workflow.ir_json
-        )
-        acknowledgement, trailing = await self._server.call_with_trailing(
-            self._stub.RegisterWorkflow, request, {}, timeout=RPC_SECONDS
-        )
+        fields = {
+            "workflow_id": workflow.workflow_id,
+            "version_hash": workflow.version_hash,
+            "ir_json": workflow.ir_json,
+        }
+        acknowledgement, trailing = await self.way.ask("RegisterWorkflow", fields, {})
         if limit := trailing.get(wire.MAX_MESSAGE_BYTES):
             self._max_message_bytes = int(limit)
         return str(acknowledgement.compatibility)
@@ -286,6 +262,12 @@ class Client:
         assert effect.outcome is not None, "it was recorded, or the block was left by an error"
         return effect.outcome
 
+    async def _ask(
+        self, method: str, fields: Fields, metadata: Metadata | None = None, seconds: float = RPC_SECONDS
+    ) -> Any:
+        answer, _ = await self.way.ask(method, fields, metadata or {}, seconds)
+        return answer
+
     @contextmanager
     def _traced(self, name: str, workflow: Definition, wishes: dict[str, Any]) -> Iterator[tracing.Span]:
         """A span around a call, whose context goes with the `wishes`."""
@@ -308,15 +290,15 @@ class Client:
         Returns, besides, the id of that task, and the claim by which the server sees our end; or "" and None.
         """
         execution_id = wishes[wire.EXECUTION_ID]
-        request = pb.StartRequest(
-            workflow_id=workflow.workflow_id,
-            version_hash=workflow.version_hash,
-            input_json=wire.canonical_json(input),
-        )
+        request = {
+            "workflow_id": workflow.workflow_id,
+            "version_hash": workflow.version_hash,
+            "input_json": wire.canonical_json(input),
+        }
         metadata = {key: str(value) for key, value in wishes.items() if value is not None}
         clock = asyncio.get_running_loop().time
         deadline = clock() + timeout
-        wait_ms, pause = FIRST_WAIT_MS, RECONNECT_SECONDS_MIN
+        wait_ms, pause = FIRST_WAIT_MS, RETRY_SECONDS_MIN
         before: str | None = None
         unregistered, registered = False, False  # what NotFound told, and what was done about it
         unavailable_since, unavailable = None, None  # when it began, and why
@@ -328,7 +310,7 @@ class Client:
                     await self.register(workflow)
                     registered = True
                 seconds = min(wait_ms / 1000 + RPC_SECONDS, remaining + 1)
-                answer, told, claim = await self._find(request, metadata, seconds)
+                answer, told, claim = await self.way.find(request, metadata, seconds)
             except NotFound:
                 if registered:
                     raise
@@ -340,9 +322,9 @@ class Client:
                 if clock() - unavailable_since >= FIRST_WAIT_MS / 1000:
                     watcher("database" if isinstance(error, DatabaseUnavailable) else "server")
                 await asyncio.sleep(min(pause, max(remaining, 0)))
-                pause = min(pause * 2, RECONNECT_SECONDS_MAX)
+                pause = min(pause * 2, RETRY_SECONDS_MAX)
                 continue
-            unavailable_since, unavailable, pause = None, None, RECONNECT_SECONDS_MIN
+            unavailable_since, unavailable, pause = None, None, RETRY_SECONDS_MIN
             if before is None:
                 before = told.get(wire.STATUS, "")
             outcome = _outcome(execution_id, answer, told, before)
@@ -372,50 +354,18 @@ class Client:
             execution_id,
         )
 
-    async def _find(
-        self, request: Any, metadata: dict[str, str], seconds: float
-    ) -> tuple[Any, dict[str, Any], Claim | None]:
-        """One Execute: its answer, what was told of it, and the claim."""
-        asked = await self._ask(request, metadata, seconds)
-        return asked or (*await self._server.call_with_trailing(self._execute, request, metadata, seconds), None)
-
-    async def _ask(
-        self, request: Any, metadata: dict[str, str], seconds: float
-    ) -> tuple[Any, dict[str, Any], Claim | None] | None:
-        """A call on the stream of calls; None when the server knows none, being older."""
-        forking.check()
-        if not self._has_calls:
-            return None
-        try:
-            return await self._calls.ask(request, metadata, seconds)
-        except Refused as refusal:
-            raise self._server.error_of(refusal.code, str(refusal)) from None
-        except grpc.aio.AioRpcError as error:
-            if error.code() != grpc.StatusCode.UNIMPLEMENTED:
-                raise self._server.error(error) from None
-            self._has_calls = False
-            return None
-        except Broken:
-            raise ServerUnavailable(self._server.unreachable("")) from None
-        except TimeoutError:
-            raise self._server.silent(seconds) from None
-
     async def status(self, execution_id: str, *, wait_ms: int = 0) -> Outcome:
         """An execution as it is now, or with `wait_ms` as soon as it has ended."""
-        answer, trailing = await self._server.call_with_trailing(
-            self._stub.GetStatus,
-            pb.StatusRequest(execution_id=execution_id),
-            {wire.WAIT_MS: str(wait_ms)},
-            timeout=RPC_SECONDS + wait_ms / 1000,
-        )
+        metadata, seconds = {wire.WAIT_MS: str(wait_ms)}, RPC_SECONDS + wait_ms / 1000
+        answer, trailing = await self.way.ask("GetStatus", {"execution_id": execution_id}, metadata, seconds)
         return _outcome(execution_id, answer, trailing, before="")
 
     async def executions(
         self, prefix: str = "", limit: int = 20, *, status: str = "", workflow_id: str = ""
     ) -> list[Any]:
         """The newest executions first, as nexum-py's ExecutionSummary messages; an empty filter lets all pass."""
-        request = pb.ListRequest(limit=limit, status=status, workflow_id=workflow_id)
-        answer = await self._server.call(self._stub.ListExecutions, request, {wire.PREFIX: prefix} if prefix else {})
+        fields = {"limit": limit, "status": status, "workflow_id": workflow_id}
+        answer = await self._ask("ListExecutions", fields, {wire.PREFIX: prefix} if prefix else {})
         return list(answer.executions)
 
     async def listed(
@@ -426,34 +376,29 @@ class Client:
 
         Each is `{"execution_id", "workflow_id", "version_hash", "status", "created_at", "labels": {…}}`.
         """
-        request = pb.ListRequest(limit=limit, status=status, workflow_id=workflow_id)
-        metadata = {wire.PREFIX: prefix} if prefix else {}
-        answer = await self._server.call(self._executions, request, metadata, timeout=INSPECT_SECONDS)
+        fields = {"limit": limit, "status": status, "workflow_id": workflow_id}
+        answer = await self._ask("Executions", fields, {wire.PREFIX: prefix} if prefix else {}, INSPECT_SECONDS)
         return list(json.loads(answer.completed_nodes_json))
 
     async def versions(self, workflow_id: str = "") -> list[Any]:
         """All versions of a workflow, or of every one, the newest first, as nexum-py's VersionInfo messages."""
-        answer = await self._server.call(
-            self._stub.ListWorkflowVersions, pb.ListVersionsRequest(workflow_id=workflow_id)
-        )
+        answer = await self._ask("ListWorkflowVersions", {"workflow_id": workflow_id})
         return list(answer.versions)
 
     async def definition(self, workflow_id: str, version_hash: str = "") -> Any:
         """One version of a workflow with its IR, as nexum-py's WorkflowIR message; by default the newest."""
-        return await self._server.call(
-            self._definition, pb.WorkflowIR(workflow_id=workflow_id, version_hash=version_hash)
-        )
+        return await self._ask("Definition", {"workflow_id": workflow_id, "version_hash": version_hash})
 
     async def inspect(self) -> dict[str, Any]:
         """What `nexum doctor` goes by: `database`, `executions`, `workers`, `waiting`, `running`, `expired` and
         `unknown`, as the server's `Engine.inspect` and `Store.inspect` describe them."""
-        answer = await self._server.call(self._inspect, pb.StatusRequest(), timeout=INSPECT_SECONDS)
+        answer = await self._ask("Inspect", {}, {}, INSPECT_SECONDS)
         return dict(json.loads(answer.completed_nodes_json))
 
     async def approvals(self) -> list[Any]:
         """What waits for a person's yes, as nexum-py's messages: `execution_id`, `node_id`, `workflow_id` and
         `started_at`, since when."""
-        return list((await self._server.call(self._stub.GetPendingApprovals, pb.EmptyRequest())).items)
+        return list((await self._ask("GetPendingApprovals", {})).items)
 
     async def approve(
         self,
@@ -468,21 +413,20 @@ class Client:
 
         `args` are what it is to go on with instead of what was asked for. To a question, `comment` is the answer.
         """
-        method = self._stub.ApproveTask
+        method = "ApproveTask"
         if args is not None:
-            method, comment = self._approve, wire.json_text({"comment": comment, "args": args})
-        request = pb.ApproveRequest(execution_id=execution_id, node_id=node_id, approver=approver, comment=comment)
-        return str((await self._server.call(method, request)).message)
+            method, comment = "Approve", wire.json_text({"comment": comment, "args": args})
+        fields = {"execution_id": execution_id, "node_id": node_id, "approver": approver, "comment": comment}
+        return str((await self._ask(method, fields)).message)
 
     async def reject(self, execution_id: str, node_id: str, approver: str, reason: str) -> str:
         """Say no. Returns what came of it, in words."""
-        request = pb.RejectRequest(execution_id=execution_id, node_id=node_id, approver=approver, reason=reason)
-        return str((await self._server.call(self._stub.RejectTask, request)).message)
+        fields = {"execution_id": execution_id, "node_id": node_id, "approver": approver, "reason": reason}
+        return str((await self._ask("RejectTask", fields)).message)
 
     async def history(self, execution_id: str) -> AsyncIterator[dict[str, Any]]:
         """All that is known of an execution, or of every one under a prefix that ends in "/", oldest first."""
-        request = pb.StatusRequest(execution_id=execution_id)
-        async for answer in self._server.stream(self._history, request, HISTORY_SECONDS):
+        async for answer in self.way.stream("History", {"execution_id": execution_id}, {}, HISTORY_SECONDS):
             yield json.loads(answer.completed_nodes_json)
 
     async def journal(
@@ -494,12 +438,12 @@ class Client:
         ServerUnavailable when no server answers, and SessionStopped `to_go_on` with a session that is stopped.
         """
         found: dict[str, dict[str, Any]] = {}
-        request, metadata = pb.StatusRequest(execution_id=prefix), {wire.TO_GO_ON: "true"} if to_go_on else {}
+        fields, metadata = {"execution_id": prefix}, {wire.TO_GO_ON: "true"} if to_go_on else {}
 
         def read_metadata(told: dict[str, Any]) -> None:
             tell(told.get(wire.FIRST_SESSION, prefix.partition("/")[0]))
 
-        async for part in self._server.stream(self._journal, request, JOURNAL_SECONDS, metadata, read_metadata):
+        async for part in self.way.stream("Journal", fields, metadata, JOURNAL_SECONDS, read_metadata):
             found |= json.loads(part.completed_nodes_json)
         return found
 
@@ -510,8 +454,8 @@ class Client:
         "runs", "numbers", "unknown", "asks", "waiting", "running", "end", "forked_from", "taken_back"}`;
         docs/command.md says what they are.
         """
-        request, metadata = pb.ListRequest(limit=limit), {wire.PREFIX: prefix} if prefix else {}
-        answer = await self._server.call(self._list_sessions, request, metadata, timeout=INSPECT_SECONDS)
+        metadata = {wire.PREFIX: prefix} if prefix else {}
+        answer = await self._ask("ListSessions", {"limit": limit}, metadata, INSPECT_SECONDS)
         return list(json.loads(answer.completed_nodes_json))
 
     async def session(self, session_id: str) -> dict[str, Any] | None:
@@ -523,12 +467,12 @@ class Client:
 
         Returns `{"stopped": [execution id], "let_finish": [execution id]}`. Raises NotFound for one that is not known.
         """
-        request = pb.RejectRequest(execution_id=session_id, approver=by, reason=reason)
-        return dict(json.loads((await self._server.call(self._stop_session, request)).message))
+        fields = {"execution_id": session_id, "approver": by, "reason": reason}
+        return dict(json.loads((await self._ask("StopSession", fields)).message))
 
     async def go_session(self, session_id: str) -> bool:
         """Let a stopped session go on. Returns whether it was stopped. Raises NotFound for one that is not known."""
-        return bool((await self._server.call(self._go_session, pb.StatusRequest(execution_id=session_id))).ok)
+        return bool((await self._ask("GoSession", {"execution_id": session_id})).ok)
 
     async def forget_session(
         self, session_id: str, *, after: int | None = None, turn: str = "", by: str = "", even_once: bool = False
@@ -541,8 +485,8 @@ class Client:
         NotFound.
         """
         metadata = {wire.EVEN_ONCE: str(even_once).lower()} | ({} if after is None else {wire.AFTER: str(after)})
-        request = pb.RejectRequest(execution_id=session_id, node_id=turn, approver=by)
-        answer = await self._server.call(self._forget_session, request, metadata, timeout=INSPECT_SECONDS)
+        fields = {"execution_id": session_id, "node_id": turn, "approver": by}
+        answer = await self._ask("ForgetSession", fields, metadata, INSPECT_SECONDS)
         return dict(json.loads(answer.message))
 
     async def fork_session(
@@ -554,10 +498,9 @@ class Client:
         Returns `{"executions": how many, "turns": how many of them are turns, "left_out": [execution id]}`, the last of
         what has not ended. Raises InvalidRequest for a new session that is there already, NotFound.
         """
-        request = pb.RejectRequest(
-            execution_id=session_id, node_id=new_session_id, reason="" if before is None else str(before), approver=by
-        )
-        answer = await self._server.call(self._fork_session, request, timeout=INSPECT_SECONDS)
+        from_where = "" if before is None else str(before)
+        fields = {"execution_id": session_id, "node_id": new_session_id, "reason": from_where, "approver": by}
+        answer = await self._ask("ForkSession", fields, {}, INSPECT_SECONDS)
         return dict(json.loads(answer.message))
 
     async def why_stopped(self, execution_id: str) -> str | None:
@@ -571,18 +514,12 @@ class Client:
 
     async def attend(self, worker_id: str) -> AsyncIterator[None]:
         """Be seen by the server as this worker: yields when it does. Its tasks are given up when this ends."""
-        call = self._attend(pb.PollRequest(worker_id=worker_id), metadata=self._server.metadata({}))
-        try:
-            async for _ in call:
-                yield
-        except grpc.aio.AioRpcError as error:
-            raise self._server.error(error) from None
-        finally:
-            call.cancel()
+        async for _ in self.way.stream("Attend", {"worker_id": worker_id}, {}, None):
+            yield
 
     async def cancel(self, execution_id: str) -> str:
         """Cancel an execution. Returns what came of it, in words."""
-        answer = await self._server.call(self._stub.CancelExecution, pb.CancelRequest(execution_id=execution_id))
+        answer = await self._ask("CancelExecution", {"execution_id": execution_id})
         return str(answer.message)
 
     async def resolve(
@@ -592,8 +529,8 @@ class Client:
 
         `node_id` says which node when the outcome of several is unknown. Returns what came of it, in words.
         """
-        request = pb.RejectRequest(execution_id=execution_id, node_id=node_id, reason=text)
-        answer = await self._server.call(self._resolve, request, {wire.RESOLUTION: kind})
+        fields = {"execution_id": execution_id, "node_id": node_id, "reason": text}
+        answer = await self._ask("Resolve", fields, {wire.RESOLUTION: kind})
         return str(answer.message)
 
     async def prune(self, prefix: str, older_than_ms: int, *, dry_run: bool = False) -> dict[str, int]:
@@ -603,8 +540,7 @@ class Client:
         for a person's word: an outcome that is unknown.
         """
         metadata = {wire.OLDER_THAN_MS: str(older_than_ms), wire.DRY_RUN: str(dry_run).lower()}
-        request = pb.StatusRequest(execution_id=prefix)
-        answer = await self._server.call(self._prune, request, metadata, timeout=PRUNE_SECONDS)
+        answer = await self._ask("Prune", {"execution_id": prefix}, metadata, PRUNE_SECONDS)
         return dict(json.loads(answer.message))
 
     # The worker's side
@@ -612,12 +548,9 @@ class Client:
     async def poll(self, worker_id: str, workflow: Definition, *, lease_ms: int, wait_ms: int = 0) -> Any | None:
         """Claim one task of this workflow, waiting up to `wait_ms` for it: nexum-py's PollResponse, or None."""
         metadata = {wire.LEASE_MS: str(lease_ms), wire.WAIT_MS: str(wait_ms)}
-        answer = await self._server.call(
-            self._stub.PollTask,
-            pb.PollRequest(worker_id=worker_id, version_hash=workflow.version_hash),
-            metadata | self._named(workflow),
-            timeout=RPC_SECONDS + wait_ms / 1000,
-        )
+        fields = {"worker_id": worker_id, "version_hash": workflow.version_hash}
+        seconds = RPC_SECONDS + wait_ms / 1000
+        answer = await self._ask("PollTask", fields, metadata | self._named(workflow), seconds)
         return answer if answer.has_task else None
 
     async def stream_tasks(
@@ -633,26 +566,11 @@ class Client:
             wire.VERSION_HASH: workflow.version_hash,
             wire.LEASE_MS: str(lease_ms),
             wire.SLOTS: str(slots),
-            wire.BATCHES: "true",
             wire.HEARS_STOPS: "true",
         }
-        call = self._stream_tasks(metadata=self._server.metadata(metadata | self._named(workflow)))
-        sending = None
-        try:
-            in_batches = dict(await call.initial_metadata()).get(wire.BATCHES) == "true"
-            sending = asyncio.create_task(outgoing.run(call, in_batches))
-            async for data in call:
-                for answer in (
-                    batches.unpack([pb.PollResponse], data) if in_batches else [pb.PollResponse.FromString(data)]
-                ):
-                    yield answer
-        except grpc.aio.AioRpcError as error:
-            raise self._server.error(error) from None
-        finally:
-            call.cancel()
-            if sending is not None:
-                sending.cancel()
-                await asyncio.wait([sending])
+        async with aclosing(self.way.stream_tasks(metadata | self._named(workflow), outgoing)) as answers:
+            async for answer in answers:
+                yield answer
 
     def _named(self, workflow: Definition) -> dict[str, str]:
         """For a name that no header can carry, the server goes by what this channel has registered."""
@@ -669,11 +587,7 @@ class Client:
         Returns "", or in words why it was not recorded. Raises LimitExceeded.
         """
         self.check_size(output_json)
-        metadata = {wire.COMPLETES: task_id} | ({wire.LABELS: wire.json_text(labels)} if labels else {})
-        if asked := await self._ask(pb.StartRequest(input_json=output_json), metadata, RPC_SECONDS):
-            return str(asked[1][wire.MESSAGE])
-        request = pb.CompleteRequest(task_id=task_id, output_json=output_json)
-        return str((await self._server.call(self._stub.CompleteTask, request)).message)
+        return await self.way.complete(task_id, output_json, wire.json_text(labels) if labels else "")
 
     async def fail(
         self,
@@ -697,13 +611,13 @@ class Client:
             wire.BEGUN: begun,
         }
         metadata = {key: str(value).lower() for key, value in flags.items()}
-        request = pb.FailRequest(task_id=task_id, error_message=_wording(error))
-        return str((await self._server.call(self._stub.FailTask, request, metadata)).message)
+        fields = {"task_id": task_id, "error_message": _wording(error)}
+        return str((await self._ask("FailTask", fields, metadata)).message)
 
     async def heartbeat(self, worker_id: str, task_ids: Collection[str]) -> list[str]:
         """Renew the leases of the tasks that this worker holds. Returns the ids of those it should stop."""
         held = wire.canonical_json(list(task_ids))
-        answer = await self._server.call(self._heartbeat, pb.PollRequest(worker_id=worker_id, version_hash=held))
+        answer = await self._ask("Heartbeat", {"worker_id": worker_id, "version_hash": held})
         return [str(task_id) for task_id in json.loads(answer.message)]
 
 

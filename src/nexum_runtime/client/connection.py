@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 
 from nexum_runtime import forking, wire
+from nexum_runtime.client.way import RPC_SECONDS, Metadata
 from nexum_runtime.errors import (
     DatabaseUnavailable,
     InvalidRequest,
@@ -25,7 +26,6 @@ from nexum_runtime.errors import (
 )
 from nexum_runtime.wire import keepalive
 
-RPC_SECONDS = 10.0  # for an answer that does not wait for anything
 SETTLE_SECONDS = 0.005  # after a channel was closed, until gRPC has told its event loop how the calls have ended
 CALLS_END_SECONDS = 1.0  # what the calls of an event loop that ends get to hear of it, on a busy machine
 RECONNECT_SECONDS_MIN, RECONNECT_SECONDS_MAX = 0.1, 1.0  # between two attempts
@@ -66,33 +66,20 @@ class Connection:
         while monotonic() < end:  # not by the loop's timers: in a test that stops the clock they never end
             await asyncio.sleep(0)
 
-    def metadata(self, metadata: dict[str, str]) -> tuple[tuple[str, str | bytes], ...]:
+    def metadata(self, metadata: Metadata) -> tuple[tuple[str, str | bytes], ...]:
         forking.check()
         for key, value in metadata.items():
             if not key.endswith("-bin") and not wire.fits_header(value):  # gRPC would say so in no words of ours
                 raise InvalidRequest(f"{key} is {value[:80]!r}; it must be printable ASCII.")
         token = {wire.AUTHORIZATION: f"Bearer {self._token}"} if self._token else {}
         return tuple(
-            (key, value.encode() if key.endswith("-bin") else value) for key, value in (metadata | token).items()
+            (key, value.encode() if key.endswith("-bin") else value) for key, value in {**metadata, **token}.items()
         )
 
-    def streaming_extension(self, name: str, request: Any, response: Any) -> Any:
-        path = f"/{wire.EXTENSIONS}/{name}"
-        return self.channel.unary_stream(path, request.SerializeToString, response.FromString)
-
-    def extension(self, name: str, request: Any, response: Any) -> Any:
-        path = f"/{wire.EXTENSIONS}/{name}"
-        return self.channel.unary_unary(path, request.SerializeToString, response.FromString)
-
     async def call(
-        self, method: Any, request: Any, metadata: dict[str, str] | None = None, timeout: float = RPC_SECONDS
-    ) -> Any:
-        answer, _ = await self.call_with_trailing(method, request, metadata or {}, timeout)
-        return answer
-
-    async def call_with_trailing(
-        self, method: Any, request: Any, metadata: dict[str, str], timeout: float
+        self, method: Any, request: Any, metadata: Metadata, timeout: float = RPC_SECONDS
     ) -> tuple[Any, dict[str, Any]]:
+        """The answer, and its trailing metadata."""
         call = method(request, metadata=self.metadata(metadata))
         try:
             # Not by a deadline of gRPC's, which goes by the time of day: that may be set, and stands still in tests.
@@ -107,15 +94,15 @@ class Connection:
         self,
         method: Any,
         request: Any,
-        patience: float,
-        metadata: dict[str, str] | None = None,
+        patience: float | None,
+        metadata: Metadata,
         tell: Callable[[dict[str, Any]], None] | None = None,
     ) -> AsyncIterator[Any]:
         """The messages of an answer that has several; ServerUnavailable if none comes for `patience` seconds.
 
         `tell` is told of the metadata before them.
         """
-        call = method(request, metadata=self.metadata(metadata or {}))
+        call = method(request, metadata=self.metadata(metadata))
         try:
             while True:
                 async with asyncio.timeout(patience):
@@ -129,7 +116,7 @@ class Connection:
         except grpc.aio.AioRpcError as error:
             raise self.error(error) from None
         except TimeoutError:
-            raise self.silent(patience) from None
+            raise self.silent(patience or 0) from None
         finally:
             call.cancel()
 

@@ -17,8 +17,8 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from nexum_runtime import tracing, wire
-from nexum_runtime.client.calls import Claim
 from nexum_runtime.client.outcome import Outcome, Watcher
+from nexum_runtime.client.way import Claim
 from nexum_runtime.errors import (
     DatabaseUnavailable,
     ExecutionCancelled,

@@ -14,9 +14,8 @@ import grpc
 from nexum_runtime import tracing, wire
 from nexum_runtime.errors import InvalidRequest
 from nexum_runtime.server.engine.engine import Engine
-from nexum_runtime.server.rpc.extensions import NexumExtensions
-from nexum_runtime.server.rpc.peers import Registrations, TokenCheck, Waiting
-from nexum_runtime.server.rpc.service import NexumService
+from nexum_runtime.server.rpc.peers import TokenCheck, Waiting
+from nexum_runtime.server.rpc.service import Services
 from nexum_runtime.server.store.sqlite import SqliteStore
 from nexum_runtime.text import MIB
 from nexum_runtime.wire import keepalive
@@ -108,9 +107,7 @@ class Server:
                 ("grpc.server.max_pending_requests_hard_limit", PENDING_LIMIT),
             ],
         )
-        shared = (self.engine, self.waiting, Registrations(self.engine))
-        services = (NexumService(*shared), NexumExtensions(*shared))
-        self._grpc.add_generic_rpc_handlers(tuple(service.handler() for service in services))
+        self._grpc.add_generic_rpc_handlers(Services(self.engine, self.waiting).handlers())
         try:
             for host in self._hosts():
                 self.port = self._bind(host)

@@ -76,6 +76,7 @@ MESSAGE = "nexum-message"  # StreamCalls: of a CompleteTask
 
 NEW = "NEW"
 STOP_TASK = "STOP"
+UNAVAILABLE, INVALID_ARGUMENT, RESOURCE_EXHAUSTED = "UNAVAILABLE", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"  # gRPC's
 LOCAL_WORKER = "process-"  # how the worker id begins of a process that executes its own tasks
 
 ONCE = "once"  # an effect that is attempted at most once

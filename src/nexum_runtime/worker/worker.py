@@ -12,8 +12,6 @@ from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any
 
-import grpc
-
 from nexum_runtime import tracing, wire
 from nexum_runtime.client import Client
 from nexum_runtime.client.outgoing import Outgoing
@@ -270,12 +268,12 @@ class Worker:
 
     def _note_answer(self, client: Client, answer: Any) -> None:
         """What the server says of results: they are recorded, or changed nothing, or are refused by a status code."""
-        if answer.node_type == grpc.StatusCode.UNAVAILABLE.name:
+        if answer.node_type == wire.UNAVAILABLE:
             self._begin_report(answer.task_id, self._tell_again(answer.task_id))
             return
         for task_id in answer.task_id.split():
             self._results.pop(task_id, None)
-        if answer.node_type in (grpc.StatusCode.INVALID_ARGUMENT.name, grpc.StatusCode.RESOURCE_EXHAUSTED.name):
+        if answer.node_type in (wire.INVALID_ARGUMENT, wire.RESOURCE_EXHAUSTED):
             self._begin_report(answer.task_id, self._not_recorded(client, answer.task_id, answer.input_json))
         elif answer.input_json:
             log.warning("%s", answer.input_json)

@@ -13,27 +13,21 @@ from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, NexumError
 from nexum_runtime.logs import Log
 from nexum_runtime.server.engine.engine import Engine
-from nexum_runtime.server.model.contract import StoreUnavailable
-from nexum_runtime.server.model.shapes import Started
-from nexum_runtime.server.rpc.messages import (
-    CODES,
-    DETAILS_LIMIT,
-    Context,
+from nexum_runtime.server.methods.methods import Call
+from nexum_runtime.server.methods.orders import (
+    Fields,
     Trailing,
-    answering,
-    details,
     labels_of,
-    metadata_of,
-    outcome_metadata,
     start_order,
-    started_metadata,
-    status_response,
+    status_fields,
+    told_of,
     traced,
     whole_number,
 )
+from nexum_runtime.server.model.contract import StoreUnavailable
+from nexum_runtime.server.rpc.messages import CODES, DETAILS_LIMIT, Context, details
 from nexum_runtime.server.rpc.outbox import Answers
 from nexum_runtime.server.rpc.peers import Waiting
-from nexum_runtime.server.rules.snapshots import Snapshot
 from nexum_runtime.text import error_text
 from nexum_runtime.wire import batches
 
@@ -64,20 +58,17 @@ class ClientCalls:
         self._engine = engine
         self._waiting = waiting
 
-    @answering
-    async def Execute(self, request: Any, context: Context) -> Any:
+    async def Execute(self, request: Any, call: Call) -> Fields:
         """Start idempotently and wait for the end, or for the task that it claims, in one round trip."""
-        with self._waiting.place(context, request):
-            response, metadata = await self._execute(request, metadata_of(context))
-        context.set_trailing_metadata(metadata)
-        return response
+        fields, call.trailing = await self._execute(request, call.metadata)
+        return fields
 
-    async def _execute(self, request: Any, metadata: dict[str, Any]) -> tuple[Any, Trailing]:
+    async def _execute(self, request: Any, metadata: dict[str, Any]) -> tuple[Fields, Trailing]:
         wait_ms = whole_number(metadata, wire.WAIT_MS, wire.WAIT_MS_LIMIT, 0, wire.WAIT_MS_LIMIT)
         with traced("Execute", start_order(request, metadata)) as (span, order):
             started, snapshot = await self._engine.execute(order, wait_ms)
             span.tell(before=started.before, outcome=snapshot.execution.status)
-        return status_response(snapshot), _trailing(started, snapshot)
+        return status_fields(snapshot), told_of(started, snapshot)
 
     async def StreamCalls(self, requests: AsyncIterator[bytes], context: Context) -> None:
         """A client's one long call: each of its calls is an `Execute`, see `calls`."""
@@ -126,8 +117,8 @@ class ClientCalls:
                     )
                     response, told = pb.StatusResponse(), {wire.MESSAGE: message}
                 else:
-                    response, trailing = await self._execute(request, metadata)
-                    told = _as_texts(trailing)
+                    fields, trailing = await self._execute(request, metadata)
+                    response, told = _response(fields), _as_texts(trailing)
             finally:
                 self._waiting.leave(calls.peer, size_bytes)
         except (NexumError, StoreUnavailable) as error:
@@ -145,7 +136,7 @@ class ClientCalls:
                 async for started, snapshot in executing:
                     span.tell(before=started.before, outcome=snapshot.execution.status)
                     asking.close()  # from here on it is only present
-                    answers.put(number, _as_texts(_trailing(started, snapshot)), status_response(snapshot))
+                    answers.put(number, _as_texts(told_of(started, snapshot)), _response(status_fields(snapshot)))
                     if started.claimed is not None:
                         tell = self._engine.telling_to_stop(
                             started.claimed.task.task_id,
@@ -168,5 +159,5 @@ def _as_texts(metadata: Trailing) -> dict[str, str]:
     return {key: value if isinstance(value, str) else value.decode() for key, value in metadata}
 
 
-def _trailing(started: Started, snapshot: Snapshot) -> Trailing:
-    return (*started_metadata(started), *outcome_metadata(snapshot))
+def _response(fields: Fields) -> Any:
+    return pb.StatusResponse(**fields)

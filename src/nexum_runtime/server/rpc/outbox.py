@@ -9,7 +9,7 @@ from typing import Any
 from nexum.proto import nexum_pb2 as pb
 
 from nexum_runtime import wire
-from nexum_runtime.idempotency import key_of
+from nexum_runtime.server.methods.orders import task_fields
 from nexum_runtime.server.model.shapes import Claimed
 from nexum_runtime.wire import batches
 
@@ -134,17 +134,4 @@ class Answers:
 
 
 def _message(what: Any) -> Any:
-    return task_response(what) if isinstance(what, Claimed) else what
-
-
-def task_response(claimed: Claimed) -> Any:
-    task = claimed.task
-    return pb.PollResponse(
-        has_task=True,
-        task_id=task.task_id,
-        execution_id=task.execution_id,
-        node_id=task.node_id,
-        node_type=task.node_type,
-        input_json=claimed.input_json,
-        idempotency_key=key_of(task.execution_id, task.node_id, task.version_hash),
-    )
+    return pb.PollResponse(**task_fields(what)) if isinstance(what, Claimed) else what

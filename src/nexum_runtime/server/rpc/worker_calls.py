@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -11,28 +10,17 @@ from nexum.proto import nexum_pb2 as pb
 
 from nexum_runtime import wire
 from nexum_runtime.crash import crash_point
-from nexum_runtime.errors import InvalidRequest, NexumError
+from nexum_runtime.errors import NexumError
 from nexum_runtime.logs import Log
 from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.engine.streams import Stream
+from nexum_runtime.server.methods.orders import lease_ms, whole_number
 from nexum_runtime.server.model.contract import StoreUnavailable
-from nexum_runtime.server.rpc.messages import (
-    CODES,
-    Context,
-    Unreadable,
-    abort,
-    answering,
-    lease_ms,
-    metadata_of,
-    readable,
-    reader,
-    whole_number,
-)
+from nexum_runtime.server.rpc.messages import CODES, Context, Unreadable, abort, metadata_of, reader
 from nexum_runtime.server.rpc.outbox import Outbox
 from nexum_runtime.server.rpc.peers import Registrations, Waiting
 from nexum_runtime.wire import batches
 
-HELD_LIMIT = 10_000  # tasks of one worker in one heartbeat
 COMPLETIONS_LIMIT = 1_000  # of one stream that are being recorded; more are not read yet
 
 log = Log("nexum.service")
@@ -45,16 +33,6 @@ class WorkerCalls:
         self._engine = engine
         self._waiting = waiting
         self._registrations = registrations
-
-    @answering
-    async def Heartbeat(self, request: Any, context: Context) -> Any:
-        """Renew a worker's leases; `message` is a JSON list of the task ids it should stop.
-
-        `version_hash` has no meaning of its own here: a worker may say in it, as a JSON list, which task ids it holds.
-        """
-        held = _task_ids(request.version_hash) if request.version_hash else None
-        stops = await self._engine.heartbeat(request.worker_id, held)
-        return pb.AckResponse(ok=True, message=wire.canonical_json(stops))
 
     async def StreamTasks(self, requests: AsyncIterator[Any], context: Context) -> None:
         """A worker's one long call: tasks go out as they become ready, completions come in and are acknowledged.
@@ -106,16 +84,6 @@ class WorkerCalls:
         if under_way:
             await asyncio.wait(under_way)
 
-    async def Attend(self, request: Any, context: Context) -> AsyncIterator[Any]:
-        """Held open by who executes tasks in its own process: the end of this call is its own end."""
-        try:
-            with self._waiting.place(context, readable(request)):
-                async with aclosing(self._engine.attend(request.worker_id)) as attending:
-                    async for _ in attending:
-                        yield pb.AckResponse(ok=True)
-        except NexumError as error:
-            await abort(context, error)
-
 
 async def _completions(requests: AsyncIterator[bytes], in_batches: bool) -> AsyncIterator[Any]:
     read = reader(pb.CompleteRequest)
@@ -139,15 +107,3 @@ def _answer_completion(outbox: Outbox, task_id: str, recording: "asyncio.Future[
         outbox.refuse(task_id, CODES[type(error)].name, str(error))
     else:
         log.error("%s: %s", task_id, error, exc_info=error)
-
-
-def _task_ids(text: str) -> list[str]:
-    try:
-        task_ids = wire.parse_json(text)
-    except ValueError:
-        task_ids = None
-    if not isinstance(task_ids, list) or not all(isinstance(each, str) and wire.is_text(each) for each in task_ids):
-        raise InvalidRequest(f"The task ids {text[:80]!r} are not a JSON list of texts.")
-    if len(task_ids) > HELD_LIMIT:
-        raise InvalidRequest(f"A worker holds at most {HELD_LIMIT} tasks; this one names {len(task_ids)}.")
-    return task_ids
