@@ -7,6 +7,7 @@ loop. `shutdown_asyncgens()` does it: `asyncio.run` and its like call that when 
 
 import asyncio
 import os
+import sys
 import threading
 import warnings
 from collections.abc import AsyncGenerator
@@ -15,7 +16,6 @@ from contextlib import ExitStack, suppress
 from agents import get_current_span, get_current_trace
 
 from nexum_runtime import Client
-from nexum_runtime.client.connection import calls_ended
 from nexum_runtime.wire import DEFAULT_ADDRESS
 
 _clients: dict[asyncio.AbstractEventLoop, Client] = {}  # until their loops end
@@ -62,7 +62,10 @@ async def _until_the_end(loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None
     finally:
         vars(loop).pop("close", None)
         await _clients.pop(loop).close()
-        await calls_ended()
+        if "grpc" in sys.modules:
+            from nexum_runtime.client.connection import calls_ended
+
+            await calls_ended()
 
 
 def _run(loop: asyncio.AbstractEventLoop, end: AsyncGenerator[None, None]) -> None:

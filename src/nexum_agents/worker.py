@@ -8,13 +8,12 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agents import FunctionTool
 from agents.exceptions import ModelBehaviorError
 from agents.function_schema import FuncSchema, function_schema
 from agents.tool_context import ToolContext
-from nexum.context import ContextView
 
 from nexum_agents import seams
 from nexum_agents.consent import APPROVED, Yes, words_of
@@ -35,6 +34,9 @@ from nexum_runtime.signals import stop_requested
 from nexum_runtime.text import error_line, redact, shorten
 from nexum_runtime.worker import DRAIN_SECONDS
 from nexum_runtime.worker.attempt import run_in_thread
+
+if TYPE_CHECKING:
+    from nexum.context import ContextView
 
 LOGGED_CHARS = 120  # of a call's arguments
 CONCURRENCY = 8
@@ -85,13 +87,13 @@ class Worker:
         """Take nothing new, and end `run()`."""
         self._worker.stop()
 
-    async def _run(self, context: ContextView) -> Recorded:
+    async def _run(self, context: "ContextView") -> Recorded:
         return await self._execute(context, {})
 
-    async def _run_approved(self, context: ContextView) -> Recorded:
+    async def _run_approved(self, context: "ContextView") -> Recorded:
         return await self._execute(context, context.get(APPROVAL_NODE))
 
-    async def _execute(self, context: ContextView, yes: Yes) -> Recorded:
+    async def _execute(self, context: "ContextView", yes: Yes) -> Recorded:
         call = ToolCall.model_validate(context.input)
         tracing.annotate(tool=call.tool_name)
         tool = self._tools.get(call.tool_name)

@@ -33,13 +33,11 @@ object that every language reads alike.
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias
 
-from nexum import WorkflowDef, workflow
-from nexum.context import ContextView
 from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from nexum_runtime import human_approval
+from nexum_runtime.definition import Node, Workflow
 
 NODE = "tool_call"
 APPROVAL_NODE = "approval"
@@ -78,32 +76,28 @@ class Recorded(BaseModel):
         return {name: value for name, value in dump(self).items() if value or name in always}
 
 
-Handler = Callable[[ContextView], Awaitable[Recorded]]
+Handler: TypeAlias = Callable[[Any], Awaitable[Recorded]]
 
 
-async def _runs_in_a_worker(context: ContextView) -> Recorded:
-    raise NotImplementedError("a worker executes tool calls")
-
-
-async def _runs_in_its_own_process(context: ContextView) -> Recorded:
-    raise NotImplementedError("the process that starts a local effect executes it")
-
-
-def tool_call_workflow(handler: Handler = _runs_in_a_worker) -> WorkflowDef:
+def tool_call_workflow(handler: Handler | None = None) -> Workflow:
     """The workflow of a tool call. A client needs only its shape; a worker passes the handler that runs the calls."""
-    return workflow("openai-agents-tool-call").effect(NODE, Recorded, handler).build()
+    return Workflow("openai-agents-tool-call", (Node(NODE, "EFFECT", Recorded, handler),))
 
 
-def approved_tool_call_workflow(handler: Handler = _runs_in_a_worker) -> WorkflowDef:
+def approved_tool_call_workflow(handler: Handler | None = None) -> Workflow:
     """The same for calls that need a person's yes."""
-    approved = human_approval(workflow("openai-agents-approved-tool-call"), APPROVAL_NODE)
-    return approved.effect(NODE, Recorded, handler).build()
+    approval, call = Node(APPROVAL_NODE, "HUMAN_APPROVAL"), Node(NODE, "EFFECT", Recorded, handler)
+    return Workflow("openai-agents-approved-tool-call", (approval, call))
+
+
+def _local(workflow_id: str, node_id: str) -> Workflow:
+    return Workflow(workflow_id, (Node(node_id, "EFFECT", Recorded),))
 
 
 TOOL_CALL, APPROVED_TOOL_CALL = tool_call_workflow(), approved_tool_call_workflow()
-APPROVAL = human_approval(workflow("openai-agents-approval"), APPROVAL_NODE).build()
-QUESTION = human_approval(workflow("openai-agents-question"), ANSWER_NODE).build()
-LOCAL_CALL = workflow("openai-agents-local-call").effect(LOCAL_NODE, Recorded, _runs_in_its_own_process).build()
-MODEL_TURN = workflow("openai-agents-model-turn").effect(TURN_NODE, Recorded, _runs_in_its_own_process).build()
-RUN_END = workflow("openai-agents-run-end").effect("run_end", Recorded, _runs_in_its_own_process).build()
-ASKED_ANEW = workflow("openai-agents-asked-anew").effect("asked_anew", Recorded, _runs_in_its_own_process).build()
+APPROVAL = Workflow("openai-agents-approval", (Node(APPROVAL_NODE, "HUMAN_APPROVAL"),))
+QUESTION = Workflow("openai-agents-question", (Node(ANSWER_NODE, "HUMAN_APPROVAL"),))
+LOCAL_CALL = _local("openai-agents-local-call", LOCAL_NODE)
+MODEL_TURN = _local("openai-agents-model-turn", TURN_NODE)
+RUN_END = _local("openai-agents-run-end", "run_end")
+ASKED_ANEW = _local("openai-agents-asked-anew", "asked_anew")

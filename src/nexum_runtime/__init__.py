@@ -3,6 +3,7 @@
 import os
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 # gRPC looks at these once, when it is imported. It writes to stderr of every handshake that fails, and again at every
 # new try; what is wrong is said in an error. Its event engine hands each message through more threads than the
@@ -16,7 +17,9 @@ if "grpc" in sys.modules:  # someone has imported it before, so it looks again
 
     getattr(cygrpc, "reset_grpc_config_vars", lambda: None)()
 
-if find_spec("nexum") is None or find_spec("nexum.proto") is None:
+if not (  # looked for, and not imported: it brings gRPC along
+    (sdk := find_spec("nexum")) and any(Path(each, "proto").is_dir() for each in sdk.submodule_search_locations or ())
+):
     raise ImportError(
         "Nexum's SDK is not here, or the unrelated project `nexum` of the package index stands in its place. "
         "Run: pip uninstall --yes nexum nexum-py && pip install nexum-py==0.2.0"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parents[2] / "src"
-COMMON = "errors text logs signals tracing crash idempotency forking"
+COMMON = "errors text logs signals tracing crash idempotency forking definition"
 
 ROOMS = {  # a folder, or some modules → what it may import of this package, besides its own
     COMMON: "",

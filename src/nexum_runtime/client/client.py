@@ -40,12 +40,16 @@ ERROR_LIMIT = 16 * 1024  # characters sent of an error's text
 
 
 class Definition(Protocol):
-    """A built workflow, as nexum-py's `workflow(...).build()` returns it."""
+    """A built workflow, as nexum-py's `workflow(...).build()` returns it; of its `nodes`, each has its `id`."""
 
-    workflow_id: str
-    version_hash: str
-    ir_json: str
-    nodes: Sequence[Any]  # each with its `id`
+    @property
+    def workflow_id(self) -> str: ...
+    @property
+    def version_hash(self) -> str: ...
+    @property
+    def ir_json(self) -> str: ...
+    @property
+    def nodes(self) -> Sequence[Any]: ...
 
 
 class Client:

@@ -7,9 +7,8 @@ import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import copy_context
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from nexum.context import ContextView
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
 from nexum_runtime import tracing, wire
@@ -18,6 +17,9 @@ from nexum_runtime.errors import TaskError
 from nexum_runtime.idempotency import idempotent_by
 from nexum_runtime.logs import about_attempt
 from nexum_runtime.text import duration_text
+
+if TYPE_CHECKING:
+    from nexum.context import ContextView
 
 T = TypeVar("T")
 
@@ -108,6 +110,8 @@ class Attempt:
         outputs = {
             node_id: _as_model(workflow.get_node(node_id), output) for node_id, output in task_input["deps"].items()
         }
+        from nexum.context import ContextView  # which brings gRPC along, and few processes work
+
         context = ContextView(input_data=task_input["input"], outputs=outputs)
         span = tracing.span(
             "worker",
@@ -131,7 +135,7 @@ class Attempt:
             reason = f"Node {node.id!r} returned what cannot be recorded: {error}"
             raise TaskError(reason, retryable=False, unknown=True) from error
 
-    async def _within(self, timeout_ms: int | None, handler: Callable[..., Any], context: ContextView) -> Any:
+    async def _within(self, timeout_ms: int | None, handler: Callable[..., Any], context: "ContextView") -> Any:
         """What the handler returns, also when that comes a moment late."""
         timer = None
         if timeout_ms:
