@@ -6,7 +6,6 @@ loop. `shutdown_asyncgens()` does it: `asyncio.run` and its like call that when 
 """
 
 import asyncio
-import os
 import sys
 import threading
 import warnings
@@ -16,22 +15,21 @@ from contextlib import ExitStack, suppress
 from agents import get_current_span, get_current_trace
 
 from nexum_runtime import Client
-from nexum_runtime.wire import DEFAULT_ADDRESS
+from nexum_runtime.engines import near
 
 _clients: dict[asyncio.AbstractEventLoop, Client] = {}  # until their loops end
 
 
 def nexum_client() -> Client:
-    """The client of the running event loop. NEXUM_ADDRESS says where its server is.
+    """The client of the running event loop: of the server at NEXUM_ADDRESS, or else of the engine that is nearest.
 
-    The address is that of the call that makes it, the first one of a loop.
-    Raises InvalidRequest for what is not an address, and ForkedWhileConnected.
+    The settings are those of the call that makes it, the first one of a loop.
+    Raises InvalidRequest for what is not an address, or no database, and ForkedWhileConnected.
     """
     loop = asyncio.get_running_loop()
     client = _clients.get(loop)
     if client is None:
-        address = os.environ.get("NEXUM_ADDRESS", DEFAULT_ADDRESS)
-        client = _clients[loop] = Client(address, span_attributes=_sdk_ids)
+        client = _clients[loop] = near(span_attributes=_sdk_ids)
         _close_with(loop)
     return client
 

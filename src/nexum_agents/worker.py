@@ -4,7 +4,6 @@ import asyncio
 import inspect
 import json
 import logging
-import os
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -29,6 +28,7 @@ from nexum_agents.workflows import (
 )
 from nexum_runtime import NexumError, tracing, wire
 from nexum_runtime import Worker as RuntimeWorker
+from nexum_runtime.engines import near
 from nexum_runtime.logs import Log, log_to_stderr
 from nexum_runtime.signals import stop_requested
 from nexum_runtime.text import error_line, redact, shorten
@@ -49,7 +49,8 @@ class Worker:
     """Executes the calls of these tools: functions, `function_tool`s or `durable_tool`s, each by its own name.
 
     `workflows` are workflows of your own that it executes as well, as nexum-py's `workflow(…).build()` returns them.
-    `concurrency` is how many calls run at once; `address` where the server is, by default NEXUM_ADDRESS.
+    `concurrency` is how many calls run at once; `address` where the server is, by default NEXUM_ADDRESS,
+    or else the engine that is nearest.
     Raises ValueError for two tools of one name, TypeError for one that takes the run context.
     """
 
@@ -71,9 +72,10 @@ class Worker:
                     f"Two tools are called {tool.name!r}: a worker could not tell whose a call is. Rename one."
                 )
             self._tools[tool.name] = tool
-        host, port = wire.split_address(address or os.environ.get("NEXUM_ADDRESS", wire.DEFAULT_ADDRESS))
         carriers = [tool_call_workflow(self._run), approved_tool_call_workflow(self._run_approved)]
-        self._worker = RuntimeWorker([*carriers, *workflows], concurrency=concurrency, host=host, port=port)
+        self._worker = RuntimeWorker(
+            [*carriers, *workflows], concurrency=concurrency, open_client=lambda: near(address)
+        )
 
     @property
     def tool_names(self) -> list[str]:

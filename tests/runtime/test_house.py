@@ -25,8 +25,10 @@ ROOMS = {  # a folder, or some modules → what it may import of this package, b
     "server.methods": f"{COMMON} wire server.model server.store server.rules server.engine",
     "server.rpc": f"{COMMON} wire server.model server.store server.rules server.engine server.methods",
     "server.web": f"{COMMON} wire server.model server.store server.rules server.engine",
+    "server.door": f"{COMMON} wire server.engine server.rpc",
     "server.app": f"{COMMON} wire server",
-    "cli": f"{COMMON} wire client worker server",
+    "engines": f"{COMMON} wire client server",
+    "cli": f"{COMMON} wire client worker server engines",
     "__init__": f"{COMMON} wire client worker",
 }
 LIBRARIES = {"nexum", "grpc", "google", "pydantic_core", "rich", "typer", "opentelemetry"}

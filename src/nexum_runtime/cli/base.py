@@ -1,7 +1,6 @@
 """What the commands share: the options that all of them have, how they end, and how they print."""
 
 import asyncio
-import os
 import sys
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -34,9 +33,15 @@ app = typer.Typer(
 )
 
 Address = Annotated[
-    str,
+    str | None,
     typer.Option(
-        "--address", "--server", "-s", envvar="NEXUM_ADDRESS", help="Where the server is.", metavar="HOST:PORT"
+        "--address",
+        "--server",
+        "-s",
+        envvar="NEXUM_ADDRESS",
+        help="Where the server is. Without it: whoever has this folder's database.",
+        metavar="HOST:PORT",
+        show_default=False,
     ),
 ]
 
@@ -63,11 +68,11 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for 
 
 def names(incomplete: str) -> list[str]:
     """For the shell's completion: sessions that begin so, or with a "/" executions. Of no server there are none."""
-    from nexum_runtime.client import Client
+    from nexum_runtime.engines import Use, near
     from nexum_runtime.errors import NexumError
 
     async def fetch() -> list[str]:
-        async with Client(os.environ.get("NEXUM_ADDRESS", wire.DEFAULT_ADDRESS)) as client:
+        async with near(use=Use.LOOK) as client:
             return [each.execution_id for each in await client.executions(incomplete, COMPLETED_LIMIT)]
 
     with suppress(NexumError):

@@ -77,17 +77,17 @@ def compare(
     ],
     b: Annotated[str, typer.Argument(metavar="B", help="Another one.", autocompletion=names)],
     as_json: Json = False,
-    address: Address = wire.DEFAULT_ADDRESS,
+    address: Address = None,
 ) -> None:
     """Compare what two sessions did, and say where they part.
 
     Their turns and calls side by side, in order, with how long each took and the tokens it used; then their answers.
     A line begins with ! where they differ, with < or > where only the first or the second one has something.
     """
-    from nexum_runtime.client import Client
+    from nexum_runtime.engines import Use, near
 
     async def fetch() -> tuple[Side, Side]:
-        async with Client(address) as client:
+        async with near(address, use=Use.LOOK) as client:
             return await _side(client, a.removesuffix("/")), await _side(client, b.removesuffix("/"))
 
     sides = run(fetch())

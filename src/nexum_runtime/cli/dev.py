@@ -9,8 +9,7 @@ import typer
 
 from nexum_runtime import wire
 from nexum_runtime.cli.base import app, examples, fail
-
-DATABASE_DEFAULT = ".nexum/local.db"
+from nexum_runtime.engines.nearest import DATABASE_DEFAULT
 
 
 @app.command(
@@ -67,6 +66,7 @@ def dev(
     """
     import logging
 
+    from nexum_runtime.engines.nearest import database_from_environment
     from nexum_runtime.errors import InvalidRequest
     from nexum_runtime.logs import Log, log_to_stderr
     from nexum_runtime.server.app import CannotBind, Server, ServerConfig, Tls, is_loopback
@@ -81,7 +81,7 @@ def dev(
         fail("TLS needs both --tls-cert and --tls-key.")
     try:
         config = ServerConfig(
-            database=db or _database_from_environment(),
+            database=db or database_from_environment(),
             host=host,
             port=port,
             max_message_mib=max_message_mib,
@@ -142,14 +142,3 @@ def _token(token_file: Path | None) -> str | None:
     with token_file.open("rb") as file:
         text = file.read(wire.TOKEN_CHARS_LIMIT + len("\r\n") + 1).decode(errors="replace")
     return wire.check_token(text.removesuffix("\n").removesuffix("\r"), str(token_file))
-
-
-def _database_from_environment() -> Path:
-    url = os.environ.get("NEXUM_DATABASE_URL", f"sqlite:///{DATABASE_DEFAULT}")
-    scheme, _, path = url.partition(":///")
-    if scheme != "sqlite" or not path or path == ":memory:" or "?" in path:
-        fail(f"NEXUM_DATABASE_URL is {url!r}; it must be sqlite:///path, or sqlite:////path from the root.")
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:  # ~somebody whom this machine does not know
-        fail(f"NEXUM_DATABASE_URL is {url!r}, and there is no such home directory.")

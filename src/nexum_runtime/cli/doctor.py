@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from nexum_runtime import wire
 from nexum_runtime.cli.base import (
     FAILED,
     NO_SERVER,
@@ -27,35 +26,35 @@ if TYPE_CHECKING:
 
 
 @app.command(epilog=examples("nexum doctor", "nexum doctor --json | jq -r '.findings[].text'"))
-def doctor(as_json: Json = False, address: Address = wire.DEFAULT_ADDRESS) -> None:
+def doctor(as_json: Json = False, address: Address = None) -> None:
     """Say what is wrong, and what to do about it.
 
     Is the server there, is its database sound, is anyone working, what is stuck and why?
     Ends with 0 when all is well, with 1 when something is wrong, with 3 when no server answers.
     """
-    from nexum_runtime.client import Client
+    from nexum_runtime.engines import Use, near
     from nexum_runtime.errors import ServerUnavailable
 
-    async def ask() -> tuple[dict[str, Any] | None, list[Finding], int]:
-        async with Client(address) as client:
+    async def ask() -> tuple[dict[str, Any] | None, list[Finding], int, str]:
+        async with near(address, use=Use.CHANGE) as client:
             started = time.monotonic()
             try:
                 approvals = await client.approvals()
                 answered_ms = round((time.monotonic() - started) * 1000)
                 told = await client.inspect()
             except ServerUnavailable as error:
-                return None, [Finding("no-server", str(error))], 0
-            return told, list(findings(told, approvals)), answered_ms
+                return None, [Finding("no-server", str(error))], 0, client.address
+            return told, list(findings(told, approvals)), answered_ms, client.address
 
-    told, found, answered_ms = run(ask())
+    told, found, answered_ms, where = run(ask())
     well = not any(finding.is_wrong for finding in found)
     if as_json:
         finding_rows = [{"cause": each.cause, "is_wrong": each.is_wrong, "text": each.text} for each in found]
-        print_json({"address": address, "well": well, "findings": finding_rows, "server": told})
+        print_json({"address": where, "well": well, "findings": finding_rows, "server": told})
     else:
         out = console()
         if told:
-            out.print(f"server      {shown(address)} answers in {duration_text(answered_ms)}", soft_wrap=True)
+            out.print(f"server      {shown(where)} answers in {duration_text(answered_ms)}", soft_wrap=True)
             _print_state(out, told)
         for finding in found:
             mark = "[red]✗[/]" if finding.is_wrong else "[yellow]·[/]"

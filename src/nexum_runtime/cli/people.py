@@ -53,16 +53,16 @@ def approvals(
         str, typer.Argument(metavar="EXECUTION_OR_SESSION", help="Only what waits in there.", show_default=False)
     ] = "",
     as_json: Json = False,
-    address: Address = wire.DEFAULT_ADDRESS,
+    address: Address = None,
 ) -> None:
     """List what waits for a person's yes or answer.
 
     With what is asked, whole when one execution is named, until when, and the commands that answer.
     """
-    from nexum_runtime.client import Client
+    from nexum_runtime.engines import Use, near
 
     async def fetch() -> list[tuple[Any, dict[str, Any]]]:
-        async with Client(address) as client:
+        async with near(address, use=Use.LOOK) as client:
             waiting = await _pending(client, name)
             return [(each, await _history(client, each.execution_id)) for each in waiting]
 
@@ -150,17 +150,17 @@ def answer(
     text: Annotated[str, typer.Argument(metavar="TEXT", help='The answer; "-" reads it from stdin.')],
     node: Annotated[str, typer.Option(help="Which node, when several wait.", show_default=False)] = "",
     approver: Approver = "",
-    address: Address = wire.DEFAULT_ADDRESS,
+    address: Address = None,
 ) -> None:
     """Answer a question that waits for you.
 
     When there are choices, the answer is one of them.
     """
-    from nexum_runtime.client import Client
+    from nexum_runtime.engines import Use, near
 
     async def send() -> str:
         said = sys.stdin.read().removesuffix("\n") if text == "-" else text
-        async with Client(address) as client:
+        async with near(address, use=Use.CHANGE) as client:
             id, at = (execution, node) if node else await _the_pending(client, execution)
             history = await _history(client, id)
             if any(each["node_id"] == at and "choices" not in each for each in _requests(history)):
@@ -188,18 +188,18 @@ def approve(
         str | None, typer.Option(metavar="JSON", help="Other arguments to go on with, all of them, as an object.")
     ] = None,
     approver: Approver = "",
-    address: Address = wire.DEFAULT_ADDRESS,
+    address: Address = None,
 ) -> None:
     """Say yes to what waits for it.
 
     --args lets it go on with other arguments than it asks for, where it takes any.
     """
-    from nexum_runtime.client import Client
+    from nexum_runtime.engines import Use, near
 
     changed = None if args is None else _arguments(args)
 
     async def send() -> str:
-        async with Client(address) as client:
+        async with near(address, use=Use.CHANGE) as client:
             which = (execution, node) if node else await _the_pending(client, execution)
             return await client.approve(*which, approver or user(), comment, args=changed) or "Approved."
 
@@ -212,16 +212,16 @@ def reject(
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; the one who asked is told.")],
     node: Node = "",
     approver: Approver = "",
-    address: Address = wire.DEFAULT_ADDRESS,
+    address: Address = None,
 ) -> None:
     """Say no to what waits for a yes, and why."""
-    from nexum_runtime.client import Client
+    from nexum_runtime.engines import Use, near
 
     if not reason.strip():
         fail("Say why: --reason is empty.", USAGE)
 
     async def send() -> str:
-        async with Client(address) as client:
+        async with near(address, use=Use.CHANGE) as client:
             which = (execution, node) if node else await _the_pending(client, execution)
             return await client.reject(*which, approver or user(), reason) or "Rejected."
 
@@ -229,16 +229,16 @@ def reject(
 
 
 @app.command(epilog=examples("nexum cancel my-session/web_search/3fa2/0", "nexum cancel my-session"))
-def cancel(name: Name, address: Address = wire.DEFAULT_ADDRESS) -> None:
+def cancel(name: Name, address: Address = None) -> None:
     """Cancel an execution, or all that runs of a session.
 
     Tools that run are told to stop.
     An effect that happens once and has begun is not cut short; what came of it is unknown until it ends.
     """
-    from nexum_runtime.client import Client
+    from nexum_runtime.engines import Use, near
 
     async def send() -> None:
-        async with Client(address) as client:
+        async with near(address, use=Use.CHANGE) as client:
             try:
                 print(await client.cancel(name))
             except NotFound:
@@ -264,19 +264,19 @@ def resolve(
     failed: Annotated[str | None, typer.Option(metavar="REASON", help="It failed, for this reason.")] = None,
     retry: Annotated[bool, typer.Option("--retry", help="Attempt it again, whatever came of it.")] = False,
     node: Annotated[str, typer.Option(help="Which node, when several are unknown.", show_default=False)] = "",
-    address: Address = wire.DEFAULT_ADDRESS,
+    address: Address = None,
 ) -> None:
     """Settle an outcome that is unknown.
 
     Say what became of the execution, or have it attempted again.
     """
-    from nexum_runtime.client import Client
+    from nexum_runtime.engines import Use, near
 
     if sum((result is not None, failed is not None, retry)) != 1:
         fail("Say one of --result TEXT, --failed REASON and --retry.", USAGE)
 
     async def send() -> str:
-        async with Client(address) as client:
+        async with near(address, use=Use.CHANGE) as client:
             if result is not None:
                 return await client.resolve(execution, "result", wire.canonical_json(result), node_id=node)
             if failed is not None:
@@ -292,17 +292,17 @@ def retry(
     unknown: Annotated[
         bool, typer.Option("--unknown", help="Also an effect that happens once and may have happened already.")
     ] = False,
-    address: Address = wire.DEFAULT_ADDRESS,
+    address: Address = None,
 ) -> None:
     """Try again what failed, of a session or alone.
 
     An execution that was cancelled is tried again if it is named itself. What is recorded stays. An effect that
     happens once, and may have happened, is left alone unless --unknown says that it may happen again.
     """
-    from nexum_runtime.client import Client
+    from nexum_runtime.engines import Use, near
 
     async def send() -> list[str]:
-        async with Client(address) as client:
+        async with near(address, use=Use.CHANGE) as client:
             try:
                 histories = [await _history(client, name)]
             except NotFound:

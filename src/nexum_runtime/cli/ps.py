@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nexum_runtime import wire
 from nexum_runtime.cli.base import (
     OPEN,
     SHOWN_CHARS,
@@ -66,23 +65,23 @@ def ps(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most this many, the newest.")] = 20,
     watch: Annotated[bool, typer.Option("--watch", help="Go on, and tell what changes, until Ctrl-C.")] = False,
     as_json: Json = False,
-    address: Address = wire.DEFAULT_ADDRESS,
+    address: Address = None,
 ) -> None:
     """List executions, the newest first.
 
     --watch redraws the list, and prints a line for each change where no terminal shows it.
     """
-    from nexum_runtime.client import Client
+    from nexum_runtime.engines import Use, near
 
-    async def fetch(client: Client) -> list[dict[str, Any]]:
+    async def fetch(client: "Client") -> list[dict[str, Any]]:
         return await client.listed(prefix, limit, status=status or "", workflow_id=workflow)
 
     async def once() -> list[dict[str, Any]]:
-        async with Client(address) as client:
+        async with near(address, use=Use.LOOK) as client:
             return await fetch(client)
 
     async def go_on() -> None:
-        async with Client(address) as client:
+        async with near(address, use=Use.LOOK) as client:
             if as_json or not out.is_terminal:
                 await _tell_changes(client, fetch, print_json if as_json else _print_line)
             else:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nexum_runtime import wire
 from nexum_runtime.cli.base import (
     USAGE,
     Address,
@@ -40,16 +39,16 @@ def sessions(
     ] = "",
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most this many, the latest.")] = 20,
     as_json: Json = False,
-    address: Address = wire.DEFAULT_ADDRESS,
+    address: Address = None,
 ) -> None:
     """List sessions, the one that began something last first.
 
     With the runs, the turns of models, the calls and steps of each, the tokens it has used, and what it waits for.
     """
-    from nexum_runtime.client import Client
+    from nexum_runtime.engines import Use, near
 
     async def fetch() -> list[dict[str, Any]]:
-        async with Client(address) as client:
+        async with near(address, use=Use.LOOK) as client:
             return await client.sessions(prefix, limit)
 
     found = run(fetch())
@@ -76,17 +75,17 @@ def stop(
     session: Session,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Told to whoever runs it.", show_default=False)] = "",
     by: Approver = "",
-    address: Address = wire.DEFAULT_ADDRESS,
+    address: Address = None,
 ) -> None:
     """Stop a session: no turn and no call of it begins any more.
 
     What runs is cut short where it runs, but for calls that happen once: they are let finish, and recorded. A run of it
     ends, and says who stopped it and why, until `nexum go`. What is recorded stays.
     """
-    from nexum_runtime.client import Client
+    from nexum_runtime.engines import Use, near
 
     async def send() -> dict[str, list[str]]:
-        async with Client(address) as client:
+        async with near(address, use=Use.CHANGE) as client:
             return await client.stop_session(session.removesuffix("/"), by or user(), reason)
 
     told = run(send())
@@ -97,15 +96,15 @@ def stop(
 
 
 @app.command(epilog=examples("nexum go my-session"))
-def go(session: Session, address: Address = wire.DEFAULT_ADDRESS) -> None:
+def go(session: Session, address: Address = None) -> None:
     """Let a stopped session go on.
 
     Calls that a worker has to execute begin at once; for the rest, run its program again.
     """
-    from nexum_runtime.client import Client
+    from nexum_runtime.engines import Use, near
 
     async def send() -> bool:
-        async with Client(address) as client:
+        async with near(address, use=Use.CHANGE) as client:
             return await client.go_session(session.removesuffix("/"))
 
     was_stopped = run(send())
@@ -132,7 +131,7 @@ def forget(
         bool, typer.Option("--even-once", help="Also calls that happen once, or had a yes: they may happen again.")
     ] = False,
     by: Approver = "",
-    address: Address = wire.DEFAULT_ADDRESS,
+    address: Address = None,
 ) -> None:
     """Take back what a session has recorded from a turn on.
 
@@ -140,14 +139,14 @@ def forget(
     readable: what was s1 is s1~1 then, the next time s1~2. What has not ended is refused unless the session is
     stopped.
     """
-    from nexum_runtime.client import Client
+    from nexum_runtime.engines import Use, near
 
     if (after is None) == (not turn):
         fail("Say from where on: one of --after N and --turn ID.", USAGE)
     name = session.removesuffix("/")
 
     async def send() -> dict[str, Any]:
-        async with Client(address) as client:
+        async with near(address, use=Use.CHANGE) as client:
             return await client.forget_session(name, after=after, turn=turn, by=by or user(), even_once=even_once)
 
     told = run(send())
@@ -169,19 +168,19 @@ def fork(
         ),
     ] = "",
     by: Approver = "",
-    address: Address = wire.DEFAULT_ADDRESS,
+    address: Address = None,
 ) -> None:
     """Begin a new session with what another one has recorded.
 
     A run of the new session gets all of that from the store, and goes on from there. What happens once and was done is
     not done again, and a yes that was given counts. What has not ended is left out. The other session stays as it is.
     """
-    from nexum_runtime.client import Client
+    from nexum_runtime.engines import Use, near
 
     name, new_name = session.removesuffix("/"), new.removesuffix("/")
 
     async def send() -> dict[str, Any]:
-        async with Client(address) as client:
+        async with near(address, use=Use.CHANGE) as client:
             return await client.fork_session(name, new_name, before=before or None, by=by or user())
 
     told = run(send())

@@ -59,7 +59,7 @@ def show(
     output: Annotated[bool, typer.Option("--output", help="Its whole result instead; with --json as JSON.")] = False,
     answer: Annotated[bool, typer.Option("--answer", help="What the last run of a session came to instead.")] = False,
     as_json: Json = False,
-    address: Address = wire.DEFAULT_ADDRESS,
+    address: Address = None,
 ) -> None:
     """Show what a session or an execution did, and when.
 
@@ -68,13 +68,13 @@ def show(
     --follow ends with what it follows: an execution when it has ended
     (with 1 unless it is COMPLETED), a session when nothing of it has run for 10 seconds.
     """
-    from nexum_runtime.client import Client
+    from nexum_runtime.engines import Use, near
 
     if follow + output + answer > 1:
         fail("Say one of --follow, --output and --answer.", USAGE)
 
     async def tell() -> None:
-        async with Client(address) as client:
+        async with near(address, use=Use.LOOK) as client:
             if answer:
                 await _print_answer(client, name.removesuffix("/"), as_json)
                 return

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from nexum_runtime import wire
 from nexum_runtime.cli.base import USAGE, Address, app, counted, examples, fail, run
 from nexum_runtime.text import size_text
 
@@ -22,14 +21,14 @@ def prune(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count them, and delete nothing.")] = False,
-    address: Address = wire.DEFAULT_ADDRESS,
+    address: Address = None,
 ) -> None:
     """Delete what ended long ago.
 
     Its disk space is given back. What runs stays, and so does what waits for a person's word: an outcome that is
     unknown. A session that is run again after it was pruned executes its calls anew.
     """
-    from nexum_runtime.client import Client
+    from nexum_runtime.engines import Use, near
 
     match = re.fullmatch(r"([0-9]{1,6})([smhd])", older_than)
     if not match:
@@ -40,7 +39,7 @@ def prune(
     age_ms = int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] * 1000
 
     async def send() -> dict[str, int]:
-        async with Client(address) as client:
+        async with near(address, use=Use.CHANGE) as client:
             return await client.prune(prefix, age_ms, dry_run=dry_run)
 
     pruned = run(send())

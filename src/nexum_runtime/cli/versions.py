@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 def versions(
     workflow: Annotated[str, typer.Argument(metavar="WORKFLOW", help="Only of this one.", show_default=False)] = "",
     as_json: Json = False,
-    address: Address = wire.DEFAULT_ADDRESS,
+    address: Address = None,
 ) -> None:
     """List the versions of workflows, the newest first."""
     from rich.table import Table
 
-    from nexum_runtime.client import Client
+    from nexum_runtime.engines import Use, near
 
     async def fetch() -> list[Any]:
-        async with Client(address) as client:
+        async with near(address, use=Use.LOOK) as client:
             return await client.versions(workflow)
 
     found = run(fetch())
@@ -90,17 +90,17 @@ def diff(
     ] = "",
     new: Annotated[str, typer.Argument(metavar="B", help="Another one.", show_default=False)] = "",
     as_json: Json = False,
-    address: Address = wire.DEFAULT_ADDRESS,
+    address: Address = None,
 ) -> None:
     """Compare the nodes of two versions of a workflow.
 
     By default the newest with the one before it; when one version is named, that one with the newest. Ends with 1 when
     the change is BREAKING.
     """
-    from nexum_runtime.client import Client
+    from nexum_runtime.engines import Use, near
 
     async def fetch() -> tuple[Any, Any]:
-        async with Client(address) as client:
+        async with near(address, use=Use.LOOK) as client:
             hashes = await _hashes(client, workflow, old, new)
             before, after = [await client.definition(workflow, version_hash) for version_hash in hashes]
             return before, after

@@ -52,7 +52,8 @@ class Connection:
 
     def __init__(self, address: str, token: str | None, tls_ca: Path | None) -> None:
         forking.begin()
-        wire.split_address(address)  # gRPC would take anything, and never connect
+        if not address.startswith("unix:"):
+            wire.split_address(address)  # gRPC would take anything, and never connect
         self.address = address
         token = token or os.environ.get("NEXUM_TOKEN")
         self._token = wire.check_token(token, "NEXUM_TOKEN") if token else None

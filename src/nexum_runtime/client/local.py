@@ -207,7 +207,7 @@ async def presence(
         if not is_over and not told.cancelled():
             stop(told.result())
 
-    timer = loop.call_later(_heartbeat_seconds(), beat)
+    timer = None if claim is not None and claim.is_kept else loop.call_later(_heartbeat_seconds(), beat)
     if claim is None:
         attend()
     else:
@@ -217,7 +217,8 @@ async def presence(
         yield
     finally:
         is_over = True
-        timer.cancel()
+        if timer is not None:
+            timer.cancel()
         if claim is not None:
             claim.lost.remove_done_callback(attend)
             claim.leave()

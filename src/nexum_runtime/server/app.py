@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import ipaddress
-import logging
 import socket
 import ssl
 from dataclasses import dataclass, field
@@ -13,19 +12,14 @@ import grpc
 
 from nexum_runtime import tracing, wire
 from nexum_runtime.errors import InvalidRequest
+from nexum_runtime.server.door import Door
 from nexum_runtime.server.engine.engine import Engine
-from nexum_runtime.server.rpc.peers import TokenCheck, Waiting
-from nexum_runtime.server.rpc.service import Services
+from nexum_runtime.server.rpc.listening import grpc_server
+from nexum_runtime.server.rpc.peers import Waiting
 from nexum_runtime.server.store.sqlite import SqliteStore
 from nexum_runtime.text import MIB
-from nexum_runtime.wire import keepalive
 
 DRAIN_SECONDS = 3.0
-# A message up to this many times the limit is still read, to be refused in a sentence that names both sizes.
-OVERSIZE_READ = 4
-# Calls of one connection that have arrived and were not looked at yet. gRPC itself refuses some of more than 1,000 at
-# once, as CANCELLED and without a word of why, where `Waiting` would take them or say what is wrong.
-PENDING_LIMIT = 10_000
 PORT_IN_USE = "the port is in use"
 
 
@@ -91,34 +85,24 @@ class Server:
         self.store = SqliteStore(config.database)
         self.engine = Engine(self.store, max_message_bytes=config.max_message_mib * MIB)
         self.waiting = Waiting()
+        self._door = Door(self.store.path, self.engine, self.store.tell_where)
 
     async def start(self) -> None:
         """Serve. Raises CannotBind."""
         tracing.tracer("server")
-        logging.getLogger("grpc._cython.cygrpc").addFilter(_is_not_of_a_client_that_left)
-        self._grpc = grpc.aio.server(
-            interceptors=[TokenCheck(self._config.token)] if self._config.token else [],
-            options=[
-                *keepalive.server(),
-                ("grpc.so_reuseport", 0),  # a second server on this port is an error, not a rival
-                ("grpc.max_receive_message_length", OVERSIZE_READ * self._config.max_message_mib * MIB),
-                ("grpc.max_send_message_length", -1),
-                ("grpc.server.max_pending_requests", PENDING_LIMIT),
-                ("grpc.server.max_pending_requests_hard_limit", PENDING_LIMIT),
-            ],
-        )
-        self._grpc.add_generic_rpc_handlers(Services(self.engine, self.waiting).handlers())
+        self._grpc = grpc_server(self.engine, self.waiting, self._config.token)
         try:
             for host in self._hosts():
                 self.port = self._bind(host)
                 if self.metrics_port is not None:
                     self.metrics_port = await self._serve_metrics(host, self.metrics_port)
-            await self.engine.restart_clock()
+            await self.engine.take_over()
         except BaseException:
             self._stop_metrics()
             await self.store.close()
             raise
         await self._grpc.start()
+        await self._door.open()
         self._sweeper = asyncio.create_task(self.engine.run_sweeper())
 
     async def stop(self) -> None:
@@ -127,6 +111,7 @@ class Server:
         self._sweeper.cancel()
         await asyncio.wait([self._sweeper])
         await self.engine.close()  # the calls that wait are answered
+        await self._door.close()
         await self._grpc.stop(DRAIN_SECONDS)
         await self.engine.close()  # what the last calls began is finished
         await self.store.close()
@@ -183,12 +168,6 @@ class Server:
 
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _is_not_of_a_client_that_left(record: logging.LogRecord) -> bool:
-    """gRPC logs with a traceback that an answer could not be sent, which is how it learns that a client has gone."""
-    error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, grpc.aio.InternalError)
 
 
 def is_loopback(host: str) -> bool:

@@ -78,6 +78,7 @@ NEW = "NEW"
 STOP_TASK = "STOP"
 UNAVAILABLE, INVALID_ARGUMENT, RESOURCE_EXHAUSTED = "UNAVAILABLE", "INVALID_ARGUMENT", "RESOURCE_EXHAUSTED"  # gRPC's
 LOCAL_WORKER = "process-"  # how the worker id begins of a process that executes its own tasks
+EMBEDDED_WORKER = f"{LOCAL_WORKER}engine-"  # … and has the engine too: a later engine knows that it has gone
 
 ONCE = "once"  # an effect that is attempted at most once
 EFFECTS = ("read", "idempotent", ONCE)

@@ -50,6 +50,7 @@ class Worker:
 
     `concurrency` is how many tasks run at once, `poll_interval` how many seconds pass between two tries to reach a
     server that is away, `lease_ms` how long the server waits for a silent worker before it gives the task to another.
+    `open_client` makes its client, if that is not one of the server at `host` and `port`.
     """
 
     def __init__(
@@ -62,10 +63,11 @@ class Worker:
         port: int = wire.DEFAULT_PORT,
         lease_ms: int = LEASE_MS,
         drain_seconds: float = DRAIN_SECONDS,
+        open_client: Callable[[], Client] | None = None,
     ) -> None:
         self._workflows = list(workflows)
         self._poll_interval = poll_interval
-        self._address = f"{host}:{port}"
+        self._open_client = open_client or partial(Client, f"{host}:{port}")
         self._lease_ms = lease_ms
         self._drain_seconds = drain_seconds
         self.worker_id = f"worker-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -84,7 +86,7 @@ class Worker:
         Raises InvalidRequest when the server refuses a workflow.
         """
         tracing.tracer("worker")
-        async with Client(self._address) as client:
+        async with self._open_client() as client:
             beats = asyncio.create_task(self._beat(client))
             takes = [asyncio.create_task(self._take(client, each)) for each in self._workflows]
             stopped = asyncio.create_task(self._stop.wait())
@@ -129,7 +131,7 @@ class Worker:
             await running
 
     async def _outputs(self, execution_id: str) -> dict[str, Any]:
-        async with Client(self._address) as client:
+        async with self._open_client() as client:
             while (outcome := await client.status(execution_id, wait_ms=STATUS_WAIT_MS)).status == "RUNNING":
                 pass
         if outcome.status != "COMPLETED":
@@ -139,7 +141,7 @@ class Worker:
     async def _take(self, client: Client, workflow: Any) -> None:
         """Take this workflow's tasks, and tell what came of them, on one stream after the other."""
         while not self._stop.is_set():
-            reason = f"The Nexum server at {self._address} has stopped."
+            reason = f"The Nexum server at {client.address} has stopped."
             try:
                 await client.register(workflow)  # who comes back may be another server
                 if not self._stop.is_set():
@@ -159,7 +161,7 @@ class Worker:
         for task_id, (whose, output_json) in self._results.items():  # told before, and not acknowledged
             if whose is workflow:
                 outgoing.add(task_id, output_json)
-        self._note_connection(True)
+        self._note_connection(True, client.address)
         answers = client.stream_tasks(
             self.worker_id, workflow, lease_ms=self._lease_ms, slots=self._concurrency, outgoing=outgoing
         )
@@ -193,14 +195,15 @@ class Worker:
                 while under_way := [*(attempt.over for attempt in self._running.values()), *self._reports]:
                     await asyncio.wait(under_way)
 
-    def _note_connection(self, connected: bool, reason: str = "") -> None:
+    def _note_connection(self, connected: bool, told: str) -> None:
+        """`told` is where it is connected to, or why it is not."""
         if connected == self._connected:
             return
         self._connected = connected
         if connected:
-            log.info("Connected to Nexum at %s.", self._address)
+            log.info("Connected to Nexum at %s.", told)
         else:
-            log.warning("%s Waiting for it.", reason)
+            log.warning("%s Waiting for it.", told)
 
     async def _beat(self, client: Client) -> None:
         """Be heard, keep the leases alive, and stop what the server wants stopped."""

@@ -28,6 +28,10 @@ class StoreUnavailable(Exception):
     """
 
 
+class StoreInUse(StoreUnavailable):
+    """Another process has the database."""
+
+
 @dataclass(frozen=True)
 class Workflow:
     workflow_id: str
@@ -259,6 +263,9 @@ class Reader(Protocol):
 
     def held(self, worker_id: str) -> list[Task]:
         """RUNNING tasks of this worker, in the order they were scheduled."""
+
+    def holders(self, prefix: str) -> list[str]:
+        """The workers that have RUNNING tasks, of those whose ids begin so."""
 
 
 class Transaction(Reader, Protocol):

@@ -31,6 +31,25 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def connect_to_read(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    return connection
+
+
+def check_version(path: Path) -> None:
+    """Refuse what cannot be read as it is, without changing it. Raises StoreUnavailable, or what SQLite raises."""
+    with closing(connect_to_read(path)) as connection:
+        application_id, version = _pragma(connection, "application_id"), _pragma(connection, "user_version")
+    if application_id != APPLICATION_ID:
+        raise StoreUnavailable(f"{path} is a database of another program. Give Nexum a file of its own with --db.")
+    if version != SCHEMA_VERSION:
+        raise StoreUnavailable(
+            f"{path} has schema version {version}, and this Nexum reads version {SCHEMA_VERSION}. "
+            "Bring an older one forward by starting `nexum dev` once."
+        )
+
+
 def check(path: Path) -> None:
     """Refuse a file that is neither ours nor empty, or is damaged, without changing any of its files."""
     log = files.wal_of(path)

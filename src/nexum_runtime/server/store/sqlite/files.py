@@ -13,8 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from nexum_runtime.server.model.contract import StoreUnavailable
+from nexum_runtime.server.model.contract import StoreInUse
 from nexum_runtime.server.store.sqlite.failures import LOST_LOG, OTHER_FILE, unusable, unusable_because
+from nexum_runtime.wire.beside import Owner, lock_of
 
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 PID_BYTES = 20  # of the process in a lock file
@@ -30,18 +31,27 @@ class Lock:
     """Holds `{path}.lock` for as long as this process lives, however it ends. Raises StoreUnavailable."""
 
     def __init__(self, path: Path) -> None:
-        self._lock_path = Path(f"{path}.lock")
+        self._lock_path = lock_of(path)
         try:
             self._file = self._held(path)
         except OSError as error:
             raise unusable_because(path, error) from error
         try:
-            self._file.truncate(0)
-            self._file.write(str(os.getpid()).encode())
-            self._file.flush()
+            self.write(Owner(str(os.getpid())))
         except OSError as error:
             self.release()
             raise unusable_because(path, error) from error
+
+    def write(self, owner: Owner) -> None:
+        """Tell who has it. Raises OSError."""
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(owner.text().encode())
+        self._file.flush()
+
+    def forget(self) -> None:
+        """In a process that was forked: leave it to the parent."""
+        os.close(self._file.fileno())
 
     def release(self) -> None:
         if self._is_in_place(self._file):  # whoever removed it may have let another server in
@@ -54,16 +64,16 @@ class Lock:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
             file = os.fdopen(os.open(self._lock_path, flags, FILE_MODE), "r+b")
             try:
-                holder = file.read(PID_BYTES).strip()
+                holder = file.readline(PID_BYTES).strip()
                 if holder and not holder.isdigit():
                     raise unusable(path, f"{self._lock_path} is no lock of a Nexum server", OTHER_FILE)
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
                     file.seek(0)
-                    raise StoreUnavailable(
+                    raise StoreInUse(
                         f"The database {path} is in use by another Nexum server "
-                        f"(process {file.read(PID_BYTES).strip().decode() or 'unknown'}). "
+                        f"(process {file.readline(PID_BYTES).strip().decode() or 'unknown'}). "
                         "Stop that one, or give this one another file with --db."
                     ) from error
                 file.seek(0)

@@ -326,6 +326,13 @@ class SqliteReader:
         )
         return [task_of(row) for row in rows]
 
+    def holders(self, prefix: str) -> list[str]:
+        rows = self._sql(
+            "SELECT DISTINCT worker_id FROM tasks WHERE status = 'RUNNING' AND worker_id >= ? AND worker_id < ?",
+            (prefix, _after_prefix(prefix)),
+        )
+        return [worker_id for (worker_id,) in rows]
+
 
 def _stop_of(stopped_json: str | None) -> Stop | None:
     return Stop(**json.loads(stopped_json)) if stopped_json else None

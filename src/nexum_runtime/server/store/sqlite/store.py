@@ -24,6 +24,7 @@ from nexum_runtime.server.model.metrics import Metrics
 from nexum_runtime.server.store.sqlite import database, failures, files, inspection
 from nexum_runtime.server.store.sqlite.reader import SqliteReader
 from nexum_runtime.server.store.sqlite.transaction import SqliteTransaction
+from nexum_runtime.wire.beside import Owner
 
 T = TypeVar("T")
 
@@ -63,14 +64,17 @@ class SqliteStore(Store):
     left as it is.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, reads_only: bool = False) -> None:
+        """With `reads_only` what is there is read beside whoever has it, and nothing is made or changed."""
         self.path = files.real_path(path)
         self.metrics = Metrics()
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
             oldest = ".".join(map(str, OLDEST_SQLITE))
             raise StoreUnavailable(f"Python's SQLite is {sqlite3.sqlite_version}; Nexum needs {oldest} or newer.")
-        files.make_folder(self.path)
-        self._lock = files.Lock(self.path)
+        self._lock: files.Lock | None = None
+        if not reads_only:
+            files.make_folder(self.path)
+            self._lock = files.Lock(self.path)
         self._waiting: deque[_Write] = deque()
         self._writing: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()  # a write that waits, or who reads
@@ -82,18 +86,22 @@ class SqliteStore(Store):
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-read")
         try:
             with ExitStack() as on_failure:
-                on_failure.callback(self._lock.release)
-                files.check(self.path)
-                database.check(self.path)
-                files.make_private(self.path)
-                self._write_connection = database.connect(self.path)
-                on_failure.callback(self._write_connection.close)
-                database.create_schema(self._write_connection)
-                database.migrate(self._write_connection)
-                self._write_connection.execute("PRAGMA busy_timeout = 0")  # see _begin
-                (last,) = self._write_connection.execute("SELECT ifnull(max(seq), 0) FROM tasks").fetchone()
-                self._task_numbers = count(last + 1)
-                self._read_connection = database.connect(self.path)
+                if self._lock is None:
+                    database.check_version(self.path)
+                    self._read_connection = database.connect_to_read(self.path)
+                else:
+                    on_failure.callback(self._lock.release)
+                    files.check(self.path)
+                    database.check(self.path)
+                    files.make_private(self.path)
+                    self._write_connection = database.connect(self.path)
+                    on_failure.callback(self._write_connection.close)
+                    database.create_schema(self._write_connection)
+                    database.migrate(self._write_connection)
+                    self._write_connection.execute("PRAGMA busy_timeout = 0")  # see _begin
+                    (last,) = self._write_connection.execute("SELECT ifnull(max(seq), 0) FROM tasks").fetchone()
+                    self._task_numbers = count(last + 1)
+                    self._read_connection = database.connect(self.path)
                 self._read_connection.execute("PRAGMA query_only = ON")
                 self._opened = {str(path): found for path, found in files.identities(self.path)}
                 on_failure.pop_all()
@@ -109,6 +117,9 @@ class SqliteStore(Store):
         is_patient: bool = False,
     ) -> asyncio.Future[T]:
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        if self._lock is None:
+            outcome.set_exception(StoreUnavailable(f"{self.path} was opened to be read only."))
+            return outcome
         self._waiting.append(_Write(work, executed, settled, outcome, is_patient))
         self._arrived.set()
         if self._writing is None or self._writing.done():
@@ -121,6 +132,16 @@ class SqliteStore(Store):
             async with self._turn:
                 pass
         return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, work)
+
+    def tell_where(self, address: str, token: str) -> None:
+        """Have it in the lock file where the engine of this database listens. Raises OSError."""
+        assert self._lock is not None, "it has the database"
+        self._lock.write(Owner(str(os.getpid()), address, token))
+
+    def forget(self) -> None:
+        """In a process that was forked: all of it is the parent's."""
+        if self._lock is not None:
+            self._lock.forget()
 
     async def inspect(self, now_ms: int) -> dict[str, Any]:
         return await asyncio.to_thread(inspection.inspect, self.path, now_ms)
@@ -137,11 +158,13 @@ class SqliteStore(Store):
         self._arrived.set()
         if self._writing is not None:
             await self._writing
-        await self._on_disk(self._write_connection.close)
+        if self._lock is not None:
+            await self._on_disk(self._write_connection.close)
         await asyncio.get_running_loop().run_in_executor(self._reader, self._read_connection.close)
         self._disk.shutdown()
         self._reader.shutdown()
-        self._lock.release()
+        if self._lock is not None:
+            self._lock.release()
 
     async def _on_disk(self, job: Callable[[], T]) -> T:
         """It keeps its turn of the connection to its end, also when who has asked for it leaves before."""

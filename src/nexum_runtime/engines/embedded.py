@@ -1,0 +1,300 @@
+"""The way to the engine in this process: no gRPC, no messages, only calls from one thread to another."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from contextlib import aclosing, suppress
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+from nexum_runtime import wire
+from nexum_runtime.client.outgoing import Completion, Outgoing
+from nexum_runtime.client.way import RPC_SECONDS, Claim, Fields, Metadata, Told
+from nexum_runtime.engines.host import Host, call_soon
+from nexum_runtime.errors import DatabaseUnavailable, InvalidRequest, LimitExceeded, NexumError
+from nexum_runtime.server.engine.streams import Stream
+from nexum_runtime.server.methods.methods import Call
+from nexum_runtime.server.methods.orders import (
+    lease_ms,
+    start_order,
+    status_fields,
+    task_fields,
+    told_of,
+    traced,
+    whole_number,
+)
+from nexum_runtime.server.model.contract import StoreUnavailable
+from nexum_runtime.server.model.shapes import Claimed, Started
+from nexum_runtime.server.rules.snapshots import Snapshot
+
+T = TypeVar("T")
+
+KEEP_SECONDS = 5.0  # between two renewals of a lease
+NOTHING = {
+    "has_task": False,
+    "task_id": "",
+    "execution_id": "",
+    "node_id": "",
+    "node_type": "",
+    "input_json": "",
+    "idempotency_key": "",
+}  # what a PollResponse has that says nothing
+
+
+class _Request(SimpleNamespace):
+    """The fields of a request; those that were not given are empty, as in a message."""
+
+    def __getattr__(self, name: str) -> Any:
+        return 0 if name == "limit" else ""
+
+
+class Embedded:
+    """A `Way` to `host`, for the event loop that runs."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.where = f"this process ({host.path})"
+
+    async def close(self) -> None:
+        """The engine goes on: others may use it."""
+
+    async def ask(
+        self, method: str, fields: Fields, metadata: Metadata, seconds: float = RPC_SECONDS
+    ) -> tuple[Any, Told]:
+        call = Call(dict(metadata))
+        request = _Request(**fields)
+
+        async def answer() -> dict[str, Any]:
+            return dict(await getattr(self.host.methods, method)(request, call))
+
+        told = await self._call(answer)
+        return _response(told), dict(call.trailing)
+
+    async def stream(
+        self,
+        method: str,
+        fields: Fields,
+        metadata: Metadata,
+        patience: float | None,
+        tell: Callable[[Told], None] | None = None,
+    ) -> AsyncIterator[Any]:
+        call = Call(dict(metadata))
+
+        async def answer(put: Callable[[Any], None]) -> None:
+            async with aclosing(getattr(self.host.methods, method)(_Request(**fields), call)) as answers:
+                async for told in answers:
+                    put(told)
+
+        async with aclosing(self._items(answer)) as items:
+            async for told in items:
+                if tell is not None:
+                    tell(dict(call.leading))
+                    tell = None
+                yield _response(told)
+        if tell is not None:
+            tell(dict(call.leading))
+
+    async def find(self, fields: Fields, metadata: Metadata, seconds: float) -> tuple[Any, Told, Claim | None]:
+        metadata = dict(metadata)
+        if wire.CLAIM in metadata:
+            metadata[wire.CLAIM] = wire.EMBEDDED_WORKER + metadata[wire.CLAIM].removeprefix(wire.LOCAL_WORKER)
+        order = start_order(_Request(**fields), metadata)
+        wait_ms = whole_number(metadata, wire.WAIT_MS, wire.WAIT_MS_LIMIT, 0, wire.WAIT_MS_LIMIT)
+        if order.claim:
+            return await self._claim(order, wait_ms)
+
+        async def execute() -> tuple[Started, Snapshot]:
+            with traced("Execute", order) as (span, traced_order):
+                started, snapshot = await self.host.engine.execute(traced_order, wait_ms)
+                span.tell(before=started.before, outcome=snapshot.execution.status)
+            return started, snapshot
+
+        started, snapshot = await self._call(execute)
+        return _response(status_fields(snapshot)), dict(told_of(started, snapshot)), None
+
+    async def _claim(self, order: Any, wait_ms: int) -> tuple[Any, Told, Claim | None]:
+        """Execute here: from its claim on the engine keeps the lease, for as long as this process does not leave."""
+        here, engine = asyncio.get_running_loop(), self.host.engine
+        answer: asyncio.Future[tuple[Started, Snapshot]] = here.create_future()
+        task: asyncio.Task[None] | None = None
+
+        def leave() -> None:
+            call_soon(self.host.loop, lambda: task and task.cancel())
+
+        claim = Claim(leave, here.create_future(), is_kept=True)
+
+        async def execute() -> None:
+            with traced("Execute", order) as (span, traced_order):
+                executing = engine.execute_here(traced_order, wait_ms)
+                async with aclosing(executing):
+                    started, snapshot = await anext(executing)
+                    span.tell(before=started.before, outcome=snapshot.execution.status)
+                    if started.claimed is None:
+                        call_soon(here, _tell, answer, (started, snapshot))
+                        return
+                    task_id = started.claimed.task.task_id
+                    with engine.telling_to_stop(task_id, lambda why: call_soon(here, _tell, claim.stopped, why)):
+                        call_soon(here, _tell, answer, (started, snapshot))
+                        while True:
+                            await asyncio.sleep(KEEP_SECONDS)
+                            with suppress(NexumError, StoreUnavailable):
+                                await engine.heartbeat(order.claim, [task_id])
+
+        def begin() -> None:
+            nonlocal task
+            task = self.host.loop.create_task(execute())
+            task.add_done_callback(ended)
+
+        def ended(task: "asyncio.Task[None]") -> None:
+            error = None if task.cancelled() else task.exception()
+            if error is not None:
+                call_soon(here, _fail, answer, error)
+
+        call_soon(self.host.loop, begin)
+        try:
+            started, snapshot = await answer
+        except asyncio.CancelledError:
+            leave()
+            raise
+        except StoreUnavailable as error:
+            raise DatabaseUnavailable(str(error)) from None
+        told = dict(told_of(started, snapshot))
+        return _response(status_fields(snapshot)), told, claim if started.claimed is not None else None
+
+    async def complete(self, task_id: str, output_json: str, labels_json: str) -> str:
+        return await self._call(partial(self.host.engine.complete, task_id, output_json, labels_json))
+
+    async def stream_tasks(self, metadata: Metadata, outgoing: Outgoing) -> AsyncGenerator[Any, None]:
+        metadata, engine = dict(metadata), self.host.engine
+        version_hash = metadata[wire.VERSION_HASH]
+        slots = whole_number(metadata, wire.SLOTS, 1, 1, wire.SLOTS_LIMIT)
+        has_ended = asyncio.Event()  # of the engine's loop: nothing more is sent
+        under_way: set[asyncio.Future[str]] = set()
+        sent: list[asyncio.Task[None]] = []
+
+        async def serve(put: Callable[[Any], None]) -> None:
+            def push(claimed: Claimed) -> None:
+                put(task_fields(claimed))
+
+            def stop(task_id: str) -> None:
+                put({"task_id": task_id, "node_type": wire.STOP_TASK})
+
+            def record(task_id: str, output_json: str) -> None:
+                recording = engine.record(task_id, output_json)
+                under_way.add(recording)
+                recording.add_done_callback(under_way.discard)
+                recording.add_done_callback(lambda _: put(_acknowledgement(task_id, recording)))
+
+            named = metadata.get(wire.WORKFLOW_ID)
+            workflow_ids = [named] if named else await engine.workflow_ids(version_hash)
+            worker_id = metadata[wire.WORKER_ID]
+            stream = await engine.open_stream(
+                worker_id, version_hash, workflow_ids, lease_ms(metadata), slots, push, stop
+            )
+            put(record)
+            try:
+                await _first(has_ended, engine.closing)
+                await engine.close_stream(stream, [])
+                if under_way:
+                    await asyncio.wait(under_way)
+            finally:
+                await _closed(engine, stream)
+
+        async def send(record: Callable[[str, str], None]) -> None:
+            async def send_all(waiting: deque[Completion]) -> None:
+                while waiting:
+                    call_soon(self.host.loop, record, *waiting.popleft())
+
+            async def end() -> None:
+                call_soon(self.host.loop, has_ended.set)
+
+            await outgoing.run(send_all, end)
+
+        try:
+            async with aclosing(self._items(serve)) as items:
+                async for told in items:
+                    if callable(told):
+                        sent.append(asyncio.create_task(send(told)))
+                    else:
+                        yield _response(NOTHING | told)
+        finally:
+            for task in sent:
+                task.cancel()
+
+    async def _items(
+        self, serve: Callable[[Callable[[Any], None]], Coroutine[Any, Any, None]]
+    ) -> AsyncGenerator[Any, None]:
+        """What `serve`, run by the engine's loop, puts, until it returns."""
+        here = asyncio.get_running_loop()
+        arrived: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
+
+        def put(item: Any) -> None:
+            call_soon(here, arrived.put_nowait, (item,))
+
+        serving = asyncio.create_task(self._call(lambda: serve(put)))
+        serving.add_done_callback(lambda _: arrived.put_nowait(()))  # after all that it has put
+        try:
+            while item := await arrived.get():
+                yield item[0]
+            await serving
+        finally:
+            serving.cancel()
+
+    async def _call(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        try:
+            return await self.host.call(make)
+        except StoreUnavailable as error:
+            raise DatabaseUnavailable(str(error)) from None
+
+
+def _acknowledgement(task_id: str, recording: "asyncio.Future[str]") -> dict[str, Any]:
+    """As a worker's stream has it: see `Outbox`."""
+    if recording.cancelled():
+        return {"task_id": task_id, "node_type": wire.UNAVAILABLE}
+    error = recording.exception()
+    if error is None:
+        return {"task_id": task_id, "input_json": recording.result()}
+    codes: dict[type[BaseException], str] = {
+        StoreUnavailable: wire.UNAVAILABLE,
+        InvalidRequest: wire.INVALID_ARGUMENT,
+        LimitExceeded: wire.RESOURCE_EXHAUSTED,
+    }
+    code = codes.get(type(error), "UNKNOWN")
+    return {"task_id": task_id, "node_type": code, "input_json": str(error)}
+
+
+async def _closed(engine: Any, stream: Stream) -> None:
+    if not stream.closed:
+        await engine.close_stream(stream, [])
+
+
+async def _first(*events: asyncio.Event) -> None:
+    """Return when one of them is set."""
+    waiting = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in waiting:
+            task.cancel()
+
+
+def _response(told: dict[str, Any]) -> Any:
+    return _nested(told)
+
+
+def _nested(value: Any) -> Any:
+    """As messages have it: fields are attributes."""
+    if isinstance(value, dict):
+        return SimpleNamespace(**{name: _nested(each) for name, each in value.items()})
+    return [_nested(each) for each in value] if isinstance(value, list) else value
+
+
+def _tell(answer: "asyncio.Future[T]", result: T) -> None:
+    if not answer.done():
+        answer.set_result(result)
+
+
+def _fail(answer: "asyncio.Future[Any]", error: BaseException) -> None:
+    if not answer.done():
+        answer.set_exception(error)

@@ -1,0 +1,185 @@
+"""The engine in this process, in a thread and on an event loop of its own.
+
+So it goes on while a tool blocks the loop of whoever uses it, and several loops share it. There is one for each
+database; it ends with the interpreter.
+"""
+
+import asyncio
+import atexit
+import ctypes
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nexum_runtime.logs import Log
+from nexum_runtime.server.door import Door
+from nexum_runtime.server.engine.engine import Engine
+from nexum_runtime.server.methods.methods import Methods
+from nexum_runtime.server.store.sqlite import SqliteStore
+
+T = TypeVar("T")
+
+END_SECONDS = 2.0  # what the engine gets at the end of the interpreter: its last commit, and to tidy up
+
+log = Log("nexum.engine")
+
+_hosts: dict[Path, "Host"] = {}  # by the real paths of their databases
+_lock = threading.Lock()
+_inherited: list["Host"] = []  # in a process that was forked: the parent's
+
+
+class Host:
+    """Of the database at `path`, from its `ready` on: a future that has the error if it cannot be opened."""
+
+    def __init__(self, path: Path, *, reads_only: bool = False) -> None:
+        self.path = path
+        self.ready: Future[None] = Future()
+        self._reads_only = reads_only
+        self._thread = threading.Thread(target=self._run, name="nexum-engine", daemon=True)
+        self._thread.start()
+
+    async def call(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What the coroutine returns, run by the engine's loop for the one that runs here."""
+        here = asyncio.get_running_loop()
+        outcome: asyncio.Future[T] = here.create_future()
+        task: asyncio.Task[T] | None = None
+        is_left = False
+
+        def begin() -> None:
+            nonlocal task
+            if not is_left:
+                task = self.loop.create_task(make())
+                task.add_done_callback(lambda ended: call_soon(here, _settle, outcome, ended))
+
+        def leave() -> None:
+            if task is not None:
+                task.cancel()
+
+        self.loop.call_soon_threadsafe(begin)
+        try:
+            return await outcome
+        except asyncio.CancelledError:
+            is_left = True
+            call_soon(self.loop, leave)
+            raise
+
+    def close(self) -> None:
+        """What was recorded is synced; the rest is left as a crash would leave it."""
+        if self.ready.done() and self.ready.exception() is None:
+            call_soon(self.loop, self._closing.set)
+        self._thread.join(END_SECONDS)
+
+    def forget(self) -> None:
+        """In a process that was forked."""
+        if self.ready.done() and self.ready.exception() is None and not self._reads_only:
+            self._door.forget()
+            self.store.forget()
+
+    def _run(self) -> None:
+        with suppress(Exception):  # it is told by `ready`
+            asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self._closing = asyncio.Event()
+        try:
+            self.store = SqliteStore(self.path, reads_only=self._reads_only)
+            self.engine = Engine(self.store)
+            self.methods = Methods(self.engine)
+            if not self._reads_only:
+                await self.engine.take_over()
+                self._door = Door(self.store.path, self.engine, self.store.tell_where)
+                await self._door.open()
+        except BaseException as error:
+            self.ready.set_exception(error)
+            raise
+        sweeping = None if self._reads_only else asyncio.create_task(self.engine.run_sweeper())
+        self.ready.set_result(None)
+        await self._closing.wait()
+        if sweeping is not None:
+            sweeping.cancel()
+            await self.engine.close()
+            await self._door.close()
+        await self.store.close()
+
+
+def running(path: Path) -> Host | None:
+    """The host of this database, if this process has it."""
+    return _hosts.get(path)
+
+
+async def opened(path: Path) -> Host:
+    """The host of this database, in this process from now on. Raises StoreUnavailable: StoreInUse if another has it."""
+    with _lock:
+        host = _hosts.get(path)
+        if host is None:
+            if not _hosts:
+                _close_at_the_end()
+            host = _hosts[path] = Host(path)
+            host.ready.add_done_callback(partial(_opened, host))
+    await asyncio.wrap_future(host.ready)
+    return host
+
+
+async def looking_at(path: Path) -> Host:
+    """A host that only reads this database, which nobody has. Raises StoreUnavailable."""
+    host = Host(path, reads_only=True)
+    await asyncio.wrap_future(host.ready)
+    return host
+
+
+def _opened(host: Host, ready: "Future[None]") -> None:
+    if ready.exception() is not None:
+        _hosts.pop(host.path, None)
+    else:
+        log.info("Nexum runs in this process, with the database %s.", host.path)
+
+
+def close_all() -> None:
+    """At the end of the interpreter."""
+    while _hosts:
+        _hosts.popitem()[1].close()
+
+
+def _close_at_the_end() -> None:
+    # Before the executors of the standard library end, which the store's last words need, if Python lets us say so.
+    register = getattr(threading, "_register_atexit", atexit.register)
+    register(close_all)
+
+
+def _in_child() -> None:
+    global _lock
+    _lock = threading.Lock()
+    for host in _hosts.values():
+        host.forget()
+    if _hosts:
+        _inherited.extend(_hosts.values())
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(_inherited))  # never freed: SQLite would tidy up the parent's files
+        _hosts.clear()
+
+
+def call_soon(loop: asyncio.AbstractEventLoop, function: Callable[..., object], *args: Any) -> None:
+    """On a loop of another thread, unless that has ended."""
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, *args)
+
+
+def _settle(outcome: "asyncio.Future[T]", ended: "asyncio.Task[T]") -> None:
+    if outcome.done():
+        if not ended.cancelled():
+            ended.exception()  # it is nobody's
+    elif ended.cancelled():
+        outcome.cancel()
+    elif (error := ended.exception()) is not None:
+        outcome.set_exception(error)
+    else:
+        outcome.set_result(ended.result())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

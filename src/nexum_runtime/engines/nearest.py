@@ -1,0 +1,246 @@
+"""The way to the engine that is nearest, found anew when the process that had it has gone.
+
+NEXUM_ADDRESS         that server, and no other
+this folder's file    whoever has it: another process, by the socket beside it, or this one
+localhost:50051       a server there, which may have another file: this process stays with it
+nobody                this process opens the file itself, and serves it to whoever finds it
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from enum import Enum
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from nexum_runtime import wire
+from nexum_runtime.client import Client
+from nexum_runtime.client.outgoing import Outgoing
+from nexum_runtime.client.way import RPC_SECONDS, Claim, Fields, Metadata, Told, Way
+from nexum_runtime.errors import DatabaseUnavailable, InvalidRequest, ServerUnavailable
+from nexum_runtime.logs import Log
+from nexum_runtime.wire import beside
+
+DATABASE_DEFAULT = ".nexum/local.db"
+LOOK_SECONDS = 0.02  # between two looks for whoever has just taken the database
+OWNER_SECONDS = 10.0  # that the process which has the database gets to answer
+RING_SECONDS = 2.0  # … at one try
+SEARCH_SECONDS = 5.0  # how long what can be asked again is asked, when the engine's process has gone in the middle
+AGAIN = {"RegisterWorkflow", "GetStatus", "ListSessions", "ListExecutions", "Executions", "Inspect", "Definition"}
+
+log = Log("nexum.engine")
+
+
+class Use(Enum):
+    """What an engine is looked for to do, when nobody has the database."""
+
+    WORK = "it is opened, and made if there is none"
+    CHANGE = "it is opened, if there is one"
+    LOOK = "it is read, if there is one"
+
+
+def near(
+    address: str | None = None,
+    *,
+    use: Use = Use.WORK,
+    span_attributes: Callable[[], Mapping[str, str]] | None = None,
+) -> Client:
+    """A client of the nearest engine; of the server at `address`, or at NEXUM_ADDRESS, when one is given.
+
+    Raises InvalidRequest for what is not an address, or no database.
+    """
+    address = address or os.environ.get("NEXUM_ADDRESS")
+    if address:
+        return Client(address, span_attributes=span_attributes)
+    return Client(way=Nearest(database_from_environment(), use), span_attributes=span_attributes)
+
+
+def database_from_environment() -> Path:
+    """Where NEXUM_DATABASE_URL says that it is, or in the current folder. Raises InvalidRequest."""
+    url = os.environ.get("NEXUM_DATABASE_URL", f"sqlite:///{DATABASE_DEFAULT}")
+    scheme, _, path = url.partition(":///")
+    if scheme != "sqlite" or not path or path == ":memory:" or "?" in path:
+        raise InvalidRequest(
+            f"NEXUM_DATABASE_URL is {url!r}; it must be sqlite:///path, or sqlite:////path from the root."
+        )
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # ~somebody whom this machine does not know
+        raise InvalidRequest(f"NEXUM_DATABASE_URL is {url!r}, and there is no such home directory.") from None
+
+
+class Nearest:
+    """A `Way` to whoever has the database."""
+
+    def __init__(self, database: Path, use: Use = Use.WORK) -> None:
+        self._database = Path(os.path.abspath(database))  # as of now: the current folder may change
+        self._use = use
+        self._way: Way | None = None
+        self._is_by_file = True  # the way that there is, or was last
+        self._had_file = False  # there was such a way: no other database will do from then on
+        self._finding = asyncio.Lock()
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def where(self) -> str:
+        return self._way.where if self._way else str(self._database)
+
+    async def close(self) -> None:
+        if self._closing:
+            await asyncio.wait(self._closing)
+        if self._way is not None:
+            way, self._way = self._way, None
+            await way.close()
+
+    async def ask(
+        self, method: str, fields: Fields, metadata: Metadata, seconds: float = RPC_SECONDS
+    ) -> tuple[Any, Told]:
+        until = monotonic() + (SEARCH_SECONDS if method in AGAIN else 0)
+        while True:
+            way = await self._found()
+            try:
+                return await way.ask(method, fields, metadata, seconds)
+            except ServerUnavailable as error:
+                if not self._leave(way, error) or monotonic() > until:
+                    raise
+
+    async def stream(
+        self,
+        method: str,
+        fields: Fields,
+        metadata: Metadata,
+        patience: float | None,
+        tell: Callable[[Told], None] | None = None,
+    ) -> AsyncIterator[Any]:
+        until = monotonic() + SEARCH_SECONDS
+        while True:
+            way, has_begun = await self._found(), False
+            try:
+                async for answer in way.stream(method, fields, metadata, patience, tell):
+                    has_begun = True
+                    yield answer
+                return
+            except ServerUnavailable as error:
+                if not self._leave(way, error) or has_begun or monotonic() > until:
+                    raise
+
+    async def find(self, fields: Fields, metadata: Metadata, seconds: float) -> tuple[Any, Told, Claim | None]:
+        way = await self._found()
+        try:
+            return await way.find(fields, metadata, seconds)
+        except ServerUnavailable as error:
+            self._leave(way, error)
+            raise
+
+    async def complete(self, task_id: str, output_json: str, labels_json: str) -> str:
+        way = await self._found()
+        try:
+            return await way.complete(task_id, output_json, labels_json)
+        except ServerUnavailable as error:
+            self._leave(way, error)
+            raise
+
+    async def stream_tasks(self, metadata: Metadata, outgoing: Outgoing) -> AsyncGenerator[Any, None]:
+        way = await self._found()
+        try:
+            async for answer in way.stream_tasks(metadata, outgoing):
+                yield answer
+        except ServerUnavailable as error:
+            self._leave(way, error)
+            raise
+
+    def _leave(self, way: Way, error: ServerUnavailable) -> bool:
+        """Look for another way from now on, if that may help; returns whether it may."""
+        if not self._is_by_file or isinstance(error, DatabaseUnavailable):
+            return False
+        if way is self._way:
+            self._way = None
+            closing = asyncio.create_task(way.close())
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+        return True
+
+    async def _found(self) -> Way:
+        if self._way is None:
+            async with self._finding:
+                if self._way is None:
+                    self._way = await self._find()
+                    self._had_file = self._is_by_file
+        return self._way
+
+    async def _find(self) -> Way:
+        """Raises ServerUnavailable, DatabaseUnavailable when the database cannot be opened."""
+        from nexum_runtime.engines import embedded, host  # when they are needed: an engine is large
+        from nexum_runtime.server.model.contract import StoreInUse, StoreUnavailable
+
+        until = monotonic() + OWNER_SECONDS
+        while True:
+            path = Path(os.path.realpath(self._database))
+            if (here := host.running(path)) is not None:
+                await asyncio.wrap_future(here.ready)
+                return embedded.Embedded(here)
+            if (remote := await _of_owner(path)) is not None:
+                return remote
+            if not self._had_file and await _listens(wire.DEFAULT_HOST, wire.DEFAULT_PORT):
+                self._is_by_file = False
+                return _remote(wire.DEFAULT_ADDRESS)
+            if self._use is not Use.WORK and not path.exists():
+                raise ServerUnavailable(
+                    f"No Nexum is here: there is no database {path}, and no server at {wire.DEFAULT_ADDRESS}. Go to "
+                    "the folder of your agent, start a server with `nexum dev`, or set NEXUM_ADDRESS to where one runs."
+                )
+            try:
+                if self._use is Use.LOOK:
+                    return embedded.Embedded(await host.looking_at(path))
+                opened = embedded.Embedded(await host.opened(path))
+            except StoreInUse as error:
+                if monotonic() > until:
+                    raise ServerUnavailable(f"{error} It does not answer.") from None
+                await asyncio.sleep(LOOK_SECONDS)
+            except StoreUnavailable as error:
+                raise DatabaseUnavailable(str(error)) from None
+            else:
+                return opened
+
+
+async def _of_owner(database: Path) -> Way | None:
+    """The way to whoever has the database, if somebody answers."""
+    if beside.can_have_socket(database) and await _rings(beside.socket_of(database)):
+        return _remote(beside.address_of(beside.socket_of(database)))
+    with suppress(OSError):
+        owner = beside.owner_of(database)
+        if owner is not None and owner.address and await _listens(*wire.split_address(owner.address)):
+            return _remote(owner.address, owner.token)
+    return None
+
+
+def _remote(address: str, token: str | None = None) -> Way:
+    from nexum_runtime.client.remote import Remote  # which imports gRPC
+
+    return Remote(address, token)
+
+
+async def _rings(path: Path) -> bool:
+    """Whether gRPC speaks at this socket. What hangs up is about to start it: see `server/door.py`."""
+    with suppress(OSError, TimeoutError):
+        async with asyncio.timeout(RING_SECONDS):
+            while True:
+                reader, writer = await asyncio.open_unix_connection(path)
+                try:
+                    if await reader.read(1):
+                        return True
+                finally:
+                    writer.close()
+                await asyncio.sleep(LOOK_SECONDS)
+    return False
+
+
+async def _listens(host: str, port: int) -> bool:
+    with suppress(OSError, TimeoutError):
+        async with asyncio.timeout(RING_SECONDS):
+            _, writer = await asyncio.open_connection(host, port)
+            writer.close()
+            return True
+    return False

@@ -1,0 +1,41 @@
+"""A gRPC server of both services, yet without an address."""
+
+import logging
+from typing import Any
+
+import grpc
+
+from nexum_runtime.server.engine.engine import Engine
+from nexum_runtime.server.rpc.peers import TokenCheck, Waiting
+from nexum_runtime.server.rpc.service import Services
+from nexum_runtime.wire import keepalive
+
+# A message up to this many times the limit is still read, to be refused in a sentence that names both sizes.
+OVERSIZE_READ = 4
+# Calls of one connection that have arrived and were not looked at yet. gRPC itself refuses some of more than 1,000 at
+# once, as CANCELLED and without a word of why, where `Waiting` would take them or say what is wrong.
+PENDING_LIMIT = 10_000
+
+
+def grpc_server(engine: Engine, waiting: Waiting, token: str | None) -> Any:
+    """A `grpc.aio.Server`. With a `token`, every call must bear it."""
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_not_of_a_client_that_left)
+    server = grpc.aio.server(
+        interceptors=[TokenCheck(token)] if token else [],
+        options=[
+            *keepalive.server(),
+            ("grpc.so_reuseport", 0),  # a second server on this port is an error, not a rival
+            ("grpc.max_receive_message_length", OVERSIZE_READ * engine.max_message_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.server.max_pending_requests", PENDING_LIMIT),
+            ("grpc.server.max_pending_requests_hard_limit", PENDING_LIMIT),
+        ],
+    )
+    server.add_generic_rpc_handlers(Services(engine, waiting).handlers())
+    return server
+
+
+def _is_not_of_a_client_that_left(record: logging.LogRecord) -> bool:
+    """gRPC logs with a traceback that an answer could not be sent, which is how it learns that a client has gone."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, grpc.aio.InternalError)
