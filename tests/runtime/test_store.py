@@ -746,7 +746,7 @@ async def test_a_fork_copies_tasks_of_several_nodes_in_their_order_with_keys_of_
     assert end is not None
     span = Span("s", 0, end)
     assert await store.read(lambda reader: reader.longest_id(span)) == len("s/a")
-    assert await store.write(lambda tx: tx.fork(span, "copy", NOW_MS + 9, {"session_id": "s"})) == 2
+    assert await store.write(lambda tx: tx.fork(span, "copy", NOW_MS + 9, {"session_id": "s"})) == (2, 0)
 
     def read(reader: Reader) -> Any:
         copies = [each.execution_id for each in reversed(reader.executions("", "", "copy/", 10))]
@@ -806,6 +806,43 @@ async def test_a_fork_or_a_taking_back_that_raises_leaves_nothing(store: Store) 
     assert isinstance(found[0], NotFound)
     assert sorted(await stored(store)) == ["e0", "e1", "e2", "s/a"]
     assert await store.read(lambda reader: reader.outputs("s/a")) == {"node-0": '"s/a 0"'}
+
+
+@pytest.mark.parametrize("what", ["fork", "take_back", "under_way", "turns", "would_happen_again", "longest_id"])
+async def test_what_a_session_is_asked_takes_as_long_with_many_others_as_with_few(tmp_path: Path, what: str) -> None:
+    span = Span("s", 0, 1 << 60)
+    asked: dict[str, Callable[[Transaction], Any]] = {
+        "fork": lambda tx: tx.fork(span, "copy", NOW_MS, {}),
+        "take_back": lambda tx: tx.take_back(span, "s~1", Stop(NOW_MS, "", "")),
+        "under_way": lambda tx: tx.under_way(span),
+        "turns": lambda tx: tx.turns("s"),
+        "would_happen_again": lambda tx: tx.would_happen_again(span, 3),
+        "longest_id": lambda tx: tx.longest_id(span),
+    }
+    few, many = [await steps_of(asked[what], tmp_path / f"{others}.db", others) for others in (5, 500)]
+    assert many < few * 1.5
+
+
+async def steps_of(work: Callable[[Transaction], Any], path: Path, others: int) -> int:
+    """How many steps SQLite takes for this with a session of two executions, beside those of other sessions."""
+    store, steps = SqliteStore(path), 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    def counted(tx: Transaction) -> None:
+        store._write_connection.set_progress_handler(count, 1)
+        work(tx)
+        store._write_connection.set_progress_handler(None, 1)
+
+    for name in ("s/a", *(f"{'rt'[n % 2]}/{n}" for n in range(others)), "s/b"):
+        await add_done(store, name)
+    await store.write(counted)
+    await store.close()
+    assert steps
+    return steps
 
 
 # Life and death

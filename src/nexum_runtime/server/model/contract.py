@@ -291,10 +291,10 @@ class Transaction(Reader, Protocol):
         Each tells it by an event. Returns how many they are.
         """
 
-    def fork(self, span: Span, to: str, at_ms: int, data: dict[str, Any]) -> int:
+    def fork(self, span: Span, to: str, at_ms: int, data: dict[str, Any]) -> tuple[int, int]:
         """Copy those of them of which nothing is under way, with their tasks and events, into the new session `to`.
 
-        Each copy tells it by an event with this data. Returns how many they are.
+        Each copy tells it by an event with this data. Returns how many they are, and how many of them are turns.
         """
 
     def move_execution(

@@ -95,10 +95,10 @@ class Records:
             raise InvalidRequest(f"The id {new} is too long for what session {session_id} has; choose a shorter one.")
         data = {"session_id": session_id, "before": turn.partition("/")[2], "by": order.by}
         left_out = [execution.execution_id for execution in tx.under_way(span)]
-        count = tx.fork(span, new, self._clock(), data)
+        count, turns = tx.fork(span, new, self._clock(), data)
         if not count:
             raise InvalidRequest(f"Nothing of session {session_id} has ended{' before that' if turn else ''} yet.")
-        return {"executions": count, "left_out": left_out, "turns": len(tx.turns(new))}
+        return {"executions": count, "left_out": left_out, "turns": turns}
 
 
 def _found(tx: Reader, session_id: str, turn: str, turns: list[tuple[int, str]]) -> tuple[int, str]:

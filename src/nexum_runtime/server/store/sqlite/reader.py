@@ -20,6 +20,7 @@ from nexum_runtime.server.model.states import OPEN_STATUSES, Event, ExecutionSta
 from nexum_runtime.server.store.sqlite.rows import (
     EXECUTION,
     IN_SPAN,
+    IS_TURN,
     OPEN,
     OPEN_ONES,
     TASK,
@@ -180,7 +181,7 @@ class SqliteReader:
     def turns(self, session_id: str) -> list[tuple[int, str]]:
         return self._sql(
             "SELECT seq, execution_id FROM executions WHERE execution_id >= ? AND execution_id < ? "
-            "AND json_extract(labels_json, '$.kind') = 'turn' ORDER BY seq",
+            f"AND {IS_TURN} ORDER BY seq",
             (f"{session_id}/", f"{session_id}0"),
         ).fetchall()
 
@@ -190,8 +191,7 @@ class SqliteReader:
 
     def under_way(self, span: Span) -> list[Execution]:
         rows = self._sql(
-            f"SELECT {EXECUTION} FROM executions x WHERE {IN_SPAN} "
-            f"AND (status = 'RUNNING' OR execution_id IN ({OPEN_ONES})) ORDER BY seq",
+            f"SELECT {EXECUTION} FROM executions x WHERE {IN_SPAN} AND execution_id IN ({OPEN_ONES}) ORDER BY +seq",
             span_of(span),
         )
         return [execution_of(row) for row in rows]

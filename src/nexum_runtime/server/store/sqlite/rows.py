@@ -29,7 +29,9 @@ IS_NOT_STOPPED = (  # of a task
     "NOT EXISTS (SELECT 1 FROM sessions WHERE stopped_json IS NOT NULL "
     "AND session_id = substr(execution_id, 1, instr(execution_id, '/') - 1))"
 )
-IN_SPAN = "x.execution_id >= ? AND x.execution_id < ? AND x.seq >= ? AND x.seq < ?"  # of an execution x
+IS_TURN = "json_extract(labels_json, '$.kind') = 'turn'"
+# Of an execution x. The "+" keeps SQLite from looking through all executions in the order of their numbers instead.
+IN_SPAN = "x.execution_id >= ? AND x.execution_id < ? AND +x.seq >= ? AND +x.seq < ?"
 WORKFLOW = "workflow_id, version_hash, ir_json, compatibility, registered_at_ms"
 # A key begins with the number of its row. Those of version 2 do not, and have an index.
 NUMBERED, NAMED = "seq = ? AND task_key = ?", "task_key = ? AND task_key NOT GLOB '[0-9]*-*'"

@@ -22,6 +22,7 @@ from nexum_runtime.server.store.sqlite.rows import (
     EXECUTION,
     IN_SPAN,
     IS_NOT_STOPPED,
+    IS_TURN,
     NAMED,
     NUMBERED,
     OPEN_ONES,
@@ -209,24 +210,31 @@ class SqliteTransaction(SqliteReader):
             "SELECT ?, min(created_at_ms), ?, ? FROM executions WHERE execution_id >= ? AND execution_id < ?",
             (to, stop.at_ms, _encode(vars(stop)), f"{to}/", f"{to}0"),
         )
-        self._tell_of_all(to, stop.at_ms, Event.EXECUTION_TAKEN_BACK, {"session_id": span.session_id, "by": stop.by})
+        told = {"session_id": span.session_id, "by": stop.by}
+        of_it = ("(SELECT seq FROM executions WHERE execution_id >= ? AND execution_id < ?)", (f"{to}/", f"{to}0"))
+        self._tell_of_each(*of_it, stop.at_ms, Event.EXECUTION_TAKEN_BACK, told)
         self._delete_empty(span.session_id)
         crash_point("in-forget")
         return renamed
 
-    def fork(self, span: Span, to: str, at_ms: int, data: dict[str, Any]) -> int:
+    def fork(self, span: Span, to: str, at_ms: int, data: dict[str, Any]) -> tuple[int, int]:
         (last,) = self._sql("SELECT ifnull(max(seq), 0) FROM executions").fetchone()
-        columns = [name for name in Execution._fields if name != "execution_id"]
+        # Which are copied, numbered in their order: each is found by its number from here on.
+        self._sql("CREATE TEMP TABLE IF NOT EXISTS copied (number INTEGER PRIMARY KEY, seq INTEGER NOT NULL)")
+        self._sql("DELETE FROM copied")
         copied = self._sql(
-            f"INSERT INTO executions (seq, execution_id, {', '.join(columns)}) SELECT ? + row_number() OVER "
-            f"(ORDER BY seq), ? || substr(execution_id, ?), {', '.join(columns)} FROM executions x WHERE {IN_SPAN} "
-            f"AND status <> 'RUNNING' AND execution_id NOT IN ({OPEN_ONES}) ORDER BY seq",
-            (last, to, len(span.session_id) + 1, *span_of(span)),
+            f"INSERT INTO copied (seq) SELECT seq FROM executions x WHERE {IN_SPAN} "
+            f"AND execution_id NOT IN ({OPEN_ONES}) ORDER BY seq",
+            span_of(span),
         ).rowcount
+        columns = ", ".join(name for name in Execution._fields if name != "execution_id")
+        renamed, of_renamed = "? || substr(x.execution_id, ?)", (to, len(span.session_id) + 1)
+        self._sql(
+            f"INSERT INTO executions (seq, execution_id, {columns}) SELECT ? + number, {renamed}, {columns} "
+            "FROM copied CROSS JOIN executions x USING (seq)",
+            (last, *of_renamed),
+        )
         crash_point("in-fork")
-        # Each copy, n, beside what it was copied from, x.
-        pairs = "executions n CROSS JOIN executions x ON x.execution_id = ? || substr(n.execution_id, ?)"
-        of_pairs = (span.session_id, len(to) + 1, last)
         (most,) = self._sql(  # tasks of one of them, and so many numbers are for each
             "SELECT ifnull(max(number), 0) FROM (SELECT count(*) AS number FROM tasks "
             "WHERE execution_id >= ? AND execution_id < ? GROUP BY execution_id)",
@@ -234,37 +242,41 @@ class SqliteTransaction(SqliteReader):
         ).fetchone()
         numbers = [next(self._numbers) for _ in range(copied * most)]
         before = "(SELECT count(*) FROM tasks o WHERE o.execution_id = t.execution_id AND o.seq < t.seq)"
-        number = f"(? + (n.seq - ? - 1) * {most} + {before if most > 1 else 0})"
-        of_number = (numbers[0] if numbers else 0, last)
-        columns = ["output_json", *(name for name in Task._fields if name not in ("task_key", "execution_id"))]
+        number, first = f"(? + (number - 1) * {most} + {before if most > 1 else 0})", numbers[0] if numbers else 0
+        of_task = ["output_json", *(name for name in Task._fields if name not in ("task_key", "execution_id"))]
         self._sql(
-            f"INSERT INTO tasks (seq, task_key, execution_id, {', '.join(columns)}) "
-            f"SELECT {number}, {number} || '-' || lower(hex(randomblob({KEY_BYTES}))), n.execution_id, "
-            f"{', '.join(f't.{name}' for name in columns)} FROM {pairs} "
-            "CROSS JOIN tasks t ON t.execution_id = x.execution_id WHERE n.seq > ?",
-            (*of_number, *of_number, *of_pairs),
+            f"INSERT INTO tasks (seq, task_key, execution_id, {', '.join(of_task)}) "
+            f"SELECT {number}, {number} || '-' || lower(hex(randomblob({KEY_BYTES}))), {renamed}, "
+            f"{', '.join(f't.{name}' for name in of_task)} FROM copied c CROSS JOIN executions x ON x.seq = c.seq "
+            "CROSS JOIN tasks t ON t.execution_id = x.execution_id",
+            (first, first, *of_renamed),
         )
         crash_point("in-fork")
         self._sql(
             "INSERT INTO events (seq, at_ms, type, node_id, attempt, data_json) "
-            f"SELECT ((n.seq - x.seq) << {EVENT_BITS}) + v.seq, at_ms, type, node_id, attempt, data_json FROM {pairs} "
-            f"CROSS JOIN events v ON v.seq BETWEEN x.seq << {EVENT_BITS} "
-            f"AND (x.seq << {EVENT_BITS}) + {(1 << EVENT_BITS) - 1} WHERE n.seq > ?",
-            of_pairs,
+            f"SELECT ((? + number - c.seq) << {EVENT_BITS}) + v.seq, at_ms, type, node_id, attempt, data_json "
+            f"FROM copied c CROSS JOIN events v ON v.seq BETWEEN c.seq << {EVENT_BITS} "
+            f"AND (c.seq << {EVENT_BITS}) + {(1 << EVENT_BITS) - 1}",
+            (last,),
         )
         crash_point("in-fork")
-        self._tell_of_all(to, at_ms, Event.EXECUTION_FORKED, data)
+        copies = ("(SELECT number + ? AS seq FROM copied)", (last,))
+        self._tell_of_each(*copies, at_ms, Event.EXECUTION_FORKED, data)
         self._sql("INSERT INTO sessions (session_id, began_at_ms, heard_at_ms) VALUES (?1, ?2, ?2)", (to, at_ms))
+        (turns,) = self._sql(f"SELECT count(*) FROM executions WHERE seq > ? AND {IS_TURN}", (last,)).fetchone()
+        self._sql("DELETE FROM copied")
         crash_point("in-fork")
-        return copied
+        return copied, turns
 
-    def _tell_of_all(self, session_id: str, at_ms: int, type: Event, data: dict[str, Any]) -> None:
-        """Add an event to each execution of a session."""
+    def _tell_of_each(
+        self, executions: str, parameters: Sequence[Any], at_ms: int, type: Event, data: dict[str, Any]
+    ) -> None:
+        """Add an event to each of these executions."""
         self._sql(
             "INSERT INTO events (seq, at_ms, type, data_json) SELECT coalesce((SELECT max(seq) FROM events WHERE seq "
             f"BETWEEN x.seq << {EVENT_BITS} AND (x.seq << {EVENT_BITS}) + {(1 << EVENT_BITS) - 1}), "
-            f"x.seq << {EVENT_BITS}) + 1, ?, ?, ? FROM executions x WHERE execution_id >= ? AND execution_id < ?",
-            (at_ms, type.value, _encode(data), f"{session_id}/", f"{session_id}0"),
+            f"x.seq << {EVENT_BITS}) + 1, ?, ?, ? FROM {executions} x",
+            (at_ms, type.value, _encode(data), *parameters),
         )
 
     def add_task(self, task: Task) -> None:
