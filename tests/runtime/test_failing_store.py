@@ -253,13 +253,13 @@ async def test_a_file_that_is_no_lock_of_ours_is_not_overwritten(tmp_path: Path)
     )
 
 
-@pytest.mark.parametrize("version", [0, 5])
+@pytest.mark.parametrize("version", [0, 6])
 async def test_a_database_of_another_schema_version_is_named_and_left_as_it_is(tmp_path: Path, version: int) -> None:
     database = await a_database(tmp_path)
     with closing(sqlite3.connect(database)) as later:
         later.execute(f"PRAGMA user_version = {version}")
     assert refused(database) == (
-        f"{database} has schema version {version}, and this Nexum knows versions up to 4. "
+        f"{database} has schema version {version}, and this Nexum knows versions up to 5. "
         "Use the Nexum that wrote it, or another file with --db."
     )
 

@@ -713,6 +713,40 @@ async def test_what_a_person_asks_who_wonders_what_is_wrong(store: Store) -> Non
     }
 
 
+# What a session has stopped
+
+
+async def add_ready(store: Store, *execution_ids: str) -> None:
+    for execution_id in execution_ids:
+        await add(store, an_execution(execution_id), a_task(execution_id, execution_id))
+
+
+async def stop(store: Store, session_id: str, stop: Stop | None) -> None:
+    await store.write(lambda tx: tx.set_stop(session_id, stop))
+
+
+async def test_tasks_of_a_stopped_session_are_claimed_when_it_goes_on_in_their_order(store: Store) -> None:
+    await add_ready(store, "s/1", "t/1", "s/2", "s0/1")
+    await stop(store, "s", Stop(NOW_MS, "ann", ""))
+    await add_ready(store, "s/late")  # as a node that follows one that happens once
+    assert [getattr(await claim(store), "task_key", None) for _ in range(3)] == ["t/1", "s0/1", None]
+    await stop(store, "s", None)
+    assert [getattr(await claim(store), "task_key", None) for _ in range(4)] == ["s/1", "s/2", "s/late", None]
+
+
+async def test_a_claim_takes_as_long_with_many_tasks_of_a_stopped_session_before_it_as_with_few(
+    sqlite_store: SqliteStore,
+) -> None:
+    async def steps_with(stopped: int) -> int:
+        await add_ready(sqlite_store, *(f"s/{stopped}/{n}" for n in range(stopped)))
+        await stop(sqlite_store, "s", Stop(NOW_MS, "ann", ""))
+        await add_ready(sqlite_store, f"t/{stopped}")
+        return await steps_in(sqlite_store, lambda tx: tx.claim("h", ["w", "other"], "worker", LEASE_MS, NOW_MS))
+
+    few, many = await steps_with(3), await steps_with(300)
+    assert many < few * 1.5
+
+
 # What a session has recorded
 
 
@@ -825,7 +859,17 @@ async def test_what_a_session_is_asked_takes_as_long_with_many_others_as_with_fe
 
 async def steps_of(work: Callable[[Transaction], Any], path: Path, others: int) -> int:
     """How many steps SQLite takes for this with a session of two executions, beside those of other sessions."""
-    store, steps = SqliteStore(path), 0
+    store = SqliteStore(path)
+    for name in ("s/a", *(f"{'rt'[n % 2]}/{n}" for n in range(others)), "s/b"):
+        await add_done(store, name)
+    steps = await steps_in(store, work)
+    await store.close()
+    return steps
+
+
+async def steps_in(store: SqliteStore, work: Callable[[Transaction], Any]) -> int:
+    """How many steps SQLite takes for this."""
+    steps = 0
 
     def count() -> int:
         nonlocal steps
@@ -837,10 +881,7 @@ async def steps_of(work: Callable[[Transaction], Any], path: Path, others: int) 
         work(tx)
         store._write_connection.set_progress_handler(None, 1)
 
-    for name in ("s/a", *(f"{'rt'[n % 2]}/{n}" for n in range(others)), "s/b"):
-        await add_done(store, name)
     await store.write(counted)
-    await store.close()
     assert steps
     return steps
 
@@ -948,7 +989,7 @@ async def test_a_database_of_a_later_nexum_is_refused_and_left_as_it_is(tmp_path
     with pytest.raises(StoreUnavailable) as refused:
         SqliteStore(path)
     assert str(refused.value) == (
-        f"{path} has schema version 99, and this Nexum knows versions up to 4. "
+        f"{path} has schema version 99, and this Nexum knows versions up to 5. "
         "Use the Nexum that wrote it, or another file with --db."
     )
     assert path.read_bytes() == before

@@ -6,14 +6,16 @@ What is stored, and why: schema.sql.
 import re
 from pathlib import Path
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 APPLICATION_ID = 0x4E58554D  # "NXUM": another program's database is never taken for ours
 EVENT_BITS = 20  # an event's number is its execution's and so many bits of its own; schema.sql has them too
 
 SCHEMA = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
 
 _SESSIONS = SCHEMA[SCHEMA.index("CREATE TABLE sessions") : SCHEMA.index("CREATE TABLE tasks")]  # since version 4
-_SCHEMA_3 = re.sub(r",( *-- of one attempt\n) *labels_json.*\n", r"\1", SCHEMA.replace(_SESSIONS, ""))
+_READY = "CREATE INDEX tasks_ready ON tasks (version_hash, workflow_id, {}seq) WHERE status = 'READY';"
+_SCHEMA_4 = re.sub(r" *held .*\n", "", SCHEMA.replace(_READY.format("held, "), _READY.format("")))
+_SCHEMA_3 = re.sub(r",( *-- of one attempt\n) *labels_json.*\n", r"\1", _SCHEMA_4.replace(_SESSIONS, ""))
 
 _TABLES = {  # of version 2, with their columns, but for events; each comes after those that it refers to
     "workflows": "seq, workflow_id, version_hash, ir_json, compatibility, registered_at_ms",
@@ -62,5 +64,10 @@ MIGRATIONS = {  # schema version → the SQL that makes it the next one
         INSERT INTO sessions (session_id, began_at_ms, heard_at_ms)
         SELECT substr(execution_id, 1, instr(execution_id, '/') - 1) AS session, min(created_at_ms), max(created_at_ms)
         FROM executions WHERE instr(execution_id, '/') > 1 GROUP BY session;
+    """,
+    4: f"""
+        ALTER TABLE tasks ADD COLUMN held INTEGER NOT NULL DEFAULT 0;
+        DROP INDEX tasks_ready;
+        {_READY.format("held, ")}
     """,
 }

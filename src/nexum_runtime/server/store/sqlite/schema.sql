@@ -74,6 +74,7 @@ CREATE TABLE tasks (
     output_json         TEXT,                              -- DONE: the recorded result
     error               TEXT,                              -- FAILED: why
     error_code          TEXT CHECK (error_code IN ('TOOL_ERROR', 'OUTCOME_UNKNOWN', 'REJECTED')),
+    held                INTEGER NOT NULL DEFAULT 0,        -- READY: 1 when its session was stopped, for the claim's index
     UNIQUE (execution_id, node_id),
     CHECK ((status = 'DONE') = (output_json IS NOT NULL)),
     CHECK ((status = 'RUNNING') = (lease_expires_at_ms IS NOT NULL)),
@@ -81,7 +82,7 @@ CREATE TABLE tasks (
 ) STRICT;
 
 CREATE UNIQUE INDEX tasks_named ON tasks (task_key) WHERE task_key NOT GLOB '[0-9]*-*';  -- keys of schema version 2
-CREATE INDEX tasks_ready ON tasks (version_hash, workflow_id, seq) WHERE status = 'READY';
+CREATE INDEX tasks_ready ON tasks (version_hash, workflow_id, held, seq) WHERE status = 'READY';
 CREATE INDEX tasks_running ON tasks (worker_id, lease_expires_at_ms) WHERE status = 'RUNNING';
 CREATE INDEX tasks_waiting ON tasks (node_type, available_at_ms) WHERE status = 'WAITING';
 
