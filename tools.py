@@ -63,13 +63,10 @@ async def visit_webpage(url: str) -> str:
         url: The page's full address, beginning with https:// or http://.
     """
     url = webpage.one_line(url)
-    content_type, source = await webpage.fetch(url)
-    title, text = "", source.strip()
-    if content_type in webpage.HTML_TYPES:
-        title, text = await asyncio.to_thread(webpage.readable, source)
+    title, text = await webpage.read(url)
     if not text:
         raise webpage.page_error(url, "has no readable text")
-    page = f"# {webpage.one_line(title) or url}\n\n{text}"
+    page = f"# {title or url}\n\n{text}"
     if len(page) > PAGE_CHARS_MAX:
         note = f"\n\n[Cut here: the page has {len(page):,} characters.]"
         page = page[: PAGE_CHARS_MAX - len(note)] + note
@@ -144,5 +141,5 @@ async def _search_live(query: str, count: int) -> list[tuple[str, str, str]]:
 
 
 async def _search_offline(query: str, count: int) -> list[tuple[str, str, str]]:
-    _, answer = await webpage.fetch(f"https://{offline.HOST}/search?{urlencode({'q': query, 'n': count})}")
+    _, answer = await webpage.read(f"https://{offline.HOST}/search?{urlencode({'q': query, 'n': count})}")
     return [(result["title"], result["url"], result["snippet"]) for result in json.loads(answer)]

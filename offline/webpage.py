@@ -1,18 +1,24 @@
 """One page of the web, with a limit on everything it may do: its time, its redirects, its type, its size.
 
+It is fetched in a thread and read in a process, for what strangers send may be made to take long: meanwhile the event
+loop, which keeps other calls going, has its time.
+
 Whatever goes wrong is said in one sentence, a `ToolError`, for the model to read. Libraries are imported where they
 are used: the agent, which knows the tools by their signatures only, does not load them.
 """
 
 import asyncio
-import codecs
 import os
 import re
 import zlib
+from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import offline
 from nexum_agents import ToolError
+from nexum_runtime.worker.attempt import run_in_thread
+from offline import reading
 
 if TYPE_CHECKING:
     import httpx
@@ -22,6 +28,7 @@ READ_TIMEOUT_S = 10.0  # the longest silence in the middle of an answer
 PAGE_DEADLINE_S = 30.0  # for one page, redirects and all
 REDIRECTS_MAX = 5
 PAGE_MB_MAX = 2  # after decompression
+PAGE_PARTS_MAX = 20_000  # that it is sent in: each takes time, however small it is
 
 HTML_TYPES = {"", "text/html", "application/xhtml+xml"}  # who names no type most likely sends HTML
 TEXT_TYPES = re.compile(r"text/.+|application/(.+\+)?(json|xml)")
@@ -40,8 +47,28 @@ def is_offline() -> bool:
     return _offline
 
 
-async def fetch(url: str) -> tuple[str, str]:
-    """Content type and text of a page. Whatever goes wrong on the way there becomes a `ToolError`."""
+async def read(url: str) -> tuple[str, str]:
+    """Title and text of a page. Whatever goes wrong becomes a `ToolError`."""
+    return await run_in_thread(lambda: _read(url))
+
+
+def _read(url: str) -> tuple[str, str]:
+    with closing(asyncio.new_event_loop()) as loop:  # `asyncio.run` would wait for a look-up that does not end
+        page = loop.run_until_complete(_fetch(url))
+    try:
+        return reading.read(page.body, page.charset, is_html=page.content_type in HTML_TYPES)
+    except reading.Unread as error:
+        raise page_error(url, str(error)) from None
+
+
+@dataclass(frozen=True)
+class _Page:
+    content_type: str
+    charset: str | None
+    body: bytes
+
+
+async def _fetch(url: str) -> _Page:
     import httpx
 
     from offline.publicweb import NotPublicError, PublicWeb
@@ -61,7 +88,7 @@ async def fetch(url: str) -> tuple[str, str]:
                 _check_address(url, target)
                 async with client.stream("GET", target) as response:
                     if response.next_request is None:
-                        return await _read(url, response)
+                        return await _body(url, response)
                     target = response.next_request.url
     except (httpx.InvalidURL, UnicodeError) as error:
         raise page_error(url, f"does not lead to a valid URL ({error})") from None
@@ -84,8 +111,8 @@ def _check_address(url: str, target: "httpx.URL") -> None:
         raise page_error(url, f"cannot be visited offline, where only https://{offline.HOST} exists")
 
 
-async def _read(url: str, response: "httpx.Response") -> tuple[str, str]:
-    """Content type and text of an answer, unless its status, type or size rules it out.
+async def _body(url: str, response: "httpx.Response") -> _Page:
+    """The page in an answer, unless its status, type or size rules it out.
 
     Decompressed here, under the limit: httpx expands a chunk in one go, and a small one can hide gigabytes.
     """
@@ -104,42 +131,16 @@ async def _read(url: str, response: "httpx.Response") -> tuple[str, str]:
     too_big = page_error(url, f"is larger than {PAGE_MB_MAX} MB")
     if int(response.headers.get("content-length", 0)) > limit:
         raise too_big
-    body = b""
+    body, sent_bytes, parts = bytearray(), 0, 0
     gunzip = zlib.decompressobj(zlib.MAX_WBITS | 16)
     async for chunk in response.aiter_raw():
         body += gunzip.decompress(chunk, limit + 1 - len(body)) if encoding == "gzip" else chunk
-        if len(body) > limit:
+        sent_bytes, parts = sent_bytes + len(chunk), parts + 1
+        if max(len(body), sent_bytes) > limit:  # what is packed may also be much, and unpack to nothing
             raise too_big
-    return content_type, _decode(body, response.charset_encoding)
-
-
-def _decode(body: bytes, declared: str | None) -> str:
-    """Text by the byte order mark, by the charset that header or page name, by UTF-8, or as browsers do."""
-    marks = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-    in_page = re.search(rb"""(?:charset|encoding)=["']?([\w.:-]+)""", body[:2048])
-    for name in (marks.get(body[:3]), marks.get(body[:2]), declared, in_page and in_page[1].decode()):
-        try:
-            if name:
-                return body.decode(name, "replace")
-        except (LookupError, ValueError):
-            continue  # not a charset that Python knows
-    try:
-        return body.decode()
-    except UnicodeDecodeError:
-        return body.decode("cp1252", "replace")
-
-
-def readable(source: str) -> tuple[str, str]:
-    """Title and text of an HTML page: its article without the menus around it, or all there is."""
-    import trafilatura
-
-    tree = trafilatura.load_html(source)
-    if tree is None:  # not a whole document
-        tree = trafilatura.load_html(f"<html><body>{source}</body></html>")
-    if tree is None:
-        return "", ""
-    title = tree.findtext(".//title") or ""
-    return title, trafilatura.extract(tree, include_comments=False) or trafilatura.html2txt(tree)
+        if parts > PAGE_PARTS_MAX:
+            raise page_error(url, f"is sent in more than {PAGE_PARTS_MAX:,} parts")
+    return _Page(content_type, response.charset_encoding, bytes(body))
 
 
 def page_error(url: str, problem: str, *, retryable: bool = False) -> ToolError:

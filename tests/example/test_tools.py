@@ -17,7 +17,7 @@ import pytest
 
 import tools
 from nexum_agents import ToolError
-from offline import webpage
+from offline import reading, webpage
 
 MEGABYTE = 1024 * 1024
 
@@ -187,6 +187,22 @@ async def test_a_page_of_no_declared_charset_is_read_as_browsers_do(serve: Serve
     assert "Grüße – auf bald." in read
 
 
+@pytest.mark.parametrize("where", ["header", "page"])
+async def test_a_charset_that_takes_for_ever_is_none(serve: Serve, where: str) -> None:
+    body = b"Hello, " + b"a" * 300_000 + b"-" + b"a" * 300_000  # some 14 s as punycode
+    if where == "page":
+        url = await serve(page(b"<meta charset=punycode><p>" + body, "text/html"))
+    else:
+        url = await serve(page(body, "text/plain; charset=punycode"))
+    assert "Hello, aaaaa" in await tools.visit_webpage(url)
+
+
+@pytest.mark.parametrize("charset", ["unicode_escape", "utf-7", "undefined", "idna", "zip", "a%00b"])
+async def test_a_charset_that_no_browser_knows_is_not_used(serve: Serve, charset: str) -> None:
+    url = await serve(page(rb"\x1b[31m +2ADcAA- ok", f"text/plain; charset={charset}"))
+    assert await tools.visit_webpage(url) == f"# {url}\n\n\\x1b[31m +2ADcAA- ok"
+
+
 # --- pages that cannot ------------------------------------------------------------------------------------
 
 
@@ -315,6 +331,58 @@ async def test_a_page_that_trickles_is_given_up_at_the_deadline(serve: Serve, mo
     error = await refused(await serve(answer))
     assert "did not answer in time" in str(error)
     assert error.retryable is False
+
+
+async def test_a_page_that_takes_too_long_to_read_is_given_up_for_good_and_the_next_one_is_read(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "READING_SECONDS", 0.3)
+    error = await refused(await serve(page("<html><body>" + "<p>word word</p>" * 130_000)))
+    assert "takes more than 0.3 s to read" in str(error)
+    assert error.retryable is False
+    monkeypatch.undo()
+    monkeypatch.setenv("ALLOW_PRIVATE_HOSTS", "1")
+    assert "Next." in await tools.visit_webpage(await serve(page(article("Next."))))
+
+
+async def test_a_page_that_takes_too_much_memory_to_read_is_given_up(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "READING_MIB", 250)
+    monkeypatch.setattr(reading, "_idle", [])
+    error = await refused(await serve(page("<html><body>" + "<a href=x>y</a>" * 135_000)))
+    assert "takes more than 250 MiB of memory to read" in str(error)
+    assert error.retryable is False
+
+
+async def test_a_reader_that_has_grown_large_is_not_kept(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    idle: list[Any] = []
+    monkeypatch.setattr(reading, "_idle", idle)
+    await tools.visit_webpage(await serve(page(article("Small."))))
+    assert len(idle) == 1
+    await tools.visit_webpage(await serve(page("<html><body>" + "<a href=x>y</a>" * 135_000)))
+    assert idle == []
+
+
+async def test_a_page_in_very_many_parts_is_given_up(serve: Serve) -> None:
+    async def answer(path: str, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n")
+        while True:
+            writer.write(b"1\r\nx\r\n" * 10_000)
+            await writer.drain()
+
+    assert "is sent in more than 20,000 parts" in str(await refused(await serve(answer)))
+
+
+async def test_what_unpacks_to_nothing_for_ever_is_given_up(serve: Serve) -> None:
+    async def answer(path: str, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Encoding: gzip\r\n\r\n")
+        writer.write(b"\x1f\x8b\x08\0\0\0\0\0\0\x03")
+        while True:
+            writer.write(b"\0\0\0\xff\xff" * 13_000)
+            await writer.drain()
+
+    assert "is larger than 2 MB" in str(await refused(await serve(answer)))
 
 
 async def test_a_refused_connection_may_be_tried_again() -> None:
