@@ -34,7 +34,9 @@ class Told:
         self.ends: list[tuple[str, str | BaseException | None]] = []
         self._slots = asyncio.Semaphore(slots)
 
-    def begin(self, handler: Handler, timeout_ms: int | None = None) -> Attempt:
+    def begin(
+        self, handler: Handler, timeout_ms: int | None = None, stood_still: Callable[[], float] = lambda: 0.0
+    ) -> Attempt:
         built = workflow("w").effect("run", RootModel[Any], handler).build()
         task_input: dict[str, Any] = {"input": {}, "deps": {}}
         if timeout_ms is not None:
@@ -42,7 +44,7 @@ class Told:
         claimed = pb.PollResponse(
             task_id="1-a.1", execution_id="e", node_id="run", input_json=json.dumps(task_input), idempotency_key="k"
         )
-        return Attempt(built, claimed, "worker", self._slots, self._tell)
+        return Attempt(built, claimed, "worker", self._slots, self._tell, stood_still)
 
     async def _tell(self, _: Attempt, output_json: str, error: BaseException | None) -> None:
         self.ends.append((output_json, error if error is None or error is STOPPED else str(error)))
@@ -186,3 +188,21 @@ async def test_an_attempt_is_over_also_when_it_could_not_be_told() -> None:
     attempt = Attempt(built, claimed, "worker", asyncio.Semaphore(1), fail)
     async with asyncio.timeout(PATIENCE_SECONDS):
         await attempt.over
+
+
+async def test_the_time_that_the_event_loop_stood_still_does_not_count_for_a_timeout() -> None:
+    told, release, looks = Told(), asyncio.Event(), 0
+
+    async def handler(_: ContextView) -> str:
+        await release.wait()
+        return "in time"
+
+    def stood_still() -> float:
+        nonlocal looks
+        looks += 1
+        return 0.0 if looks == 1 else 1_000.0  # since it began
+
+    attempt = told.begin(handler, timeout_ms=1, stood_still=stood_still)
+    await eventually(lambda: looks == 2, "the end of its time, were it not for the standstill")
+    release.set()
+    assert await told.over(attempt) == [('"in time"', None)]

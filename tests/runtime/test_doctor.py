@@ -98,6 +98,7 @@ async def test_doctor_as_json_has_this_shape(client: Client, address: str, serve
                     "asks_for": [{"workflow_id": "echo", "version_hash": ECHO.version_hash}],
                     "waits_for_task": False,
                     "tasks": 1,
+                    "standstill": None,
                 }
             ],
             "waiting": [],

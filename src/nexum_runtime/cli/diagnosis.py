@@ -33,6 +33,9 @@ def findings(told: dict[str, Any], approvals: list[Any]) -> Iterator[Finding]:
     for running in told.get("running", ()):
         if running["silent_ms"] > running["lease_ms"] * SILENCE_SHARE:
             yield _of_silence(running)
+    for worker in told.get("workers", ()):
+        if worker["standstill"] is not None:
+            yield _of_standstill(worker["worker_id"], **worker["standstill"])
     lost: dict[str, list[dict[str, Any]]] = {}
     for expired in told.get("expired", ()):
         lost.setdefault(expired["error"], []).append(expired)
@@ -131,6 +134,16 @@ def _of_silence(running: dict[str, Any]) -> Finding:
         return Finding("silent", f"{text}: it is given up in {left}. Start another one: python worker.py")
     return Finding(
         "lease", f"{text}: its lease is over, and the server has not given it up; look at what the server logs."
+    )
+
+
+def _of_standstill(worker_id: str, where: str, ms: int, ago_ms: int | None) -> Finding:
+    how_long = duration_text(ms)
+    when = f"has stood still for {how_long}" if ago_ms is None else f"stood still for {how_long}, {_ago(ago_ms)}"
+    return Finding(
+        "standstill",
+        f"Worker {worker_id} {when}: {where} blocks its event loop, and none of its other calls goes on meanwhile. "
+        "Await what it waits for, or make it a sync function, which runs in a thread.",
     )
 
 

@@ -618,10 +618,17 @@ class Client:
         fields = {"task_id": task_id, "error_message": _wording(error)}
         return str((await self._ask("FailTask", fields, metadata)).message)
 
-    async def heartbeat(self, worker_id: str, task_ids: Collection[str]) -> list[str]:
-        """Renew the leases of the tasks that this worker holds. Returns the ids of those it should stop."""
-        held = wire.canonical_json(list(task_ids))
-        answer = await self._ask("Heartbeat", {"worker_id": worker_id, "version_hash": held})
+    async def heartbeat(
+        self, worker_id: str, task_ids: Collection[str] | None, *, standstill: tuple[int, str] | None = None
+    ) -> list[str]:
+        """Renew the leases of the tasks that this worker holds, or of all that are its own. Returns the ids of those it
+        should stop.
+
+        `standstill` is for how many milliseconds it has stood still, and where.
+        """
+        held = "" if task_ids is None else wire.canonical_json(list(task_ids))
+        metadata = {} if standstill is None else {wire.STANDSTILL: json.dumps(standstill)}
+        answer = await self._ask("Heartbeat", {"worker_id": worker_id, "version_hash": held}, metadata)
         return [str(task_id) for task_id in json.loads(answer.message)]
 
 

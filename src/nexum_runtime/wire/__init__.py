@@ -45,6 +45,7 @@ HEARS_STOPS = "nexum-hears-stops"  # StreamTasks: "true" when it is told at once
 RETRYABLE = "nexum-retryable"  # FailTask: "false" fails the task now
 INTERRUPTED = "nexum-interrupted"  # FailTask: "true" hands an attempt back that was cut short
 UNKNOWN = "nexum-unknown"  # FailTask: "true" when the effect may have happened: it timed out, or could not be recorded
+STANDSTILL = "nexum-standstill"  # Heartbeat: what blocks the worker's event loop, as JSON: [milliseconds, where]
 BEGUN = "nexum-begun"  # FailTask: "false" when it failed before any effect: one that happens once may begin anew
 RESOLUTION = "nexum-resolution"  # Resolve: "result", "failed" or "retry"
 OLDER_THAN_MS = "nexum-older-than-ms"  # Prune

@@ -30,7 +30,7 @@ class Attempt:
     """Runs as soon as it is made, when one of the `slots` is free.
 
     `tell(attempt, output_json, error)` is awaited once: with the result's JSON text and None, or with "" and what was
-    raised. `over` is done when it has returned.
+    raised. `over` is done when it has returned. `stood_still()` is for how many seconds the event loop has, so far.
     """
 
     def __init__(
@@ -40,12 +40,14 @@ class Attempt:
         worker_id: str,
         slots: asyncio.Semaphore,
         tell: Callable[["Attempt", str, BaseException | None], Awaitable[None]],
+        stood_still: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.workflow, self.claimed, self.task_id = workflow, claimed, claimed.task_id
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._worker_id = worker_id
         self._slots = slots
         self._tell = tell
+        self._stood_still = stood_still
         self._has_ended = False  # what becomes of the handler from here on is of no interest
         self._why: BaseException | None = None  # it was cancelled
         self._job = asyncio.create_task(self._run())
@@ -61,6 +63,10 @@ class Attempt:
             self._why = why
             self._job.cancel()
             asyncio.get_running_loop().call_later(CANCEL_SECONDS, self._leave_alone)
+
+    def is_in(self, task: "asyncio.Task[Any] | None") -> bool:
+        """Whether this is the task that executes it."""
+        return task is self._job
 
     def abandon(self) -> None:
         """Nor is it told any more how it ended."""
@@ -136,11 +142,22 @@ class Attempt:
             raise TaskError(reason, retryable=False, unknown=True) from error
 
     async def _within(self, timeout_ms: int | None, handler: Callable[..., Any], context: "ContextView") -> Any:
-        """What the handler returns, also when that comes a moment late."""
-        timer = None
+        """What the handler returns, also when that comes a moment late.
+
+        The time that another handler took from all of them, when it blocked the event loop, is not counted.
+        """
+        timer, granted = None, self._stood_still()
+
+        def over() -> None:
+            nonlocal timer, granted
+            before, granted = granted, self._stood_still()
+            if granted > before:
+                timer = asyncio.get_running_loop().call_later(granted - before, over)
+            else:
+                self.cancel(TaskError(f"It took longer than its {duration_text(timeout_ms or 0)}.", unknown=True))
+
         if timeout_ms:
-            too_long = TaskError(f"It took longer than its {duration_text(timeout_ms)}.", unknown=True)
-            timer = asyncio.get_running_loop().call_later(timeout_ms / 1000, self.cancel, too_long)
+            timer = asyncio.get_running_loop().call_later(timeout_ms / 1000, over)
         try:
             if inspect.iscoroutinefunction(handler):
                 return await handler(context)

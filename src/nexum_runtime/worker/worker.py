@@ -26,6 +26,7 @@ from nexum_runtime.errors import (
 from nexum_runtime.logs import Log
 from nexum_runtime.text import error_text
 from nexum_runtime.worker.attempt import CANCEL_SECONDS, Attempt
+from nexum_runtime.worker.standstill import Standstill
 
 LEASE_MS = 10_000
 HEARTBEATS_PER_LEASE = 3
@@ -79,6 +80,7 @@ class Worker:
         self._results: dict[str, tuple[Any, str]] = {}  # task id → its workflow and result, until that is recorded
         self._streams: dict[int, Outgoing] = {}  # of the streams that are open, by the workflow
         self._connected: bool | None = None
+        self._standstill: Standstill | None = None
 
     async def run(self) -> None:
         """Work until `stop()`, then let what runs finish for a while and hand the rest back.
@@ -87,6 +89,7 @@ class Worker:
         """
         tracing.tracer("worker")
         async with self._open_client() as client:
+            self._standstill = Standstill(self._open_client, self.worker_id, self._beat_seconds, self._call_of)
             beats = asyncio.create_task(self._beat(client))
             takes = [asyncio.create_task(self._take(client, each)) for each in self._workflows]
             stopped = asyncio.create_task(self._stop.wait())
@@ -97,6 +100,7 @@ class Worker:
                 await self._until_idle(self._drain_seconds)
             finally:
                 self.stop()
+                self._standstill.stop()
                 for job in (beats, stopped, *takes):
                     job.cancel()
                 await asyncio.wait([beats, stopped, *takes])
@@ -179,7 +183,8 @@ class Worker:
                 del self._streams[place]
 
     def _begin(self, client: Client, workflow: Any, claimed: Any) -> None:
-        attempt = Attempt(workflow, claimed, self.worker_id, self._slots, partial(self._tell, client))
+        tell, stood_still = partial(self._tell, client), lambda: self._standstill.seconds if self._standstill else 0.0
+        attempt = Attempt(workflow, claimed, self.worker_id, self._slots, tell, stood_still)
         self._running[attempt.task_id] = attempt
         attempt.over.add_done_callback(lambda _: self._running.pop(attempt.task_id, None))
 
@@ -208,7 +213,7 @@ class Worker:
     async def _beat(self, client: Client) -> None:
         """Be heard, keep the leases alive, and stop what the server wants stopped."""
         while True:
-            await asyncio.sleep(self._lease_ms / HEARTBEATS_PER_LEASE / 1000)
+            await asyncio.sleep(self._beat_seconds)
             try:
                 held = {*self._running, *self._reports.values(), *self._results}
                 stops = await client.heartbeat(self.worker_id, held)
@@ -216,6 +221,15 @@ class Worker:
                 continue
             for task_id in stops:
                 self._stop_attempt(task_id)
+
+    @property
+    def _beat_seconds(self) -> float:
+        return self._lease_ms / HEARTBEATS_PER_LEASE / 1000
+
+    def _call_of(self, task: "asyncio.Task[Any] | None") -> str:
+        """The call that a task of the event loop executes, or "" if it is of none, or one that a handler has begun."""
+        of_it = (each.claimed.execution_id for each in [*self._running.values()] if each.is_in(task))
+        return next(of_it, "")
 
     def _stop_attempt(self, task_id: str) -> None:
         if attempt := self._running.get(task_id):

@@ -546,15 +546,21 @@ class Engine:
         self._stops.pop(task_id, None)
         self._giver.release(task_id)
 
-    async def heartbeat(self, worker_id: str, held: list[str] | None = None) -> list[str]:
+    async def heartbeat(
+        self, worker_id: str, held: list[str] | None = None, standstill: tuple[int, str] | None = None
+    ) -> list[str]:
         """Renew the leases of the attempts that this worker holds. Returns the ids of those it should stop.
 
         `held` are their task ids. A worker that does not say what it holds has every lease of its renewed, also that
-        of a claim whose answer never reached it.
+        of a claim whose answer never reached it. One at a `standstill`, as it says for how many milliseconds and
+        where, is given nothing new until it goes on.
         """
         check_name("worker id", worker_id)
         self._workers.heard(worker_id)
-        if self._streams.hear(worker_id):
+        self._workers.note_standstill(worker_id, standstill)
+        if standstill is not None:
+            self._streams.silence(worker_id)
+        elif self._streams.hear(worker_id):
             self._giver.fill_slots()
         if held is None:
             await self._commits.make(lambda tx, _: tx.renew_leases(worker_id, self._clock()), renews=True)

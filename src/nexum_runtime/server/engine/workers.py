@@ -12,12 +12,22 @@ SEEN_MS = 65_000  # a worker counts as here for so long after its last word: lon
 WORKERS_LIMIT = 10_000  # remembered, the latest ones
 RENEW_MS = 5_000  # at most so often a poll renews the leases of its worker
 POLLS_RENEW_MS = 900_000  # of one attempt: whoever only polls may have lost it, and would keep it from all others
+STANDSTILL_KEPT_MS = 300_000  # how long it is told that a worker stood still
+STANDSTILL_CHARS = 500  # of where it was
 ASKS_LIMIT = 100  # workflows that one worker is remembered to have asked for
+
+
+@dataclass
+class _Standstill:
+    where: str
+    ms: int  # for how long
+    ended_ms: int | None = None  # when it was over
 
 
 @dataclass
 class _Worker:
     heard_ms: int
+    standstill: _Standstill | None = None  # the last one
     asking: int = 0  # polls that are held
     renewed_ms: int = 0
     held_since_ms: dict[str, int] = field(default_factory=dict)  # by task id, of one that only polls
@@ -38,6 +48,15 @@ class Workers:
         if len(self._workers) > WORKERS_LIMIT:
             self._workers.popitem(last=False)
         return worker
+
+    def note_standstill(self, worker_id: str, standstill: tuple[int, str] | None) -> None:
+        """What this worker says of itself: its event loop stands still, or goes on."""
+        worker = self._workers[worker_id]
+        if standstill is not None:
+            ms, where = standstill
+            worker.standstill = _Standstill(where[:STANDSTILL_CHARS], ms)
+        elif worker.standstill is not None and worker.standstill.ended_ms is None:
+            worker.standstill.ended_ms = self._clock()
 
     @contextmanager
     def asking(self, worker_id: str, version_hash: str, workflow_ids: Sequence[str]) -> Iterator[None]:
@@ -81,7 +100,18 @@ class Workers:
                 "waits_for_task": worker.asking > 0,
                 "heard_ms": 0 if worker.asking else max(now_ms - worker.heard_ms, 0),
                 "tasks": held.get(worker_id, 0),
+                "standstill": _told(worker.standstill, now_ms),
             }
             for worker_id, worker in reversed(self._workers.items())
             if not worker_id.startswith(wire.LOCAL_WORKER) and (worker.asking or now_ms - worker.heard_ms < SEEN_MS)
         ]
+
+
+def _told(standstill: _Standstill | None, now_ms: int) -> dict[str, Any] | None:
+    """`ago_ms` is how long it is over, None while it is not."""
+    if standstill is None:
+        return None
+    ago_ms = None if standstill.ended_ms is None else now_ms - standstill.ended_ms
+    if ago_ms is not None and ago_ms > STANDSTILL_KEPT_MS:
+        return None
+    return {"where": standstill.where, "ms": standstill.ms, "ago_ms": ago_ms}

@@ -175,7 +175,7 @@ class Methods:
         `version_hash` has no meaning of its own here: a worker may say in it, as a JSON list, which task ids it holds.
         """
         held = _task_ids(request.version_hash) if request.version_hash else None
-        stops = await self._engine.heartbeat(request.worker_id, held)
+        stops = await self._engine.heartbeat(request.worker_id, held, _standstill(call.metadata))
         return _done(wire.canonical_json(stops))
 
     async def Resolve(self, request: Any, call: Call) -> Fields:
@@ -377,6 +377,19 @@ def _state(session: Session, last: dict[str, Any]) -> str:
     if session.running or session.waiting:
         return "RUNNING"
     return str(last.get("outcome", "RUNNING"))
+
+
+def _standstill(metadata: dict[str, Any]) -> tuple[int, str] | None:
+    """For how many milliseconds a worker has stood still, and where; None if it does not."""
+    if (text := metadata.get(wire.STANDSTILL)) is None:
+        return None
+    try:
+        ms, where = wire.parse_json(text)
+    except (TypeError, ValueError):
+        ms, where = None, None
+    if type(ms) is not int or not isinstance(where, str) or ms < 0:
+        raise InvalidRequest(f"{wire.STANDSTILL} is {text[:80]!r}; it must be a JSON list of milliseconds and a text.")
+    return ms, where
 
 
 def _task_ids(text: str) -> list[str]:
