@@ -127,6 +127,6 @@ async def test_a_worker_that_never_goes_on_loses_its_calls_to_others(scene: Scen
 
 
 async def test_a_thread_that_watches_ends_with_its_worker() -> None:
-    watching = standstill.Standstill("localhost:1", "w", 1.0, lambda _: "")
+    watching = standstill.Standstill(lambda: Client("localhost:1"), "w", 1.0, lambda _: "")
     watching.stop()
     await eventually(lambda: "nexum-standstill" not in [thread.name for thread in threading.enumerate()])

@@ -19,7 +19,7 @@ from test_worker import one_node, quick, working
 from nexum_runtime import Client, InvalidRequest, LimitExceeded, ServerUnavailable
 from nexum_runtime.client.calls import Broken, Calls
 from nexum_runtime.server.app import Server, ServerConfig
-from nexum_runtime.server.rpc import peers
+from nexum_runtime.server.rpc import client_calls, peers
 from nexum_runtime.wire import batches
 
 __all__ = ["wired"]
@@ -207,6 +207,57 @@ async def test_a_stream_may_not_have_more_calls_waiting_than_a_client_may(
     number, code, told, _ = await stream.answer()
     assert (number, code) == ("3", "RESOURCE_EXHAUSTED")
     assert told == "This client has 2 calls waiting already; let some of them end first."
+
+
+async def test_a_result_is_recorded_although_its_client_has_as_many_calls_waiting_as_it_may(
+    stream: Stream, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "WAITING_LIMIT", 2)
+    await stream.starts("1", "e-1", claim="me")
+    _, _, told, _ = await stream.answer()
+    await stream.starts("2", "e-2", wait_ms=FOREVER_MS)
+    await stream.starts("3", "e-3", wait_ms=FOREVER_MS)
+    assert (await stream.answer())[:2] == ("3", "RESOURCE_EXHAUSTED")
+    completes = json.dumps({"nexum-completes": told["nexum-task-id"]})
+    await stream.asks(("4", completes, pb.StartRequest(input_json='{"text":"paid for"}')))
+    assert (await stream.answer())[:3] == ("4", "", {"nexum-message": ""})
+    assert (await client.status("e-1")).outputs == {"run": {"text": "paid for"}}
+
+
+@pytest.mark.parametrize(("limit", "value"), [("RECORDING_LIMIT", 2), ("RECORDING_MIB_LIMIT", 0.0001)])
+async def test_no_more_results_are_read_than_can_be_recorded_and_none_is_refused(
+    stream: Stream, server: Server, monkeypatch: pytest.MonkeyPatch, limit: str, value: float
+) -> None:
+    monkeypatch.setattr(client_calls, limit, value)
+    most, under_way, complete = 0, 0, server.engine.complete
+
+    async def counted(*args: Any) -> str:
+        nonlocal most, under_way
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            return await complete(*args)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(server.engine, "complete", counted)
+    completions = []
+    for number in range(20):
+        await stream.starts(f"{number}", f"e-{number}", claim="me")
+        _, _, told, _ = await stream.answer()
+        completes = json.dumps({"nexum-completes": told["nexum-task-id"]})
+        completions.append((f"r-{number}", completes, pb.StartRequest(input_json=json.dumps({"text": "x" * 60}))))
+    await stream.asks(*completions)
+    for _ in completions:
+        assert (await stream.answer())[1:3] == ("", {"nexum-message": ""})
+    assert most <= 2
+
+
+async def test_the_header_of_a_call_has_a_limit(stream: Stream) -> None:
+    await stream.asks(("1", json.dumps({"nexum-execution-id": "x" * 70_000}), start_request()))
+    number, code, told, _ = await stream.answer()
+    assert (number, code) == ("1", "INVALID_ARGUMENT")
+    assert told == "The header of the call has 70026 characters; the limit is 65536."
 
 
 @pytest.mark.parametrize("how", ["it says so", "its stream ends"])

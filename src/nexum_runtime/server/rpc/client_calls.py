@@ -28,10 +28,15 @@ from nexum_runtime.server.model.contract import StoreUnavailable
 from nexum_runtime.server.rpc.messages import CODES, DETAILS_LIMIT, Context, details
 from nexum_runtime.server.rpc.outbox import Answers
 from nexum_runtime.server.rpc.peers import Waiting
-from nexum_runtime.text import error_text
+from nexum_runtime.text import MIB, error_text
 from nexum_runtime.wire import batches
 
 log = Log("nexum.service")
+
+
+HEADER_CHARS_LIMIT = 64 * 1024  # of one call
+RECORDING_LIMIT = 1_000  # results of one stream that are being recorded …
+RECORDING_MIB_LIMIT = 64  # … and their size: of more, no more is read yet
 
 
 class _Calls:
@@ -39,8 +44,16 @@ class _Calls:
 
     def __init__(self, peer: str) -> None:
         self.peer = peer
+        self.recording: dict[asyncio.Task[None], int] = {}  # those that record a result → its bytes
         self.jobs: dict[str, asyncio.Task[None]] = {}
         self.answered: set[str] = set()  # whose answers are on their way
+
+    async def record(self, job: "asyncio.Task[None]", size_bytes: int) -> None:
+        """Return when more may be read: what ends work is not refused for lack of room, but waits for it."""
+        self.recording[job] = size_bytes
+        job.add_done_callback(self.recording.pop)
+        while len(self.recording) >= RECORDING_LIMIT or sum(self.recording.values()) > RECORDING_MIB_LIMIT * MIB:
+            await asyncio.wait(self.recording, return_when=asyncio.FIRST_COMPLETED)
 
     def end(self, number: str, answers: Answers, job: "asyncio.Task[None]") -> None:
         del self.jobs[number]
@@ -98,29 +111,31 @@ class ClientCalls:
                 elif number in calls.jobs:
                     answers.refuse(number, grpc.StatusCode.INVALID_ARGUMENT.name, f"Call {number[:20]} is under way.")
                 else:
-                    job = asyncio.create_task(self._answer_call(header, request, calls, answers))
+                    try:
+                        metadata = _metadata_of_call(header.output_json)
+                    except InvalidRequest as error:
+                        answers.refuse(number, grpc.StatusCode.INVALID_ARGUMENT.name, details(error))
+                        continue
+                    job = asyncio.create_task(self._answer_call(number, request, metadata, calls, answers))
                     job.add_done_callback(partial(calls.end, number, answers))
                     calls.jobs[number] = job
+                    if wire.COMPLETES in metadata:
+                        await calls.record(job, request.ByteSize())
 
-    async def _answer_call(self, header: Any, request: Any, calls: "_Calls", answers: Answers) -> None:
-        number, size_bytes = header.task_id, request.ByteSize()
+    async def _answer_call(
+        self, number: str, request: Any, metadata: dict[str, str], calls: "_Calls", answers: Answers
+    ) -> None:
         try:
-            self._waiting.enter(calls.peer, size_bytes)
-            try:
-                metadata = _metadata_of_call(header.output_json)
-                if wire.CLAIM in metadata:
-                    await self._answer_claim(number, request, metadata, answers)
-                    return
-                if wire.COMPLETES in metadata:
-                    message = await self._engine.complete(
-                        metadata[wire.COMPLETES], request.input_json, labels_of(metadata)
-                    )
-                    response, told = pb.StatusResponse(), {wire.MESSAGE: message}
-                else:
+            if wire.COMPLETES in metadata:  # it has a place: that of its claim
+                message = await self._engine.complete(metadata[wire.COMPLETES], request.input_json, labels_of(metadata))
+                response, told = pb.StatusResponse(), {wire.MESSAGE: message}
+            else:
+                with self._waiting.place(calls.peer, request):
+                    if wire.CLAIM in metadata:
+                        await self._answer_claim(number, request, metadata, answers)
+                        return
                     fields, trailing = await self._execute(request, metadata)
-                    response, told = _response(fields), _as_texts(trailing)
-            finally:
-                self._waiting.leave(calls.peer, size_bytes)
+                response, told = _response(fields), _as_texts(trailing)
         except (NexumError, StoreUnavailable) as error:
             answers.refuse(number, CODES[type(error)].name, details(error))
         else:
@@ -146,6 +161,8 @@ class ClientCalls:
 
 
 def _metadata_of_call(text: str) -> dict[str, str]:
+    if len(text) > HEADER_CHARS_LIMIT:
+        raise InvalidRequest(f"The header of the call has {len(text)} characters; the limit is {HEADER_CHARS_LIMIT}.")
     try:
         metadata = wire.parse_json(text)
     except ValueError:

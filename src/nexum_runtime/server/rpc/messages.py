@@ -49,7 +49,7 @@ def details(error: Exception) -> str:
 
 
 def unary(
-    method: Method, types: tuple[Any, Any], waiting: Callable[[Context, Any], AbstractContextManager[Any]] | None = None
+    method: Method, types: tuple[Any, Any], waiting: Callable[[Any, Call], AbstractContextManager[None]] | None = None
 ) -> Any:
     """One that takes and returns these messages; what its requests take up while they are `waiting` is counted."""
     request_type, response_type = types
@@ -57,7 +57,7 @@ def unary(
     async def answer(request: Any, context: Context) -> Fields:
         call = Call(metadata_of(context), context.peer())
         try:
-            with waiting(context, readable(request)) if waiting else nullcontext():
+            with waiting(readable(request), call) if waiting else nullcontext():
                 told = await method(readable(request), call)
         except (NexumError, StoreUnavailable) as error:
             await abort(context, error)
@@ -72,7 +72,7 @@ def unary(
 def streaming(
     method: Callable[[Any, Call], AsyncGenerator[Fields, None]],
     types: tuple[Any, Any],
-    waiting: Callable[[Context, Any], AbstractContextManager[Any]] | None = None,
+    waiting: Callable[[Any, Call], AbstractContextManager[None]] | None = None,
 ) -> Any:
     """One whose answer is several messages."""
     request_type, response_type = types
@@ -80,7 +80,7 @@ def streaming(
     async def answer(request: Any, context: Context) -> AsyncIterator[Fields]:
         call = Call(metadata_of(context), context.peer())
         try:
-            with waiting(context, readable(request)) if waiting else nullcontext():
+            with waiting(readable(request), call) if waiting else nullcontext():
                 async with aclosing(method(readable(request), call)) as answers:
                     async for told in answers:
                         await _send_leading(context, call)

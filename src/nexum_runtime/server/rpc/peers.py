@@ -51,16 +51,16 @@ class Waiting:
         self._bytes: Counter[str] = Counter()
 
     @contextmanager
-    def place(self, context: Context, request: Any) -> Iterator[None]:
-        peer, size_bytes = context.peer(), request.ByteSize()
-        self.enter(peer, size_bytes)
+    def place(self, peer: str, request: Any) -> Iterator[None]:
+        """Raises LimitExceeded when there is no place left."""
+        size_bytes = request.ByteSize()
+        self._enter(peer, size_bytes)
         try:
             yield
         finally:
-            self.leave(peer, size_bytes)
+            self._leave(peer, size_bytes)
 
-    def enter(self, peer: str, size_bytes: int) -> None:
-        """Raises LimitExceeded when there is no place left."""
+    def _enter(self, peer: str, size_bytes: int) -> None:
         if self._calls[peer] >= WAITING_LIMIT:
             raise LimitExceeded(f"This client has {WAITING_LIMIT} calls waiting already; let some of them end first.")
         if self._calls[peer] and self._bytes[peer] + size_bytes > WAITING_MIB_LIMIT * MIB:
@@ -71,7 +71,7 @@ class Waiting:
         self._calls[peer] += 1
         self._bytes[peer] += size_bytes
 
-    def leave(self, peer: str, size_bytes: int) -> None:
+    def _leave(self, peer: str, size_bytes: int) -> None:
         self._calls[peer] -= 1
         self._bytes[peer] -= size_bytes
         if not self._calls[peer]:

@@ -1,5 +1,6 @@
 """The two gRPC services: which method does what, with which messages."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import grpc
@@ -13,8 +14,6 @@ from nexum_runtime.server.rpc.messages import streaming, unary
 from nexum_runtime.server.rpc.peers import Registrations, Waiting
 from nexum_runtime.server.rpc.worker_calls import WorkerCalls
 from nexum_runtime.wire.methods import EXTENSIONS, STOCK, STREAMS
-
-HELD = {"GetStatus", "PollTask", "Execute", "Attend"}  # until there is something to say
 
 
 class Services:
@@ -37,6 +36,16 @@ class Services:
             call.workflow_ids = await self._registrations.served(call.peer, request.version_hash)
         return await self._methods.PollTask(request, call)
 
+    def _place_of(self, name: str) -> Any:
+        """What a call of this method takes up while it is held."""
+        always = name in ("Execute", "Attend")
+
+        def place(request: Any, call: Call) -> AbstractContextManager[None]:
+            waits = always or call.metadata.get(wire.WAIT_MS, "0") != "0"
+            return self._waiting.place(call.peer, request) if waits else nullcontext()
+
+        return place if always or name in ("GetStatus", "PollTask") else None
+
     def handlers(self) -> tuple[Any, Any]:
         own = {
             "RegisterWorkflow": self.RegisterWorkflow,
@@ -47,12 +56,9 @@ class Services:
         def method(name: str) -> Any:
             return own.get(name) or getattr(self._methods, name)
 
-        def waiting(name: str) -> Any:
-            return self._waiting.place if name in HELD else None
-
-        stock = {name: unary(method(name), types, waiting(name)) for name, types in STOCK.items()}
-        extensions = {name: unary(method(name), types, waiting(name)) for name, types in EXTENSIONS.items()}
-        extensions |= {name: streaming(method(name), types, waiting(name)) for name, types in STREAMS.items()}
+        stock = {name: unary(method(name), types, self._place_of(name)) for name, types in STOCK.items()}
+        extensions = {name: unary(method(name), types, self._place_of(name)) for name, types in EXTENSIONS.items()}
+        extensions |= {name: streaming(method(name), types, self._place_of(name)) for name, types in STREAMS.items()}
         # In bytes: see `batches` and `calls`.
         extensions["StreamTasks"] = grpc.stream_stream_rpc_method_handler(self._worker_calls.StreamTasks)
         extensions["StreamCalls"] = grpc.stream_stream_rpc_method_handler(self._client_calls.StreamCalls)

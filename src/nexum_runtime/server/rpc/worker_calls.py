@@ -45,7 +45,7 @@ class WorkerCalls:
             version_hash, named = metadata.get(wire.VERSION_HASH, ""), metadata.get(wire.WORKFLOW_ID)
             workflow_ids = [named] if named else await self._registrations.served(context.peer(), version_hash)
             in_batches = metadata.get(wire.BATCHES) == "true"
-            with self._waiting.place(context, pb.EmptyRequest()):
+            with self._waiting.place(context.peer(), pb.EmptyRequest()):
                 await context.send_initial_metadata(((wire.BATCHES, str(in_batches).lower()),))
                 outbox = Outbox(in_batches)
                 stream = await self._engine.open_stream(
