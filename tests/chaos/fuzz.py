@@ -30,6 +30,7 @@ from processes import NexumDev
 
 from nexum_runtime import wire
 from nexum_runtime.server.engine.engine import Engine
+from nexum_runtime.server.methods.methods import Methods
 from nexum_runtime.server.rpc.peers import Waiting
 from nexum_runtime.server.rpc.service import Services
 from nexum_runtime.wire import batches
@@ -78,7 +79,7 @@ class Method:
 def methods() -> list[Method]:
     """Every method of the server's handler tables, with the message it takes."""
     found = []
-    for handlers in Services(cast(Engine, None), Waiting()).handlers():
+    for handlers in Services(Methods(cast(Engine, None)), cast(Engine, None), Waiting()).handlers():
         for path, handler in handlers._method_handlers.items():
             streamed = pb.StartRequest if path == CALLS else pb.CompleteRequest  # in bytes
             descriptor = (

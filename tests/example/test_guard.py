@@ -23,6 +23,7 @@ from nexum_agents.workflows import tool_call_workflow
 from nexum_runtime import Client, InvalidRequest, ServerUnavailable, Unauthenticated, Worker, wire
 from nexum_runtime.cli.base import NO_SERVER
 from nexum_runtime.server.app import CannotBind, Server, ServerConfig, Tls, is_loopback
+from nexum_runtime.server.methods.methods import Methods
 from nexum_runtime.server.rpc.peers import Waiting
 from nexum_runtime.server.rpc.service import Services
 
@@ -96,7 +97,11 @@ def free_port() -> Iterator[int]:
 def all_methods() -> list[str]:
     """Every method that the server has, by its own tables, and some that it has not."""
     nobody: Any = None
-    known = [method for handler in Services(nobody, Waiting()).handlers() for method in handler._method_handlers]
+    known = [
+        method
+        for handler in Services(Methods(nobody), nobody, Waiting()).handlers()
+        for method in handler._method_handlers
+    ]
     assert len(known) >= 17, "the tables were read"
     return [*known, "/nexum.NexumService/Unknown", "/nexum.NexumExtensions/Unknown", "/other.Service/Do"]
 
@@ -250,7 +255,7 @@ async def test_a_token_file_that_cannot_be_read_is_told_in_a_sentence(tmp_path: 
 
 
 async def test_an_environment_s_token_that_cannot_be_one_is_told_in_a_sentence(tmp_path: Path) -> None:
-    bad = environment(NEXUM_TOKEN=f" {TOKEN}")
+    bad = environment(NEXUM_TOKEN=f" {TOKEN}", NEXUM_ADDRESS="localhost:1")
     in_words(await run(NEXUM, "dev", "--port", "0", "--db", tmp_path / "n.db", env=bad), "The token in NEXUM_TOKEN is")
     in_words(await run(NEXUM, "ps", env=bad), f"The token in NEXUM_TOKEN {NOT_A_TOKEN}")
 
@@ -382,7 +387,7 @@ async def test_a_file_without_certificates_to_trust_is_told_in_a_sentence(tmp_pa
         if why
         else f"{path} (NEXUM_TLS_CA) holds no certificate in PEM."
     )
-    trusting = environment(NEXUM_TLS_CA=str(path))
+    trusting = environment(NEXUM_TLS_CA=str(path), NEXUM_ADDRESS="localhost:1")
     in_words(await run(NEXUM, "ps", env=trusting), sentence)
     for script in ("demo.py", "worker.py"):
         finished = await run(sys.executable, ROOT / script, "--offline", env=trusting, cwd=tmp_path)

@@ -25,7 +25,7 @@ ROOMS = {  # a folder, or some modules → what it may import of this package, b
     "server.methods": f"{COMMON} wire server.model server.store server.rules server.engine",
     "server.rpc": f"{COMMON} wire server.model server.store server.rules server.engine server.methods",
     "server.web": f"{COMMON} wire server.model server.store server.rules server.engine",
-    "server.door": f"{COMMON} wire server.engine server.rpc",
+    "server.door": f"{COMMON} wire server.engine server.methods server.rpc",
     "server.app": f"{COMMON} wire server",
     "engines": f"{COMMON} wire client server",
     "cli": f"{COMMON} wire client worker server engines",

@@ -938,8 +938,8 @@ async def test_a_second_store_on_the_same_file_is_refused_naming_the_file_and_th
         with pytest.raises(StoreUnavailable) as refused:
             SqliteStore(path)
         assert str(refused.value) == (
-            f"The database {path} is in use by another Nexum server (process {os.getpid()}). "
-            "Stop that one, or give this one another file with --db."
+            f"The database {path} is in use by process {os.getpid()}, which runs the engine for it. "
+            "Stop that one, or use another file (--db, NEXUM_DATABASE_URL)."
         )
     await add(first, an_execution("e"))
     await first.close()
@@ -959,7 +959,7 @@ async def test_a_link_to_the_file_is_still_the_same_file(tmp_path: Path, link_to
         (tmp_path / "link").symlink_to(tmp_path / "real")
         other = tmp_path / "link" / "store.db"
     try:
-        with pytest.raises(StoreUnavailable, match="is in use by another Nexum server"):
+        with pytest.raises(StoreUnavailable, match="is in use by process"):
             await SqliteStore(other).close()
     finally:
         await store.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,8 @@ import typer
 from nexum_runtime import wire
 from nexum_runtime.cli.base import app, examples, fail
 from nexum_runtime.engines.nearest import DATABASE_DEFAULT
+
+HAND_OVER_SECONDS = 10.0  # that a process which runs the engine itself gets to leave the database
 
 
 @app.command(
@@ -66,11 +69,11 @@ def dev(
     """
     import logging
 
-    from nexum_runtime.engines.nearest import database_from_environment
+    from nexum_runtime.engines.nearest import LOOK_SECONDS, ask_to_hand_over, database_from_environment
     from nexum_runtime.errors import InvalidRequest
     from nexum_runtime.logs import Log, log_to_stderr
     from nexum_runtime.server.app import CannotBind, Server, ServerConfig, Tls, is_loopback
-    from nexum_runtime.server.model.contract import StoreUnavailable
+    from nexum_runtime.server.model.contract import StoreInUse, StoreUnavailable
     from nexum_runtime.signals import stop_requested
 
     log_to_stderr("%(asctime)s %(levelname)s %(message)s", as_json=log_json)
@@ -104,8 +107,21 @@ def dev(
     if db is None and os.environ.get("DATABASE_URL") and not os.environ.get("NEXUM_DATABASE_URL"):
         log.warning("DATABASE_URL is set, and is not for Nexum: it reads NEXUM_DATABASE_URL, and uses its own default.")
 
+    async def opened() -> Server:
+        """Once the process that runs the engine itself, if there is one, has handed its database over."""
+        is_handed_over, until = False, time.monotonic() + HAND_OVER_SECONDS
+        while True:
+            try:
+                return Server(config)
+            except StoreInUse:
+                asked = await ask_to_hand_over(config.database)
+                if not (is_handed_over or asked) or time.monotonic() > until:
+                    raise
+                is_handed_over = True
+            await asyncio.sleep(LOOK_SECONDS)
+
     async def serve() -> None:
-        server = Server(config)
+        server = await opened()
         if verbose:
             from nexum_runtime.cli import events
 

@@ -199,6 +199,8 @@ async def presence(
     def attend(_: object = None) -> None:
         if not is_over:  # it may be called a moment after it was removed
             keeping.append(asyncio.create_task(_attend(server, owner)))
+            if claim is not None and claim.is_kept:
+                beat()
 
     def beat() -> None:
         keeping.append(asyncio.create_task(_beat(server, owner, execution_id, task_id, stop)))

@@ -117,12 +117,8 @@ class Embedded:
         """Execute here: from its claim on the engine keeps the lease, for as long as this process does not leave."""
         here, engine = asyncio.get_running_loop(), self.host.engine
         answer: asyncio.Future[tuple[Started, Snapshot]] = here.create_future()
-        task: asyncio.Task[None] | None = None
-
-        def leave() -> None:
-            call_soon(self.host.loop, lambda: task and task.cancel())
-
-        claim = Claim(leave, here.create_future(), is_kept=True)
+        lost: asyncio.Future[None] = here.create_future()
+        claim = Claim(lambda: leave(), lost, is_kept=True)
 
         async def execute() -> None:
             with traced("Execute", order) as (span, traced_order):
@@ -141,17 +137,14 @@ class Embedded:
                             with suppress(NexumError, StoreUnavailable):
                                 await engine.heartbeat(order.claim, [task_id])
 
-        def begin() -> None:
-            nonlocal task
-            task = self.host.loop.create_task(execute())
-            task.add_done_callback(ended)
-
-        def ended(task: "asyncio.Task[None]") -> None:
-            error = None if task.cancelled() else task.exception()
-            if error is not None:
+        def ended(task: "asyncio.Task[None] | None") -> None:
+            if task is None or task.cancelled():
+                call_soon(here, _fail, answer, self.host.has_left())
+                call_soon(here, _tell, lost, None)
+            elif (error := task.exception()) is not None:
                 call_soon(here, _fail, answer, error)
 
-        call_soon(self.host.loop, begin)
+        leave = self.host.begin(execute(), ended)
         try:
             started, snapshot = await answer
         except asyncio.CancelledError:

@@ -14,8 +14,10 @@ from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any, TypeVar
 
+from nexum_runtime.errors import ServerUnavailable
 from nexum_runtime.logs import Log
 from nexum_runtime.server.door import Door
 from nexum_runtime.server.engine.engine import Engine
@@ -24,11 +26,13 @@ from nexum_runtime.server.store.sqlite import SqliteStore
 
 T = TypeVar("T")
 
+LEFT_SECONDS = 5.0  # for so long a process that has handed its database over does not take it again
 END_SECONDS = 2.0  # what the engine gets at the end of the interpreter: its last commit, and to tidy up
 
 log = Log("nexum.engine")
 
 _hosts: dict[Path, "Host"] = {}  # by the real paths of their databases
+_left: dict[Path, float] = {}  # those that were left to a server, and when
 _lock = threading.Lock()
 _inherited: list["Host"] = []  # in a process that was forked: the parent's
 
@@ -39,7 +43,9 @@ class Host:
     def __init__(self, path: Path, *, reads_only: bool = False) -> None:
         self.path = path
         self.ready: Future[None] = Future()
+        self.is_leaving = False
         self._reads_only = reads_only
+        self._tasks: set[asyncio.Task[Any]] = set()  # for those who call
         self._thread = threading.Thread(target=self._run, name="nexum-engine", daemon=True)
         self._thread.start()
 
@@ -47,32 +53,71 @@ class Host:
         """What the coroutine returns, run by the engine's loop for the one that runs here."""
         here = asyncio.get_running_loop()
         outcome: asyncio.Future[T] = here.create_future()
+        leave = self.begin(make(), lambda ended: call_soon(here, self._settle, outcome, ended))
+        try:
+            return await outcome
+        except asyncio.CancelledError:
+            leave()
+            raise
+
+    def begin(
+        self, job: Coroutine[Any, Any, T], ended: "Callable[[asyncio.Task[T] | None], None]"
+    ) -> Callable[[], None]:
+        """Have the engine's loop run this. `ended` is told there of its task, or of None if it was not begun.
+
+        Returns what cancels it.
+        """
         task: asyncio.Task[T] | None = None
         is_left = False
 
         def begin() -> None:
             nonlocal task
-            if not is_left:
-                task = self.loop.create_task(make())
-                task.add_done_callback(lambda ended: call_soon(here, _settle, outcome, ended))
+            if is_left or self.is_leaving:
+                job.close()
+                ended(None)
+                return
+            task = self.loop.create_task(job)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(ended)
 
         def leave() -> None:
+            nonlocal is_left
+            is_left = True
             if task is not None:
                 task.cancel()
 
-        self.loop.call_soon_threadsafe(begin)
         try:
-            return await outcome
-        except asyncio.CancelledError:
-            is_left = True
-            call_soon(self.loop, leave)
-            raise
+            self.loop.call_soon_threadsafe(begin)
+        except RuntimeError:  # it is closed
+            job.close()
+            raise self.has_left() from None
+        return lambda: call_soon(self.loop, leave)
+
+    def has_left(self) -> ServerUnavailable:
+        return ServerUnavailable(f"This process has left the database {self.path} to another one.")
 
     def close(self) -> None:
         """What was recorded is synced; the rest is left as a crash would leave it."""
         if self.ready.done() and self.ready.exception() is None:
             call_soon(self.loop, self._closing.set)
         self._thread.join(END_SECONDS)
+
+    def hand_over(self) -> None:
+        """Leave the database to a server that starts. Called on the engine's loop, by one of its callers."""
+        self.loop.call_soon(self._closing.set)
+        self._hands_over = True
+
+    def _settle(self, outcome: "asyncio.Future[T]", ended: "asyncio.Task[T] | None") -> None:
+        if outcome.done():
+            if ended is not None and not ended.cancelled():
+                ended.exception()  # it is nobody's
+        elif ended is None or ended.cancelled():
+            outcome.set_exception(self.has_left())
+        elif (error := ended.exception()) is not None:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(ended.result())
 
     def forget(self) -> None:
         """In a process that was forked."""
@@ -87,13 +132,14 @@ class Host:
     async def _serve(self) -> None:
         self.loop = asyncio.get_running_loop()
         self._closing = asyncio.Event()
+        self._hands_over = False
         try:
             self.store = SqliteStore(self.path, reads_only=self._reads_only)
             self.engine = Engine(self.store)
-            self.methods = Methods(self.engine)
+            self.methods = Methods(self.engine, self.hand_over)
             if not self._reads_only:
                 await self.engine.take_over()
-                self._door = Door(self.store.path, self.engine, self.store.tell_where)
+                self._door = Door(self.store.path, self.methods, self.engine, self.store.tell_where)
                 await self._door.open()
         except BaseException as error:
             self.ready.set_exception(error)
@@ -101,16 +147,30 @@ class Host:
         sweeping = None if self._reads_only else asyncio.create_task(self.engine.run_sweeper())
         self.ready.set_result(None)
         await self._closing.wait()
+        self.is_leaving = True
+        if self._hands_over:
+            _left[self.path] = monotonic()
+            _hosts.pop(self.path, None)
+            log.info("The database %s is left to a server that starts.", self.path)
         if sweeping is not None:
             sweeping.cancel()
-            await self.engine.close()
+            await (self.engine.hand_over() if self._hands_over else self.engine.close())
             await self._door.close()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=END_SECONDS)
         await self.store.close()
 
 
 def running(path: Path) -> Host | None:
     """The host of this database, if this process has it."""
     return _hosts.get(path)
+
+
+def is_left(path: Path) -> bool:
+    """Whether this database is for a server that is about to have it."""
+    return monotonic() - _left.get(path, -LEFT_SECONDS) < LEFT_SECONDS
 
 
 async def opened(path: Path) -> Host:
@@ -167,18 +227,6 @@ def call_soon(loop: asyncio.AbstractEventLoop, function: Callable[..., object], 
     """On a loop of another thread, unless that has ended."""
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(function, *args)
-
-
-def _settle(outcome: "asyncio.Future[T]", ended: "asyncio.Task[T]") -> None:
-    if outcome.done():
-        if not ended.cancelled():
-            ended.exception()  # it is nobody's
-    elif ended.cancelled():
-        outcome.cancel()
-    elif (error := ended.exception()) is not None:
-        outcome.set_exception(error)
-    else:
-        outcome.set_result(ended.result())
 
 
 if hasattr(os, "register_at_fork"):

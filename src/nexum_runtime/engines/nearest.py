@@ -19,7 +19,7 @@ from nexum_runtime import wire
 from nexum_runtime.client import Client
 from nexum_runtime.client.outgoing import Outgoing
 from nexum_runtime.client.way import RPC_SECONDS, Claim, Fields, Metadata, Told, Way
-from nexum_runtime.errors import DatabaseUnavailable, InvalidRequest, ServerUnavailable
+from nexum_runtime.errors import DatabaseUnavailable, InvalidRequest, NexumError, ServerUnavailable
 from nexum_runtime.logs import Log
 from nexum_runtime.wire import beside
 
@@ -191,6 +191,9 @@ class Nearest:
                     f"No Nexum is here: there is no database {path}, and no server at {wire.DEFAULT_ADDRESS}. Go to "
                     "the folder of your agent, start a server with `nexum dev`, or set NEXUM_ADDRESS to where one runs."
                 )
+            if host.is_left(path) and monotonic() < until:
+                await asyncio.sleep(LOOK_SECONDS)
+                continue
             try:
                 if self._use is Use.LOOK:
                     return embedded.Embedded(await host.looking_at(path))
@@ -203,6 +206,20 @@ class Nearest:
                 raise DatabaseUnavailable(str(error)) from None
             else:
                 return opened
+
+
+async def ask_to_hand_over(database: Path) -> bool:
+    """Ask the process that has the database to leave it to us. Returns whether it does."""
+    way = await _of_owner(Path(os.path.realpath(database)))
+    if way is None:
+        return False
+    try:
+        await way.ask("HandOver", {}, {})
+    except NexumError:
+        return False
+    finally:
+        await way.close()
+    return True
 
 
 async def _of_owner(database: Path) -> Way | None:

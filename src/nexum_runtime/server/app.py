@@ -14,6 +14,7 @@ from nexum_runtime import tracing, wire
 from nexum_runtime.errors import InvalidRequest
 from nexum_runtime.server.door import Door
 from nexum_runtime.server.engine.engine import Engine
+from nexum_runtime.server.methods.methods import Methods
 from nexum_runtime.server.rpc.listening import grpc_server
 from nexum_runtime.server.rpc.peers import Waiting
 from nexum_runtime.server.store.sqlite import SqliteStore
@@ -84,13 +85,14 @@ class Server:
         self._scraped: list[asyncio.Server] = []
         self.store = SqliteStore(config.database)
         self.engine = Engine(self.store, max_message_bytes=config.max_message_mib * MIB)
+        self.methods = Methods(self.engine)
         self.waiting = Waiting()
-        self._door = Door(self.store.path, self.engine, self.store.tell_where)
+        self._door = Door(self.store.path, self.methods, self.engine, self.store.tell_where)
 
     async def start(self) -> None:
         """Serve. Raises CannotBind."""
         tracing.tracer("server")
-        self._grpc = grpc_server(self.engine, self.waiting, self._config.token)
+        self._grpc = grpc_server(self.methods, self.engine, self.waiting, self._config.token)
         try:
             for host in self._hosts():
                 self.port = self._bind(host)

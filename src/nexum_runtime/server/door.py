@@ -22,6 +22,7 @@ from typing import Any
 
 from nexum_runtime.logs import Log
 from nexum_runtime.server.engine.engine import Engine
+from nexum_runtime.server.methods.methods import Methods
 from nexum_runtime.wire import beside
 
 SOCKET_MODE = 0o600
@@ -33,8 +34,9 @@ log = Log("nexum.engine")
 class Door:
     """Of one engine. `tell(address, token)` is told where it listens, if that is not the socket."""
 
-    def __init__(self, database: Path, engine: Engine, tell: Callable[[str, str], None]) -> None:
-        self._database, self._engine, self._tell = database, engine, tell
+    def __init__(self, database: Path, methods: Methods, engine: Engine, tell: Callable[[str, str], None]) -> None:
+        self._database, self._tell = database, tell
+        self._served = methods, engine
         self._path = beside.socket_of(database)
         self._plain: socket.socket | None = None
         self._placed: os.stat_result | None = None
@@ -84,7 +86,7 @@ class Door:
     async def _start_grpc(self) -> None:
         """Listen by gRPC at a socket of another name, and give it the name of the plain one."""
         try:
-            self._grpc = await _grpc_server(self._engine, None)
+            self._grpc = await _grpc_server(*self._served, None)
             with tempfile.TemporaryDirectory(prefix=".nexum-", dir=self._path.parent) as folder:  # of mode 0700
                 path = Path(folder) / "s"
                 self._grpc.add_insecure_port(beside.address_of(path))
@@ -114,13 +116,13 @@ class Door:
 
     async def _open_port(self) -> None:
         token = secrets.token_hex(32)
-        self._grpc = await _grpc_server(self._engine, token)
+        self._grpc = await _grpc_server(*self._served, token)
         port = self._grpc.add_insecure_port("127.0.0.1:0")
         await self._grpc.start()
         self._tell(f"127.0.0.1:{port}", token)
 
 
-async def _grpc_server(engine: Engine, token: str | None) -> Any:
+async def _grpc_server(methods: Methods, engine: Engine, token: str | None) -> Any:
     def build() -> Any:
         from nexum_runtime.server.rpc.listening import grpc_server
         from nexum_runtime.server.rpc.peers import Waiting
@@ -128,4 +130,4 @@ async def _grpc_server(engine: Engine, token: str | None) -> Any:
         return grpc_server, Waiting()
 
     grpc_server, waiting = await asyncio.to_thread(build)  # importing it takes a while, and others are served meanwhile
-    return grpc_server(engine, waiting, token)
+    return grpc_server(methods, engine, waiting, token)

@@ -36,6 +36,7 @@ EXTENSIONS: dict[str, Types] = {
     "Prune": (pb.StatusRequest, pb.AckResponse),
     "Inspect": (pb.StatusRequest, pb.StatusResponse),
     "Definition": (pb.WorkflowIR, pb.WorkflowIR),
+    "HandOver": (pb.EmptyRequest, pb.AckResponse),
 }
 STREAMS: dict[str, Types] = {  # extensions whose answer is several messages
     "Attend": (pb.PollRequest, pb.AckResponse),

@@ -658,6 +658,11 @@ class Engine:
         """While this server was away it could hear no worker, so each gets its whole lease from now."""
         await self._commits.make(lambda tx, _: tx.restart_clock(self._clock(), RETRY_DELAY_MS_MAX), renews=True)
 
+    async def hand_over(self) -> None:
+        """End, as `close` does, and leave to another engine also what this process executes, which goes on."""
+        await self.close()
+        await self._commits.make(lambda tx, _: tx.rename_holders(wire.EMBEDDED_WORKER, wire.LOCAL_WORKER))
+
     async def run_sweeper(self) -> None:
         """Sweep until cancelled. A store that is unavailable is tried again: its disk may have space by then."""
         while True:

@@ -1,6 +1,6 @@
 """What each method of the services does, whoever calls it and by whatever way: fields in, engine calls, fields out."""
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,11 +49,12 @@ class Call:
 class Methods:
     """A request is anything that has the fields of its message; so an answer is these fields, by their names.
 
-    Each method raises what the engine does.
+    Each method raises what the engine does. `hand_over()` makes this process leave its database to another one soon.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, hand_over: Callable[[], None] | None = None) -> None:
         self._engine = engine
+        self._hand_over = hand_over
 
     # Of the stock service
 
@@ -270,6 +271,13 @@ class Methods:
     async def Inspect(self, request: Any, call: Call) -> Fields:
         """What is wrong with this server, if anything: `completed_nodes_json` is what `Engine.inspect` tells."""
         return {"completed_nodes_json": wire.canonical_json(await self._engine.inspect())}
+
+    async def HandOver(self, request: Any, call: Call) -> Fields:
+        """Leave the database to a server that is about to start: whoever is embedded does, and a server does not."""
+        if self._hand_over is None:
+            raise InvalidRequest("This is a server, and no process that would hand over its database.")
+        self._hand_over()
+        return {"ok": True}
 
     async def Definition(self, request: Any, call: Call) -> Fields:
         """One version of a workflow with its IR, the one registered last when `version_hash` is empty."""

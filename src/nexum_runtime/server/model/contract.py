@@ -285,6 +285,9 @@ class Transaction(Reader, Protocol):
     def set_stop(self, session_id: str, stop: Stop | None) -> None:
         """Stop a session that is known, or let it go on."""
 
+    def rename_holders(self, prefix: str, to: str) -> None:
+        """The workers that have RUNNING tasks and whose ids begin with `prefix` begin with `to` instead."""
+
     def take_back(self, span: Span, to: str, stop: Stop) -> int:
         """Make these executions, with their tasks and events, those of the session `to`, which is stopped.
 

@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 
 from nexum_runtime.server.engine.engine import Engine
+from nexum_runtime.server.methods.methods import Methods
 from nexum_runtime.server.rpc.peers import TokenCheck, Waiting
 from nexum_runtime.server.rpc.service import Services
 from nexum_runtime.wire import keepalive
@@ -17,7 +18,7 @@ OVERSIZE_READ = 4
 PENDING_LIMIT = 10_000
 
 
-def grpc_server(engine: Engine, waiting: Waiting, token: str | None) -> Any:
+def grpc_server(methods: Methods, engine: Engine, waiting: Waiting, token: str | None) -> Any:
     """A `grpc.aio.Server`. With a `token`, every call must bear it."""
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_not_of_a_client_that_left)
     server = grpc.aio.server(
@@ -31,7 +32,7 @@ def grpc_server(engine: Engine, waiting: Waiting, token: str | None) -> Any:
             ("grpc.server.max_pending_requests_hard_limit", PENDING_LIMIT),
         ],
     )
-    server.add_generic_rpc_handlers(Services(engine, waiting).handlers())
+    server.add_generic_rpc_handlers(Services(methods, engine, waiting).handlers())
     return server
 
 

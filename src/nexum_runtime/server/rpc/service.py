@@ -19,8 +19,8 @@ from nexum_runtime.wire.methods import EXTENSIONS, STOCK, STREAMS
 class Services:
     """`nexum.NexumService`, as nexum-py 0.2.0 has it, and `nexum.NexumExtensions`, made of the same messages."""
 
-    def __init__(self, engine: Engine, waiting: Waiting) -> None:
-        self._methods = Methods(engine)
+    def __init__(self, methods: Methods, engine: Engine, waiting: Waiting) -> None:
+        self._methods = methods
         self._waiting = waiting
         self._registrations = Registrations(engine)
         self._client_calls = ClientCalls(engine, waiting)

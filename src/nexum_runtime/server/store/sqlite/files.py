@@ -70,11 +70,9 @@ class Lock:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
-                    file.seek(0)
                     raise StoreInUse(
-                        f"The database {path} is in use by another Nexum server "
-                        f"(process {file.readline(PID_BYTES).strip().decode() or 'unknown'}). "
-                        "Stop that one, or give this one another file with --db."
+                        f"The database {path} is in use by process {holder.decode() or '(unknown)'}, which runs the "
+                        "engine for it. Stop that one, or use another file (--db, NEXUM_DATABASE_URL)."
                     ) from error
                 file.seek(0)
                 if self._is_in_place(file):

@@ -151,6 +151,13 @@ class SqliteTransaction(SqliteReader):
         self._sql("UPDATE sessions SET stopped_json = ? WHERE session_id = ?", (stopped, session_id))
         self._sql(_HOLD if stop else _LET_GO, (f"{session_id}/", f"{session_id}0"))
 
+    def rename_holders(self, prefix: str, to: str) -> None:
+        self._sql(
+            "UPDATE tasks SET worker_id = ? || substr(worker_id, ?) "
+            "WHERE status = 'RUNNING' AND substr(worker_id, 1, ?) = ?",
+            (to, len(prefix) + 1, len(prefix), prefix),
+        )
+
     def move_execution(
         self,
         execution_id: str,
