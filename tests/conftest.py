@@ -8,14 +8,26 @@ import pytest
 from processes import STARTED
 
 from nexum_runtime import Client
+from nexum_runtime.engines import host, near
 from nexum_runtime.server.app import Server, ServerConfig
 
 os.environ["OPENAI_AGENTS_DISABLE_TRACING"] = "1"
 os.environ["OTEL_SDK_DISABLED"] = "true"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--embedded", action="store_true", help="the engine in this process, where a test needs no server")
+
+
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[Server]:
+def is_embedded(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("--embedded"))
+
+
+@pytest.fixture
+async def server(tmp_path: Path, is_embedded: bool) -> AsyncIterator[Server]:
+    if is_embedded:
+        pytest.skip("it needs a server")
     server = Server(ServerConfig(tmp_path / "nexum.db", port=0))
     await server.start()
     yield server
@@ -23,13 +35,21 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
 
 
 @pytest.fixture
-def address(server: Server) -> str:
-    return f"localhost:{server.port}"
+def address(
+    request: pytest.FixtureRequest, is_embedded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
+    """Of a server; "" when whoever needs an engine has it, or finds it by the file."""
+    if is_embedded:
+        monkeypatch.setenv("NEXUM_DATABASE_URL", f"sqlite:///{tmp_path / 'nexum.db'}")
+        yield ""
+        host.close_all()
+    else:
+        yield f"localhost:{request.getfixturevalue('server').port}"
 
 
 @pytest.fixture
 async def client(address: str) -> AsyncIterator[Client]:
-    async with Client(address) as client:
+    async with near(address) as client:
         yield client
 
 

@@ -53,8 +53,13 @@ def remote(client: Client) -> Remote:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's environment without its NEXUM_* and OTEL_* settings: none of a developer's reach a test."""
+    """This process's environment without its NEXUM_* and OTEL_* settings: none of a developer's reach a test.
+
+    An address of "" is that of a test whose engine is found by the file.
+    """
     own = {name: value for name, value in os.environ.items() if not name.startswith(("NEXUM_", "OTEL_"))}
+    if changes.get("NEXUM_ADDRESS") == "":
+        own["NEXUM_DATABASE_URL"] = os.environ["NEXUM_DATABASE_URL"]
     return own | {"PYTHONUNBUFFERED": "1"} | changes
 
 
