@@ -37,8 +37,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import chaos_client
+import chaos_people
 from chaos_client import Call, Order
-from chaos_tools import HERE, IN_THE_WORKER
+from chaos_tools import HERE, IN_THE_WORKER, QUESTIONS
 from processes import NEXUM, STARTED, NexumDev, Process, environment, eventually, run
 
 from nexum_agents.sessions import Effect
@@ -67,7 +68,8 @@ SLOW_MS = 1_000
 CLIENTS, CALLS, SLOTS = 2, 8, 3  # clients of a round, calls of a client, slots of each of the two workers
 SERVER_PAUSES_SECONDS = (1.4, 3.4)  # beyond the workers' lease; beyond what the server takes for an absence of its own
 LAST_STRIKE_SECONDS = 0.6
-FORK_PREFIX, FORK_SECONDS = "fork-", 0.01  # of forks; how long one takes, about
+APART = "apart-"  # sessions whose names begin so are checked in their rounds, and not in the end
+RECORDS_SECONDS = 0.01  # how long a fork, or a taking back, takes, about
 THREADS_END_SECONDS = 0.5  # a thread cannot be cut short: its tool goes on to its effect
 FINISH_SECONDS = 60.0  # for a round's clients, once the faults have stopped
 OTHERS = CALLS - len(HERE) - len(ALWAYS)
@@ -93,6 +95,7 @@ class Client:
     def __init__(self, name: str, session: str, calls: list[Call], folder: Path, env: dict[str, str]) -> None:
         self.name, self.session, self.calls = name, session, calls
         self._order = Order(session, calls, folder / f"told-{name}", folder / f"client-{name}.log", env)
+        self.told = self._order.told
         self._process: Any = None
 
     def start(self, dies_when_told: int = 0, crash_at: str = "") -> None:
@@ -147,8 +150,8 @@ class Chaos:
         self.rounds = 0
         self.kills: Counter[str] = Counter()  # "{kind of process} {point}"
         self.pauses: Counter[str] = Counter()
-        self.stops = self.forks = 0
-        (folder / "forks").mkdir()  # apart from what is checked in the end
+        self.stops = self.forks = self.taken_back = self.questions = 0
+        (folder / "apart").mkdir()
         self.calls: list[Call] = []
         self.everyone: list[Client] = []
         self.clients: list[Client] = []  # of this round
@@ -423,15 +426,20 @@ class Chaos:
             if client.code == chaos_client.STOPPED:
                 client.start()
 
+    def apart(self, name: str, session: str, calls: list[Call]) -> Client:
+        """A client that is not checked in the end."""
+        env = self.environment(NEXUM_ADDRESS=self.server.address, LEDGER=str(self.ledger))
+        return Client(name, session, calls, self.folder / "apart", env)
+
     async def session_is_forked(self) -> None:
         """It is whole, or not there when the server dies of it, and a run of it executes nothing."""
         self.enter_clients()
         await self.finish()
         client = self.clients[0]
-        fork = f"{FORK_PREFIX}{client.name}"
+        fork = f"{APART}{client.name}"
         async with NexumClient(self.server.address) as person:
             forking = asyncio.create_task(person.fork_session(client.session, fork))
-            await asyncio.sleep(self.rng.uniform(0, FORK_SECONDS))
+            await asyncio.sleep(self.rng.uniform(0, RECORDS_SECONDS))
             self.kill(self.server, "fork")
             await asyncio.wait([forking])
             await self.start_server()
@@ -443,11 +451,88 @@ class Chaos:
             raise Broken(f"The fork of {client.session} is not what that is.")
         self.forks += 1
         before = self._effects_of([client])
-        env = self.environment(NEXUM_ADDRESS=self.server.address, LEDGER=str(self.ledger))
-        copy = Client(f"{client.name}-fork", fork, client.calls, self.folder / "forks", env)
+        copy = self.apart(f"{client.name}-fork", fork, client.calls)
         copy.start()
         if await copy.ended() != 0 or self._effects_of([client]) != before:
             raise Broken(f"A run of the fork of {client.session} ended with {copy.code}:\n{copy.output}")
+
+    async def session_is_taken_back(self) -> None:
+        """From some call on, while the server dies of it. It is run again from there, while something else dies."""
+        self.enter_clients()
+        session = f"{APART}r{self.rounds}"
+        tools = self.rng.sample([*HERE, *ALWAYS, "put", "decline"], len(HERE) + len(ALWAYS) + 2)
+        calls = [Call(f"{session}-{n}", tool, TOOLS[tool], self.rng.choice(PAUSES_MS)) for n, tool in enumerate(tools)]
+        client = self.apart(session, session, calls)
+        client.start()
+        if await client.ended() != 0:
+            raise Broken(f"Client {client.name} ended with {client.code}:\n{client.output}")
+        async with NexumClient(self.server.address) as person:
+            before = await chaos_people.histories_of(person, session)
+            cut = self.rng.randrange(len(before))
+
+            def taking_back() -> Awaitable[Any]:
+                return person.forget_session(session, turn=before[cut]["execution_id"], even_once=True)
+
+            forgetting = asyncio.ensure_future(taking_back())
+            await asyncio.sleep(self.rng.uniform(0, RECORDS_SECONDS))
+            self.kill(self.server, "forget")
+            await asyncio.wait([forgetting])
+            await self.start_server()
+            await person.check(FINISH_SECONDS)
+            if await person.session(f"{session}~1") is None:
+                if await chaos_people.histories_of(person, session) != before:
+                    raise Broken(f"{session} was taken back in part.")
+                await taking_back()
+            kept, record = [await chaos_people.histories_of(person, each) for each in (session, f"{session}~1")]
+            self.expect_none(chaos_people.check_taken_back(before, cut, kept, record))
+            self.taken_back += 1
+            effects = len(self.ledger.read_text().splitlines())
+            self.clients.append(client)
+            client.start()
+            await asyncio.sleep(self.rng.uniform(0, LAST_STRIKE_SECONDS))
+            victims: list[Process | Client] = [self.server, *self.workers, client]
+            self.kill(self.rng.choice(victims), "taken back")
+            await self.heal()
+            await self.finish()
+            after, record_then = [await chaos_people.histories_of(person, each) for each in (session, f"{session}~1")]
+            if record_then != record:
+                raise Broken(f"What was taken back reads {record_then}, and was {record}")
+            nonces = {json.loads(line)["nonce"] for line in self.ledger.read_text().splitlines()[effects:]}
+            answers = chaos_people.told([client.told])
+            self.expect_none(chaos_people.check_done_anew(before, cut, after, nonces, answers))
+
+    async def questions_are_asked(self) -> None:
+        """By two processes of one session. They are answered, or not, while the server and these are killed."""
+        self.enter_clients()
+        session = f"{APART}r{self.rounds}"
+        calls = [Call(f"{session}-{kind}-{n}", kind, "idempotent", 0) for kind in QUESTIONS for n in range(2)]
+        askers = [self.apart(f"{session}-{n}", session, self.rng.sample(calls, len(calls))) for n in range(CLIENTS)]
+        self.clients += askers
+        for asker in askers:
+            asker.start()
+        answering = asyncio.create_task(chaos_people.answer_all(self.server.address, session, calls))
+        try:
+            for _ in range(self.rng.randint(2, 4)):
+                await asyncio.sleep(self.rng.uniform(0, LAST_STRIKE_SECONDS))
+                victims: list[Process | Client] = [self.server, self.server, *askers]
+                if alive := [each for each in victims if each.alive]:
+                    self.kill(self.rng.choice(alive), "questions asked")
+                await self.heal()
+            _, acknowledged = await asyncio.gather(self.finish(), answering)
+        finally:
+            answering.cancel()
+        for asker in askers:  # from the store
+            asker.start()
+        await self.finish()
+        async with NexumClient(self.server.address) as person:
+            histories = await chaos_people.histories_of(person, session)
+        answers = chaos_people.told([asker.told for asker in askers])
+        self.expect_none(chaos_people.check_questions(calls, histories, answers, acknowledged))
+        self.questions += len(calls)
+
+    def expect_none(self, problems: Iterator[str]) -> None:
+        if found := list(problems):
+            raise Broken("\n".join(found[:EVIDENCE_LIMIT]))
 
     async def _have_ended(self, clients: list[Client]) -> None:
         for client in clients:
@@ -545,6 +630,8 @@ FAULTS: dict[str, Fault] = {
     "a session is stopped, and goes on": Chaos.session_is_stopped,
     "a session is stopped, and the server dies of it": lambda chaos: chaos.session_is_stopped(dies=True),
     "a session is forked, and the server dies of it": Chaos.session_is_forked,
+    "a session is taken back, and the server dies of it": Chaos.session_is_taken_back,
+    "questions are asked, and the server and who asks die": Chaos.questions_are_asked,
     "all die at once": Chaos.all_die,
     "any die at any time": Chaos.any_die,
 }
@@ -638,7 +725,7 @@ def read_stories(folder: Path, calls: list[Call]) -> list[Story]:
         stories = {}
         query = "SELECT execution_id, status, error, error_code, input_json FROM executions ORDER BY seq"
         for execution_id, status, error, error_code, input_json in database.execute(query):
-            if execution_id.startswith(FORK_PREFIX):
+            if execution_id.startswith(APART):
                 continue
             label = json.loads(input_json)["tool_args"]["label"]
             stories[execution_id] = Story(label, tools[label], execution_id, status, error, error_code)
@@ -657,10 +744,11 @@ def read_stories(folder: Path, calls: list[Call]) -> list[Story]:
 
     for line in (folder / "ledger").read_text().splitlines():
         effect = json.loads(line)
-        story_of(effect["label"]).effects.append(effect)
+        if not effect["label"].startswith(APART):
+            story_of(effect["label"]).effects.append(effect)
     for line in (folder / "deaths").read_text().splitlines():
         death = json.loads(line)
-        for story in map(story_of, death["labels"]):
+        for story in map(story_of, (label for label in death["labels"] if not label.startswith(APART))):
             story.deaths += not story.events or death["at_ms"] <= story.events[-1]["at_ms"]
     for path in sorted(folder.glob("told-*")):
         for line in path.read_text().splitlines():
@@ -806,7 +894,8 @@ def figures(chaos: Chaos, problems: list[Problem], seconds: float) -> str:
             f"kills survived: {chaos.kills.total()} ({shown(kinds)})",
             *(f"  {count:4} {name}" for name, count in sorted(chaos.kills.items())),
             f"pauses: {chaos.pauses.total()} ({shown(chaos.pauses)})",
-            f"sessions stopped: {chaos.stops}, forked: {chaos.forks}",
+            f"sessions stopped: {chaos.stops}, forked: {chaos.forks}, taken back: {chaos.taken_back}; "
+            f"questions: {chaos.questions}",
             f"calls: {len(chaos.calls)}, attempts: {sum(story.attempts for story in stories)}, "
             f"effects: {sum(len(story.effects) for story in stories)}",
             f"unknown outcomes: {len(unknown)}, settled by a late word: {late}, by a person: {len(chaos.settled)}",

@@ -11,16 +11,18 @@ import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from chaos_tools import HERE, LEASE_MS
+from chaos_tools import HERE, LEASE_MS, QUESTIONS
 
 from nexum_agents import (
+    CallEvent,
     DurableEvent,
+    NoAnswer,
     OutcomeUnknown,
     SessionStopped,
     ToolError,
     ToolFailed,
+    ask_person,
     durable_session,
     durable_step,
     submit_tool_call,
@@ -69,17 +71,20 @@ def run(order: Order) -> None:
 
 
 async def _make_calls(order: Order) -> None:
-    ids: dict[asyncio.Task[Any] | None, str] = {}
+    ids: dict[str, str] = {}  # by label
     answers = 0
 
     def note_id(event: DurableEvent) -> None:
-        ids[asyncio.current_task()] = event.execution_id
+        if isinstance(event, CallEvent):
+            ids[event.tool_args.get("label") or event.tool_args["question"]] = event.execution_id
 
     async def make(call: Call) -> None:
         nonlocal answers
         try:
             arguments = {"label": call.label, "pause_ms": call.pause_ms}
-            if call.tool in HERE:
+            if call.tool in QUESTIONS:
+                value = await ask_person(call.label, **QUESTIONS[call.tool])
+            elif call.tool in HERE:
                 value = await durable_step(call.tool, HERE[call.tool], **arguments, effect=call.effect)
             else:
                 value = await submit_tool_call(
@@ -88,12 +93,12 @@ async def _make_calls(order: Order) -> None:
             kind = "result"
         except OutcomeUnknown as error:
             kind, value = "unknown", str(error)
-        except (ToolFailed, ToolError) as error:
+        except (ToolFailed, ToolError, NoAnswer) as error:
             kind, value = "failed", str(error)
         answers += 1
         if answers == order.dies_when_told:
             os.kill(os.getpid(), signal.SIGKILL)
-        answer = {"label": call.label, "execution_id": ids[asyncio.current_task()], "kind": kind, "value": value}
+        answer = {"label": call.label, "execution_id": ids[call.label], "kind": kind, "value": value}
         with order.told.open("ab", buffering=0) as told:
             told.write(json.dumps(answer).encode() + b"\n")
             os.fsync(told)

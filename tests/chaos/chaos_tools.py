@@ -10,11 +10,13 @@ import os
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 from nexum_agents import ToolError, idempotency_key
 from nexum_runtime.crash import crash_point
 
 LEASE_MS = 1_000
+DEADLINE_SECONDS = 1.5  # of a question
 
 
 def ledger() -> Path:
@@ -67,3 +69,11 @@ IN_THE_WORKER = {
     "decline": decline,
 }
 HERE = {"put_here": on_the_loop, "send_here": on_the_loop, "decline_here": decline}
+
+# What a person is asked, by what becomes of it.
+QUESTIONS: dict[str, dict[str, Any]] = {
+    "answered": {},
+    "refused": {},
+    "by_default": {"timeout": DEADLINE_SECONDS, "default": "as usual"},
+    "in_vain": {"timeout": DEADLINE_SECONDS},
+}

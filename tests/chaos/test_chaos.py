@@ -3,6 +3,7 @@
 A test's own assertion is that the fault did strike; that all went well nevertheless is what `check` finds nothing in.
 """
 
+import copy
 import json
 import random
 import shutil
@@ -10,10 +11,13 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chaos import FAULTS, Chaos, Story, check, read_stories
-from chaos_tools import HERE
+from chaos_client import Call
+from chaos_people import LEGAL, answer_of, check_done_anew, check_questions, check_taken_back
+from chaos_tools import DEADLINE_SECONDS, HERE
 
 ROUNDS_AT_RANDOM = 3
 
@@ -310,3 +314,101 @@ async def test_a_fork_is_whole_or_not_there_and_executes_nothing_again(tmp_path:
     chaos = Chaos(tmp_path, seed=32)
     await survived(chaos, *["a session is forked, and the server dies of it"] * 3)
     assert chaos.forks == 3
+
+
+async def test_what_was_taken_back_is_done_anew_and_what_it_was_can_be_read(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=33)
+    await survived(chaos, *["a session is taken back, and the server dies of it"] * 3)
+    assert chaos.taken_back == 3
+
+
+async def test_a_question_is_asked_and_answered_once_whoever_dies_meanwhile(tmp_path: Path) -> None:
+    chaos = Chaos(tmp_path, seed=34)
+    await survived(chaos, *["questions are asked, and the server and who asks die"] * 2)
+    assert chaos.questions == 16
+
+
+def history(execution_id: str, nonce: str, *more: str) -> dict[str, Any]:
+    """Of a call that is COMPLETED with that result."""
+    types = ["ExecutionStarted", "AttemptStarted", "TaskCompleted", "ExecutionCompleted", *more]
+    return {
+        "execution_id": execution_id,
+        "status": "COMPLETED",
+        "input": {"tool_args": {"label": execution_id.partition("/")[2]}},
+        "events": [{"type": type, "at_ms": number} for number, type in enumerate(types)],
+        "outputs": {"run": {"result": nonce}},
+    }
+
+
+def test_the_checks_see_what_a_taking_back_has_lost_or_changed() -> None:
+    before = [history("s/a", "1"), history("s/b", "2"), history("s/c", "3")]
+    record = [history(f"s~1/{name}", nonce, "ExecutionTakenBack") for name, nonce in (("b", "2"), ("c", "3"))]
+    assert list(check_taken_back(before, 1, before[:1], record)) == []
+    for kept, tampered in (
+        (before[:2], record),
+        ([], record),
+        (before[:1], record[:1]),
+        (before[:1], record[::-1]),
+        (before[:1], [history("s~1/b", "2"), record[1]]),
+        (before[:1], [record[0], history("s~1/c", "4", "ExecutionTakenBack")]),
+    ):
+        assert list(check_taken_back(before, 1, kept, tampered))
+
+
+def test_the_checks_see_what_was_not_done_anew_after_a_taking_back() -> None:
+    before, after = [history("s/a", "1"), history("s/b", "2")], [history("s/a", "1"), history("s/b", "3")]
+    told = {"a": [("result", "1"), ("result", "1")], "b": [("result", "2"), ("result", "3")]}
+    assert list(check_done_anew(before, 1, after, {"3"}, told)) == []
+    for then, nonces, answers in (
+        (before, {"3"}, told | {"b": [("result", "2")]}),
+        (after, {"4"}, told),
+        (after[:1], {"3"}, told),
+        ([history("s/a", "1", "ExecutionRestarted"), after[1]], {"3"}, told),
+        (after, {"3"}, told | {"b": [("result", "2")]}),
+        (after, {"3"}, told | {"a": [("failed", "1")]}),
+    ):
+        assert list(check_done_anew(before, 1, then, nonces, answers))
+
+
+def test_the_checks_see_whatever_is_wrong_with_a_question() -> None:
+    answers_of = {
+        "answered": ("result", answer_of("ann", "answered")),
+        "refused": ("failed", f"Rejected by bob: {answer_of('bob', 'refused')}"),
+        "by_default": ("result", "as usual"),
+        "in_vain": ("failed", "Nobody answered within 1.5 s."),
+    }
+    due_at_ms = round(DEADLINE_SECONDS * 1000)
+    calls = [Call(kind, kind, "idempotent", 0) for kind in LEGAL]
+    told = {kind: [answer, answer] for kind, answer in answers_of.items()}
+    sound: dict[str, Any] = {
+        kind: {
+            "input": {"question": kind},
+            "events": [{"type": type, "at_ms": 0, "due_at_ms": due_at_ms} for type in LEGAL[kind][0]],
+        }
+        for kind in LEGAL
+    }
+    for kind in ("by_default", "in_vain"):
+        sound[kind]["events"][2]["at_ms"] = due_at_ms
+    acknowledged = {"answered": {answer_of("ann", "answered")}, "refused": set[str]()}
+
+    def found(histories: dict[str, Any] = sound, **tampered: Any) -> list[str]:
+        of_people = acknowledged | tampered.pop("acknowledged", {})
+        return list(check_questions(calls, list(histories.values()), told | tampered, of_people))
+
+    def with_events(kind: str, number: int, **changes: Any) -> dict[str, Any]:
+        histories: dict[str, Any] = copy.deepcopy(sound)
+        histories[kind]["events"][number] |= changes
+        return histories
+
+    assert found() == []
+    assert found(sound | {"again": sound["answered"]})
+    assert found({kind: sound[kind] for kind in LEGAL if kind != "in_vain"})
+    assert found(with_events("answered", 2, type="DeadlinePassed"))
+    assert found(with_events("in_vain", 2, at_ms=due_at_ms - 1))
+    assert found(with_events("by_default", 1, due_at_ms=due_at_ms + 1))
+    assert found(by_default=[("result", "as usual"), ("result", "another")])
+    assert found(by_default=[("result", "another")])
+    assert found(in_vain=[("result", "as usual")])
+    assert found(answered=[("result", "what nobody said")])
+    assert found(answered=[("result", answer_of("bob", "answered"))])
+    assert found(acknowledged={"refused": {answer_of(who, "refused") for who in ("ann", "bob")}})
