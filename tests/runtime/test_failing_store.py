@@ -229,8 +229,31 @@ def another_program(database: Path) -> None:
 
 async def test_the_database_of_another_program_is_left_as_it_is_with_its_log(tmp_path: Path) -> None:
     another_program(tmp_path / "books.db")
-    sentence = f"{tmp_path}/books.db is a database of another program. Give Nexum a file of its own with --db."
-    assert refused(tmp_path / "books.db") == sentence
+    assert refused(tmp_path / "books.db") == (
+        f"{tmp_path}/books.db is a database of another program: it has books. "
+        "Give this Nexum a file of its own with --db."
+    )
+
+
+async def test_the_database_of_the_original_server_is_refused_by_its_name_and_left_as_it_is(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "local.db", isolation_level=None)) as original:  # as that of 0.2.0 has it
+        for table in ("workflow_executions", "events", "task_queue", "workflow_versions", "map_results"):
+            original.execute(f"CREATE TABLE {table} (id INTEGER PRIMARY KEY AUTOINCREMENT, execution_id TEXT)")
+        original.execute("INSERT INTO workflow_executions (execution_id) VALUES ('exec-1')")
+    assert refused(tmp_path / "local.db") == (
+        f"{tmp_path}/local.db is a database of the original Nexum server, which keeps its records in another way. "
+        "Give this Nexum a file of its own with --db."
+    )
+
+
+async def test_a_database_of_many_tables_is_refused_with_the_names_of_a_few(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "shop.db", isolation_level=None)) as shop:
+        for table in ("orders", "goods", '"a\nb"', "visits", "workflow_executions"):
+            shop.execute(f"CREATE TABLE {table} (id INTEGER PRIMARY KEY AUTOINCREMENT)")
+    said = refused(tmp_path / "shop.db")
+    assert said.startswith(
+        f"{tmp_path}/shop.db is a database of another program: it has a\\nb, goods, orders and 2 more."
+    )
 
 
 async def test_the_log_of_another_program_is_not_taken_for_ours(tmp_path: Path) -> None:

@@ -973,7 +973,9 @@ def test_a_database_of_another_program_is_refused_and_left_as_it_is(tmp_path: Pa
     before = path.read_bytes()
     with pytest.raises(StoreUnavailable) as refused:
         SqliteStore(path)
-    assert str(refused.value) == f"{path} is a database of another program. Give Nexum a file of its own with --db."
+    assert str(refused.value).startswith(
+        f"{path} is a database of another program: it has books. Give this Nexum a file"
+    )
     assert path.read_bytes() == before
 
 

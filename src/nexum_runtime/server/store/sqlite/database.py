@@ -7,11 +7,13 @@ from pathlib import Path
 from nexum_runtime.server.model.contract import StoreUnavailable
 from nexum_runtime.server.store.sqlite import failures, files, inspection
 from nexum_runtime.server.store.sqlite.schema import APPLICATION_ID, MIGRATIONS, SCHEMA, SCHEMA_VERSION
-from nexum_runtime.text import MIB
+from nexum_runtime.text import MIB, printable_line, shorten
 
 BUSY_TIMEOUT_MS = 5_000  # a person's sqlite3 shell may hold the write lock for a moment
 CHECK_MS = 100  # at most, of looking for damage when the database is opened
 CHECK_MIB = 100  # of a database that is looked at then
+ORIGINAL = frozenset({"workflow_executions", "workflow_versions", "task_queue"})  # tables of Nexum 0.2.0's own server
+NAMED_TABLES, NAME_CHARS = 3, 40  # tables that are named of a database that is not ours
 VACUUM_PAGES = 1_000  # given back in one transaction, so that other writes need not wait for long
 
 
@@ -75,7 +77,7 @@ def _is_ours(path: Path, how: str) -> bool:
         if application_id != APPLICATION_ID:
             if _is_empty(connection):
                 return False
-            raise StoreUnavailable(f"{path} is a database of another program. Give Nexum a file of its own with --db.")
+            raise StoreUnavailable(f"{path} is {_whose(connection)}. Give this Nexum a file of its own with --db.")
         if version != SCHEMA_VERSION and version not in MIGRATIONS:
             raise StoreUnavailable(
                 f"{path} has schema version {version}, and this Nexum knows versions up to {SCHEMA_VERSION}. "
@@ -83,6 +85,17 @@ def _is_ours(path: Path, how: str) -> bool:
             )
         _look_for_damage(path, connection)
         return True
+
+
+def _whose(connection: sqlite3.Connection) -> str:
+    """What a database is that is not ours, by its tables."""
+    rows = connection.execute("SELECT name FROM sqlite_master WHERE name NOT GLOB 'sqlite_*' AND type <> 'index'")
+    names = sorted(name for (name,) in rows)
+    if ORIGINAL.issubset(names):
+        return "a database of the original Nexum server, which keeps its records in another way"
+    shown = ", ".join(printable_line(shorten(name, NAME_CHARS)) for name in names[:NAMED_TABLES])
+    more = f" and {len(names) - NAMED_TABLES} more" if len(names) > NAMED_TABLES else ""
+    return f"a database of another program: it has {shown}{more}" if shown else "a database of another program"
 
 
 def _look_for_damage(path: Path, connection: sqlite3.Connection) -> None:
