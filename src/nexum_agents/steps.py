@@ -100,6 +100,9 @@ async def _step(
     return await recorded(place, name, arguments, call, effect, returns=returns_of(function), refusable=True)
 
 
+_step.__qualname__ = durable_step.__qualname__  # Python names it when somebody forgets to await it
+
+
 def _by_name(function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
     """The arguments as JSON, by their names as far as they have any; what JSON has no form for by its type."""
     try:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 from pydantic import TypeAdapter
 
 from nexum_agents import seams
+from nexum_agents.errors import ToolError
 from nexum_agents.recording import Unrecordable, from_recorded, to_recorded
 from nexum_runtime.wire import is_nested_too_deeply
 
@@ -35,7 +36,13 @@ class Value(NamedTuple):
 
 
 def to_value(value: Any, returns: Any = None) -> Value:
-    """How `value` is recorded; `returns` is the annotation of the function that returned it."""
+    """How `value` is recorded; `returns` is the annotation of the function that returned it.
+
+    Raises ToolError for a coroutine: its text would be no result, and stay for ever.
+    """
+    if inspect.iscoroutine(value):
+        value.close()
+        raise ToolError(f"It returned what {value.__qualname__}(…) gives, without `await` before it.", retryable=False)
     if isinstance(value, tuple) and seams.is_structured_output(value):
         with suppress(Unrecordable):
             return Value(value, to_recorded(list(value)), TUPLE)

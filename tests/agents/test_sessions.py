@@ -36,7 +36,17 @@ from agents.sandbox import SandboxAgent
 from agents.testing import ScriptedModel, assistant_message, function_call
 from pydantic import BaseModel
 
-from nexum_agents import DurableCallError, OutcomeUnknown, ToolError, ToolFailed, durable_session, durable_step
+from nexum_agents import (
+    DurableCallError,
+    OutcomeUnknown,
+    ToolError,
+    ToolFailed,
+    ask_person,
+    durable_session,
+    durable_step,
+    stop_session,
+    submit_tool_call,
+)
 from nexum_agents.clients import nexum_client
 from nexum_runtime import Client
 
@@ -722,6 +732,46 @@ def test_a_session_that_is_made_and_never_entered_is_said_as_a_coroutine_that_is
 
     with pytest.warns(RuntimeWarning, match=r"durable_session\('s'\) was never entered"):
         forget()
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("submit_tool_call", lambda: submit_tool_call("look_up", {}, "s")),
+        ("durable_step", lambda: durable_step("look up", len, [])),
+        ("ask_person", lambda: ask_person("Which account?")),
+        ("stop_session", lambda: stop_session("s")),
+    ],
+)
+def test_a_call_that_is_never_awaited_is_said_under_its_own_name(name: str, call: Callable[[], object]) -> None:
+    def forget() -> None:
+        call()
+        gc.collect()
+
+    with pytest.warns(RuntimeWarning, match=f"coroutine '{name}' was never awaited"):
+        forget()
+
+
+async def test_a_tool_that_returns_what_it_should_await_ends_the_run_and_is_not_recorded() -> None:
+    def look(result: Any) -> FunctionTool:
+        return tool("look", result)
+
+    async def found() -> str:
+        return "found"
+
+    model = Fake([("look", {})], lambda results: results[0])
+    for forgotten in (lambda: submit_tool_call("look_up", {}, "s"), found):
+        with pytest.raises(
+            (UserError, ToolError), match=r"It returned what .*\(…\) gives, without `await` before it\."
+        ):
+            await ask(Agent(name="A", model=model, tools=[look(forgotten)]))
+    with pytest.raises(ToolError, match=r"what submit_tool_call\(…\) gives"), durable_session("s"):
+        await durable_step("look", look_without_awaiting)
+    assert (await ask(Agent(name="A", model=model, tools=[look("found")]))).final_output == "found"
+
+
+async def look_without_awaiting() -> Any:
+    return submit_tool_call("look_up", {}, "s")
 
 
 async def test_what_cannot_be_recorded_is_refused_by_name_before_it_does_anything() -> None:
