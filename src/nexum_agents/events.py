@@ -17,7 +17,7 @@ class CallEvent:
       started     it begins: it is not recorded yet
       waiting     it waits; `detail` says for what: server, database, worker, approval, answer, or result
       approved    a person said yes to it
-      answered    a question was answered; `detail` is the answer
+      answered    a question was answered; `detail` is the answer, and `by_default` says that nobody gave it in time
       rejected    a person said no; `detail` says why
       stored      it ended and is recorded
       cached      it came from the store, and nothing was executed
@@ -44,6 +44,7 @@ class CallEvent:
     elapsed_ms: int = 0  # since it was submitted
     saved_ms: int = 0  # cached: what it took when it ran
     detail: str = ""
+    by_default: bool = False
 
 
 @dataclass(frozen=True)

@@ -85,10 +85,11 @@ class EventPrinter:
         self._hints_given.clear()
         if isinstance(event, TurnEvent) and event.kind == "started" and event.detail:
             self.note(f"turn {event.number} is new: {event.detail}")
+        by_default = " [yellow](by default)[/]" if isinstance(event, CallEvent) and event.by_default else ""
         text = {
             "started": "…",
             "approved": "[green]approved ✓[/]",
-            "answered": f"[green]answered ✓[/] {escape(error_line(event.detail))}",
+            "answered": f"[green]answered ✓[/] {escape(error_line(event.detail))}{by_default}",
             "rejected": f"[red]rejected ✗[/] {escape(error_line(event.detail))}",
             "stored": f"[green]stored ✓[/] {duration_text(event.elapsed_ms)}",
             "cached": "[yellow]cached ⚡[/]",

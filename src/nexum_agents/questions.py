@@ -4,8 +4,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from nexum_agents.calls import ended_as, not_recorded
 from nexum_agents.clients import nexum_client
-from nexum_agents.errors import DurableCallError, NoAnswer
+from nexum_agents.errors import DurableCallError, NoAnswer, NotRecorded
 from nexum_agents.events import CallEvent
 from nexum_agents.sessions import WAIT_SECONDS, Place, current_scope
 from nexum_agents.workflows import ANSWER_NODE, QUESTION
@@ -32,7 +33,8 @@ async def ask_person(
 
     Raises NoAnswer when nobody answered in time and there is no `default`, or when a person rejected the question
     (`nexum reject`), with the reason; a replay does the same, until `nexum retry` has it asked again. ValueError or
-    TypeError for what cannot be asked. DurableCallError outside of a session, and when Nexum cannot carry it.
+    TypeError for what cannot be asked. DurableCallError outside of a session, and when Nexum cannot carry it; in a
+    session that is cached-only NotRecorded for a question that nobody has answered yet.
     """
     asked = _checked(question, choices, timeout, default)
     scope = current_scope()
@@ -56,9 +58,9 @@ async def _answer(place: Place, asked: dict[str, Any], timeout: float | None, de
     scope, session = place.scope, place.scope.session
     started = time.monotonic()
 
-    def tell(kind: Any, detail: str = "") -> None:
+    def tell(kind: Any, detail: str = "", *, by_default: bool = False) -> None:
         elapsed_ms = round((time.monotonic() - started) * 1000)
-        session.tell(CallEvent(kind, place.execution_id, NAME, asked, elapsed_ms, detail=detail))
+        session.tell(CallEvent(kind, place.execution_id, NAME, asked, elapsed_ms, detail=detail, by_default=by_default))
 
     async def ask(**how: Any) -> Outcome:
         return await nexum_client().execute(
@@ -78,16 +80,25 @@ async def _answer(place: Place, asked: dict[str, Any], timeout: float | None, de
         if (outputs := await session.recorded(place.execution_id)) is not None:
             tell("cached")
             return str(outputs[ANSWER_NODE]["comment"])
-        outcome = await ask()
-        if outcome.status == outcome.before == "CANCELLED":  # in an earlier run
-            outcome = await ask(restart="failed")
+        if session.is_cached_only:
+            ended = await ended_as(place)
+            if ended is None or ended.status == "CANCELLED":  # a run would ask
+                raise scope.stop(not_recorded(scope, NAME, asked))
+            outcome = ended
+        else:
+            outcome = await ask()
+            if outcome.status == outcome.before == "CANCELLED":  # in an earlier run
+                outcome = await ask(restart="failed")
+    except NotRecorded as error:
+        tell("failed", str(error))
+        raise
     except NexumError as error:
         tell("failed", str(error))
         raise scope.stop(error) from None
     if outcome.status == "COMPLETED":
-        answer = str(outcome.outputs[ANSWER_NODE]["comment"])
-        tell("answered", answer)
-        return answer
+        recorded = outcome.outputs[ANSWER_NODE]
+        tell("answered", str(recorded["comment"]), by_default=bool(recorded.get("by_default")))
+        return str(recorded["comment"])
     why = outcome.error or f"The question was {outcome.status.lower()}."
     tell("rejected" if outcome.error_code == "REJECTED" else "failed", why)
     raise NoAnswer(why)

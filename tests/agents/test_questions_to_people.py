@@ -17,7 +17,16 @@ from command import nexum as nexum_command
 from processes import NexumDev, Process, environment, eventually
 from test_tools_of_agents import agent_with, calls, nexum, outputs, says
 
-from nexum_agents import DurableCallError, DurableEvent, NoAnswer, ask_person, durable_session, durable_step
+from nexum_agents import (
+    DurableCallError,
+    DurableEvent,
+    NoAnswer,
+    NotRecorded,
+    ask_person,
+    durable_session,
+    durable_step,
+)
+from nexum_agents.printing import EventPrinter
 from nexum_runtime import Client
 
 __all__ = ["nexum"]
@@ -240,6 +249,65 @@ async def test_events_tell_that_it_waits_that_it_was_answered_and_that_it_came_f
     assert told == [("waiting", "answer"), ("answered", "main"), ("cached", "")]
     assert {each.tool_name for each in events} == {"ask_person"}
     assert events[0].tool_args == {"question": "Which account?", "choices": ACCOUNTS}
+
+
+@pytest.mark.usefixtures("nexum")
+async def test_an_answer_by_default_is_told_and_printed_as_that(
+    client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events: list[Any] = []
+
+    def watch(event: DurableEvent) -> None:
+        events.append(event)
+        EventPrinter().on_event(event)
+
+    await in_session(lambda: ask_person("Which account?", timeout=0.01, default="main"), watch)
+    running = asyncio.create_task(in_session(on_event=watch))
+    await answered(client, running, "savings")
+    await running
+    told = [(each.detail, each.by_default) for each in events if each.kind == "answered"]
+    assert told == [("main", True), ("savings", False)]
+    printed = [line for line in capsys.readouterr().out.splitlines() if "answered ✓" in line]
+    assert [line.partition("✓ ")[2] for line in printed] == ["main (by default)", "savings"]
+
+
+@pytest.mark.usefixtures("nexum")
+async def test_in_a_session_that_is_cached_only_nothing_new_is_asked(client: Client) -> None:
+    async def cached_only(ask: Ask = which) -> str:
+        with durable_session("s", tools="cached-only", on_event=lambda event: events.append(event.kind)):
+            return await ask()
+
+    events: list[str] = []
+    refused = (
+        r'^ask_person\(\{"choices":\["main","savings"\],"question":"Which account\?"\}\) is not recorded in session s'
+    )
+    with pytest.raises(NotRecorded, match=refused):
+        await cached_only()
+    assert events == ["failed"]
+    assert await client.approvals() == []
+    running = asyncio.create_task(in_session())
+    await the_question(client)
+    with pytest.raises(NotRecorded, match=refused):  # nor is what another run asks waited for
+        await cached_only()
+    await answered(client, running, "main")
+    assert await running == await cached_only() == "main"
+    for _ in range(2):
+        with pytest.raises(NoAnswer, match="Nobody answered"):
+            await in_session(lambda: ask_person("Why?", timeout=0.01))
+    with pytest.raises(NoAnswer, match="Nobody answered"):
+        await cached_only(lambda: ask_person("Why?", timeout=0.01))
+    assert await requests(client) == 2
+
+
+@pytest.mark.usefixtures("nexum")
+async def test_a_tool_that_asks_ends_the_run_of_a_session_that_is_cached_only() -> None:
+    @function_tool
+    async def choose() -> str:
+        return await which()
+
+    agent = agent_with(choose, turns=[calls(("choose", {})), says("done")])
+    with durable_session("s", effects={"choose": "replay"}, tools="cached-only"), pytest.raises(NotRecorded):
+        await Runner.run(agent, "go")
 
 
 @pytest.mark.usefixtures("nexum")
