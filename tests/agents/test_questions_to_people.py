@@ -14,7 +14,7 @@ import pytest
 from agents import RunContextWrapper, RunHooks, Runner, function_tool
 from agents.testing import ModelCall, ModelStep
 from command import nexum as nexum_command
-from processes import NexumDev, Process, environment, eventually
+from processes import PATIENCE_SECONDS, NexumDev, Process, environment, eventually
 from test_tools_of_agents import agent_with, calls, nexum, outputs, says
 
 from nexum_agents import (
@@ -275,7 +275,7 @@ async def test_an_answer_by_default_is_told_and_printed_as_that(
 async def test_in_a_session_that_is_cached_only_nothing_new_is_asked(client: Client) -> None:
     async def cached_only(ask: Ask = which) -> str:
         with durable_session("s", tools="cached-only", on_event=lambda event: events.append(event.kind)):
-            return await ask()
+            return await asyncio.wait_for(ask(), PATIENCE_SECONDS)
 
     events: list[str] = []
     refused = (

@@ -10,12 +10,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from command import claim, start
+from command import ECHO, claim, start
 from processes import NexumDev, Process, environment
 from test_demo import ROOT
 
 from nexum_agents import submit_tool_call
-from nexum_runtime import Client
+from nexum_runtime import Client, NexumError, SessionStopped
+from nexum_runtime.cli.events import LOST_LIMIT, EventLog
 from nexum_runtime.logs import about_attempt, log_to_stderr
 from nexum_runtime.text import GIB, duration_text, error_line, printable, printable_line, redact, size_text
 from nexum_runtime.wire import canonical_json
@@ -232,6 +233,48 @@ async def test_a_verbose_server_logs_what_becomes_of_executions_and_no_other_doe
             assert words[5:] == ["completed"]
         else:
             assert told == []
+
+
+async def test_what_an_operator_must_know_is_logged_by_every_server(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret-of-ours")
+    async with NexumDev(tmp_path, "--token-file", str(tmp_path / "token")) as nexum:
+        for _ in range(3):
+            async with Client(nexum.address) as stranger:
+                with pytest.raises(NexumError, match="demands a token and got none"):
+                    await stranger.sessions()
+        async with Client(nexum.address, token="secret-of-ours") as client:
+            executing = asyncio.create_task(client.execute(ECHO, {}, execution_id="s1/echo/0"))
+            await client.register(ECHO)
+            await claim(client, wait_ms=20_000, lease_ms=1_000)
+            await nexum.says(r"WARNING s1/echo/0 run: attempt 1 given up after .+: .*worker-1")
+            await client.stop_session("s1", "ann", "too dear")
+            await client.go_session("s1")
+            with pytest.raises(SessionStopped):
+                await executing
+        nexum.terminate()
+        assert await nexum.ended() == 0
+    told = re.sub(r"(?m)^\S+ \S+ (?=INFO|WARNING)", "", nexum.output)
+    assert "Nexum is ready at" in told
+    assert (
+        len(re.findall(r"(?m)^WARNING Calls of \S+ are refused: this server demands a token, and got none\.$", told))
+        == 1
+    )
+    assert (
+        "INFO Session s1 was stopped by ann: too dear. Let it go on with: nexum go s1\nINFO Session s1 goes on.\n"
+        in told
+    )
+    assert "INFO s1/echo/0" not in told
+    assert told.endswith("Nexum has stopped. What it acknowledged is in the database.\n")
+
+
+def test_of_many_attempts_lost_at_once_a_few_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    lost = ("run", 1, json.dumps({"worker": "w", "error": "w has gone."}))
+    events = [(f"s/{n}", 5, "LeaseExpired", *lost) for n in range(LOST_LIMIT + 2)]
+    EventLog()([("s/0", 0, "AttemptStarted", "run", 1, "{}"), *events])
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0] == "s/0 run: attempt 1 given up after 5 ms: w has gone."
+    assert len(said) == LOST_LIMIT + 1
+    assert said[-1] == "2 more attempts were lost at the same moment."
 
 
 STORY = [

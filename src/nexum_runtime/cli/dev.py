@@ -69,6 +69,7 @@ def dev(
     """
     import logging
 
+    from nexum_runtime.cli import events
     from nexum_runtime.engines.nearest import LOOK_SECONDS, ask_to_hand_over, database_from_environment
     from nexum_runtime.errors import InvalidRequest
     from nexum_runtime.logs import Log, log_to_stderr
@@ -78,7 +79,8 @@ def dev(
 
     log_to_stderr("%(asctime)s %(levelname)s %(message)s", as_json=log_json)
     log = Log("nexum.dev")
-    log.setLevel(logging.INFO)
+    for name in ("nexum.dev", "nexum.operator", *(["nexum.events"] if verbose else [])):
+        logging.getLogger(name).setLevel(logging.INFO)
     logging.getLogger("grpc").setLevel(logging.ERROR)  # it warns of every call that a stop cuts short
     if bool(tls_cert) != bool(tls_key):
         fail("TLS needs both --tls-cert and --tls-key.")
@@ -122,11 +124,7 @@ def dev(
 
     async def serve() -> None:
         server = await opened()
-        if verbose:
-            from nexum_runtime.cli import events
-
-            events.log.setLevel(logging.INFO)
-            server.store.watch = events.EventLog()
+        server.store.watch = events.EventLog()
         await server.start()
         shown_host = "localhost" if host == "127.0.0.1" else f"[{host}]" if ":" in host else host
         guards = "".join(f" · {what}" for what, on in (("TLS", config.tls), ("token demanded", config.token)) if on)

@@ -30,6 +30,7 @@ from nexum_runtime.server.model.contract import (
     Execution,
     Reader,
     Session,
+    Stop,
     Store,
     StoreUnavailable,
     Transaction,
@@ -64,7 +65,7 @@ from nexum_runtime.server.rules.checks import (
 from nexum_runtime.server.rules.course import Course, not_registered
 from nexum_runtime.server.rules.executions import Executions
 from nexum_runtime.server.rules.records import Records
-from nexum_runtime.server.rules.sessions import Sessions, check_that_it_goes_on
+from nexum_runtime.server.rules.sessions import Sessions, check_that_it_goes_on, words_of
 from nexum_runtime.server.rules.snapshots import Snapshot
 from nexum_runtime.text import MIB
 
@@ -80,6 +81,7 @@ LOOKED_AT_LIMIT = 100_000  # executions, for those of a state
 JOURNAL_PART_CHARS = 1_000_000  # about, of outputs in one message of a journal
 
 log = Log("nexum.engine")
+operator = Log("nexum.operator")  # what whoever runs a server must know
 
 
 def wall_clock_ms() -> int:
@@ -335,13 +337,17 @@ class Engine:
         """Stop a session: see `Sessions.stop`."""
         if by:
             check_name("name of who stops it", by)
-        return await self._commits.make(
+        told = await self._commits.make(
             lambda tx, notices: self._sessions.stop(tx, notices, session_id, by, reason[:ERROR_LIMIT])
         )
+        operator.info("%s", words_of(session_id, Stop(0, by, reason)))
+        return told
 
     async def go_session(self, session_id: str) -> bool:
         """Let a session go on. Returns whether it was stopped."""
-        return await self._commits.make(lambda tx, notices: self._sessions.go(tx, notices, session_id))
+        was_stopped = await self._commits.make(lambda tx, notices: self._sessions.go(tx, notices, session_id))
+        operator.info("Session %s goes on.", session_id)
+        return was_stopped
 
     async def forget(self, session_id: str, order: Forget) -> dict[str, Any]:
         """Take back what a session has recorded: see `Records.forget`."""

@@ -1,5 +1,6 @@
 """Who calls: whether they may, how much of theirs may wait here, and which workflows they have registered."""
 
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from nexum_runtime.server.rpc.messages import Context
 from nexum_runtime.text import MIB, size_text
 
 REGISTRATIONS_LIMIT = 20_000  # which connection has registered what: remembered, the latest ones
+REFUSED_QUIET_SECONDS = 60.0  # between two lines about the calls without a token of one host
 WARNINGS_LIMIT = 10_000  # connections that were warned of an ambiguous hash are remembered
 WAITING_LIMIT = 2_000  # calls of one client that are held until there is something to say …
 WAITING_MIB_LIMIT = 256  # … and their requests, which stay in memory as long
@@ -27,6 +29,7 @@ class TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def __init__(self, token: str) -> None:
         self._token = token
+        self._told: dict[str, float] = {}  # by host that was refused: when that was logged, by the monotonic clock
 
     async def intercept_service(self, proceed: Callable[[Any], Awaitable[Any]], call: Any) -> Any:
         given = [value for key, value in call.invocation_metadata if key == wire.AUTHORIZATION]
@@ -35,12 +38,23 @@ class TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         got = "another one" if given else "none"
 
         async def refuse(_: Any, context: Context) -> None:
+            self._tell(context.peer().rpartition(":")[0], got)
             await context.abort(
                 grpc.StatusCode.UNAUTHENTICATED,
                 f"This Nexum server demands a token and got {got}: set NEXUM_TOKEN to the one it was started with.",
             )
 
         return grpc.stream_stream_rpc_method_handler(refuse)  # every kind of call is a case of this one
+
+    def _tell(self, host: str, got: str) -> None:
+        """Now and then, however often somebody tries."""
+        now = time.monotonic()
+        if now - self._told.get(host, -REFUSED_QUIET_SECONDS) < REFUSED_QUIET_SECONDS:
+            return
+        if len(self._told) >= WARNINGS_LIMIT:
+            self._told.clear()
+        self._told[host] = now
+        log.warning("Calls of %s are refused: this server demands a token, and got %s.", host, got)
 
 
 class Waiting:
