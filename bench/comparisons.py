@@ -28,6 +28,19 @@ COMPARISONS = [
     Comparison("agent, cold, tools alone ÷ DBOS", "agent.cold_tools", "dbos.cold_tools", goal=1),
     Comparison("agent, cold, turns too ÷ DBOS", "agent.cold", "dbos.cold", goal=1),
     Comparison("agent, all replayed ÷ DBOS", "agent.all", "dbos.all", goal=1),
+    Comparison("embedded: step ÷ DBOS", "embedded.step", "dbos.step", goal=0.4),
+    Comparison("… ÷ one synced commit", "embedded.step", "embedded.commit"),
+    Comparison("… 50 at a time ÷ DBOS", "embedded.at_50", "dbos.at_50", goal=10, at_least=True),
+    Comparison("… replayed ÷ DBOS", "embedded.step_again", "dbos.step_again", goal=1),
+    Comparison(
+        "… agent's turn and call, above plain ÷ DBOS",
+        "embedded.cold",
+        "dbos.cold",
+        above=("embedded.plain", "dbos.plain"),
+        goal=0.6,
+    ),
+    Comparison("… first import to first step", "embedded.first", goal=600),
+    Comparison("… memory above a plain agent's", "embedded.memory", goal=25),
     *(
         Comparison(
             f"{what}, {stored:,} stored ÷ {few or 'none'}",

@@ -5,21 +5,13 @@ replayed   the same, of a workflow that is run again (a fork of it)
 agent      that of bench/agent.py, with the tool as a step; with dbos-openai-agents, its turns too
 """
 
-import asyncio
-import json
-import sys
-from asyncio.subprocess import Process
-from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 
+from bench.asked import Asked
 from bench.context import SLICES, Context
 from bench.floor import CALLERS
-from bench.measure import BenchmarkError, Kind, Results, Samples, shown
-from bench.processes import clean_environment
-
-LINE_BYTES = 2**20
+from bench.measure import Kind, Results, shown
 
 
 def is_installed() -> bool:
@@ -27,25 +19,7 @@ def is_installed() -> bool:
 
 
 async def kinds(context: Context) -> list[Kind]:
-    log = context.folder / "dbos.log"
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bench.dbos_process", str(context.folder)),
-        cwd=context.folder,
-        env=clean_environment(),
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=context.stack.enter_context(log.open("wb")),
-        limit=LINE_BYTES,
-        start_new_session=True,
-    )
-    context.stack.push_async_callback(_stop, process)
-    await _answer(process, log)
-
-    async def ask(kind: str, calls: int, callers: int = 1) -> Samples:
-        assert process.stdin is not None, "it was started with a pipe"
-        process.stdin.write(json.dumps({"kind": kind, "calls": calls, "callers": callers}).encode() + b"\n")
-        return await _answer(process, log)
-
+    ask = (await Asked.start(context, "bench.dbos_process", name="dbos")).measure
     calls = context.calls
     return [
         Kind("dbos.step", "step, cold", "ms", partial(ask, "step", context.slice_calls), SLICES),
@@ -59,22 +33,6 @@ async def kinds(context: Context) -> list[Kind]:
         Kind("dbos.cold", "agent, cold, turns too", "ms", partial(ask, "agent_cold", 1)),
         Kind("dbos.all", "agent, all replayed", "ms", partial(ask, "agent_all", 1)),
     ]
-
-
-async def _answer(process: Process, log: Path) -> Samples:
-    assert process.stdout is not None, "it was started with a pipe"
-    line = await process.stdout.readline()
-    if not line:
-        last_words = " ".join(log.read_text(errors="replace").splitlines()[-1:]) or "it said nothing"
-        raise BenchmarkError(f"The process that runs DBOS has ended: {last_words}")
-    samples: Samples = json.loads(line)
-    return samples
-
-
-async def _stop(process: Process) -> None:
-    with suppress(ProcessLookupError):
-        process.terminate()
-    await process.wait()
 
 
 def sentence(results: Results) -> str:

@@ -1,13 +1,11 @@
-"""DBOS on its default SQLite, doing what the benchmark asks on stdin, a line of JSON each, and answering on stdout.
+"""DBOS on its default SQLite, doing what the benchmark asks: see asked.py.
 
-    python -m bench.dbos_process FOLDER
-    {"kind": "step", "calls": 100}        → [2.91, 2.87, …]  in milliseconds
+python -m bench.dbos_process FOLDER
 
 A process of its own: DBOS keeps threads that look into its database, and they are not to be in our way.
 """
 
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Awaitable, Callable
@@ -19,6 +17,7 @@ from agents import Agent, Runner, function_tool, set_tracing_disabled
 from dbos import DBOS, SetWorkflowID
 from dbos_openai_agents import DBOSRunner
 
+from bench import asked
 from bench.counting import MAX_TURNS, QUESTION, Counting
 from bench.measure import Samples, one_by_one, per_second, timed
 from bench.tools_worker import look_up
@@ -123,11 +122,7 @@ async def main(folder: Path) -> None:
         config={"name": "benchmark", "system_database_url": f"sqlite:///{folder / 'dbos.sqlite'}", "log_level": "ERROR"}
     )
     DBOS.launch()
-    print("[]", flush=True)
-    lines = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
-    while line := await lines.readline():
-        print(json.dumps(await measure(**json.loads(line))), flush=True)
+    await asked.answer(measure)
     DBOS.destroy()
 
 

@@ -83,13 +83,15 @@ class Results:
 class Comparison:
     """`of` beside `to`, within each round: their ratio, or with `per` their difference divided by that many.
 
-    Without `to` it is `of` alone, or with `tail` its p99 ÷ its p50, over all rounds.
+    Without `to` it is `of` alone, or with `tail` its p99 ÷ its p50, over all rounds. Each of the two is what
+    it is `above` another, as above a plain agent.
     """
 
     name: str
     of: str
     to: str = ""
     per: int = 0
+    above: tuple[str, str] | None = None
     tail: bool = False
     goal: float | None = None  # at most, or with `at_least` at least
     at_least: bool = False
@@ -110,6 +112,10 @@ class Comparison:
         if not self.to:
             return results.medians(self.of)
         pairs = zip(results.medians(self.of), results.medians(self.to), strict=False)
+        if self.above:
+            plain = (results.medians(key) for key in self.above)
+            both = zip(pairs, zip(*plain, strict=False), strict=False)
+            return [(of - of_plain) / (to - to_plain) for (of, to), (of_plain, to_plain) in both]
         return [(of - to) / self.per if self.per else of / to for of, to in pairs]
 
     def holds(self, results: Results) -> bool | None:
