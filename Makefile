@@ -9,7 +9,7 @@ INSTALL = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-che
 .PHONY: demo test check benchmark chaos fuzz dist sdk-suite constraints
 
 demo: .venv/for-use
-	$(BIN)/python demo.py --offline --dev
+	$(BIN)/python demo.py --offline --worker
 
 test: .venv/for-development
 	$(BIN)/python -m pytest -n auto --maxprocesses 8

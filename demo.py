@@ -86,7 +86,7 @@ async def run(arguments: argparse.Namespace, session_id: str, view: Any, model: 
     from agents import RunConfig
 
     from nexum_agents import durable_session, run_with_approvals
-    from offline.dev import local_nexum
+    from offline.beside import worker_beside
 
     def on_event(event: Any) -> None:
         view.on_event(event)
@@ -95,10 +95,8 @@ async def run(arguments: argparse.Namespace, session_id: str, view: Any, model: 
             os.kill(os.getpid(), signal.SIGKILL)
 
     async with AsyncExitStack() as stack:
-        if arguments.dev:
-            flags = ("--offline",) if arguments.offline else ()
-            if not await stack.enter_async_context(local_nexum(screen.address(), Path(".nexum"), flags)):
-                view.note("--dev uses the Nexum server that was running already")
+        if arguments.worker:
+            stack.enter_context(worker_beside(Path(".nexum"), *(["--offline"] if arguments.offline else [])))
         turns, tools = arguments.durable_model, arguments.tools
         session = durable_session(session_id, turns=turns, tools=tools, on_event=on_event)
         view.saved = (await stack.enter_async_context(session)).saved
@@ -112,7 +110,7 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("question", nargs="*", help=f"default: {QUESTION}")
     add("--offline", action="store_true", help="no network, no key: the offline agent and web")
-    add("--dev", action="store_true", help="bring a server and a worker (logs in .nexum/)")
+    add("--worker", action="store_true", help="bring a worker (its log is in .nexum/); no server is needed")
     add("--crash-after", type=int, metavar="N", help="die by SIGKILL right after the Nth completed call")
     add("--save-report", action="store_true", help="let the agent save its answer in reports/, if you approve")
     add("--no-durable-model", dest="durable_model", action="store_false", help="record the tool calls alone")
@@ -131,10 +129,11 @@ def main() -> int:
     again = screen.command_line(session_id, arguments)
     ctrl_c.says(f"Interrupted. Go on with: {again}")
     screen.header(arguments.question, session_id, model or "the SDK's default", mode)
-    from offline.view import RunView, what_went_wrong
+    from offline.view import EngineNotes, RunView, what_went_wrong
 
     logging.getLogger("openai.agents").setLevel(logging.CRITICAL)  # what goes wrong is said once, below
     view = RunView(again)
+    EngineNotes(view)
     try:
         with what_went_wrong(view):
             view.answer(asyncio.run(run(arguments, session_id, view, model, mode)))

@@ -13,20 +13,15 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-DEFAULT_ADDRESS = "localhost:50051"
 QUESTION_CHARS = 300
-FLAGS = {"offline": "--offline", "dev": "--dev", "save_report": "--save-report"}
-
-
-def address() -> str:
-    """Where the server is."""
-    return os.environ.get("NEXUM_ADDRESS", DEFAULT_ADDRESS)
+FLAGS = {"offline": "--offline", "worker": "--worker", "save_report": "--save-report"}
 
 
 def header(question: str, session_id: str, model: str, mode: str) -> None:
     question = question if len(question) <= QUESTION_CHARS else f"{question[: QUESTION_CHARS - 1]}…"
     dim, plain = ("\x1b[2m", "\x1b[0m") if sys.stdout.isatty() and not os.environ.get("NO_COLOR") else ("", "")
-    fields = {"Question": question, "Session": session_id, "Model": model, "Mode": mode, "Nexum": address()}
+    nexum = os.environ.get("NEXUM_ADDRESS") or os.environ.get("NEXUM_DATABASE_URL") or "this folder's, .nexum/local.db"
+    fields = {"Question": question, "Session": session_id, "Model": model, "Mode": mode, "Nexum": nexum}
     lines = [f"{dim}{name:<9}{plain} {_on_one_line(value)}\n" for name, value in fields.items()]
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # a question in letters that its encoding has not
@@ -55,7 +50,7 @@ async def interruptible(running: Coroutine[Any, Any, T], cancel_again_seconds: f
 def command_line(session_id: str, arguments: argparse.Namespace) -> str:
     """The command that runs this session again from here, with the interpreter and the settings of now."""
     settings = {"SESSION_ID": session_id}
-    settings |= {} if address() == DEFAULT_ADDRESS else {"NEXUM_ADDRESS": address()}
+    settings |= {name: os.environ[name] for name in ("NEXUM_ADDRESS", "NEXUM_DATABASE_URL") if os.environ.get(name)}
     settings |= {"MODEL": os.environ["MODEL"]} if os.environ.get("MODEL") else {}
     flags = [flag for name, flag in FLAGS.items() if getattr(arguments, name)]
     flags += [] if arguments.durable_model else ["--no-durable-model"]

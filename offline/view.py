@@ -1,5 +1,6 @@
 """What the demo prints around the events of its run: the answer, what was saved, how to go on, and what went wrong."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -83,6 +84,21 @@ class RunView(EventPrinter):
         )
         for event in self.unsettled:
             self.as_it_is(f"  {call_text(event)}\n    {nexum_command('resolve', event)}")
+
+
+class EngineNotes(logging.Handler):
+    """Shows what the engine says that runs in this process, or is left to another one."""
+
+    def __init__(self, view: RunView) -> None:
+        super().__init__()
+        self._view = view
+        logger = logging.getLogger("nexum.engine")
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._view.note(record.getMessage())
 
 
 @contextmanager

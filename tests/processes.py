@@ -58,9 +58,14 @@ def environment(**changes: str) -> dict[str, str]:
     An address of "" is that of a test whose engine is found by the file.
     """
     own = {name: value for name, value in os.environ.items() if not name.startswith(("NEXUM_", "OTEL_"))}
-    if changes.get("NEXUM_ADDRESS") == "":
-        own["NEXUM_DATABASE_URL"] = os.environ["NEXUM_DATABASE_URL"]
+    if "NEXUM_ADDRESS" in changes:
+        own |= engine_at(changes["NEXUM_ADDRESS"])
     return own | {"PYTHONUNBUFFERED": "1"} | changes
+
+
+def engine_at(address: str) -> dict[str, str]:
+    """The settings of a process that is to use the engine at this address, or that of the test's own file."""
+    return {"NEXUM_ADDRESS": address} if address else {"NEXUM_DATABASE_URL": os.environ["NEXUM_DATABASE_URL"]}
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from nexum_runtime.text import (
     shorten,
     spell_what_cannot_be_printed,
 )
-from nexum_runtime.wire import DEFAULT_ADDRESS
 
 ARGUMENT_CHARS = 48  # shown of an argument
 CALL_MARGIN = len("[Nexum]  stored ✓ 1234 ms")  # columns of a line that are not the call or the turn
@@ -148,8 +147,8 @@ def answers_to(event: CallEvent) -> str:
 
 def nexum_command(command: str, event: CallEvent) -> str:
     """A `nexum` command about a call, to be copied into a shell."""
-    address = os.environ.get("NEXUM_ADDRESS", DEFAULT_ADDRESS)
-    where = [] if address == DEFAULT_ADDRESS else [f"NEXUM_ADDRESS={shlex.quote(address)}"]
+    settings = {name: os.environ.get(name) for name in ("NEXUM_ADDRESS", "NEXUM_DATABASE_URL")}
+    where = [f"{name}={shlex.quote(value)}" for name, value in settings.items() if value]
     return " ".join([*where, "nexum", command, shlex.quote(event.execution_id)])
 
 

@@ -5,7 +5,8 @@ import os
 import signal
 from typing import Any
 
-EXIT_WITH_PARENT = "NEXUM_EXIT_WITH_PARENT"  # environment: set to stop as soon as the process that started us is gone
+# Environment: the process that started us, to stop as soon as it is gone; "1" for the parent of now.
+EXIT_WITH_PARENT = "NEXUM_EXIT_WITH_PARENT"
 PARENT_CHECK_SECONDS = 0.5
 
 
@@ -31,7 +32,9 @@ async def stop_requested() -> int:
 
     for number in before:
         loop.add_signal_handler(number, on_signal, number)
-    parent, look_seconds = os.getppid(), PARENT_CHECK_SECONDS if os.environ.get(EXIT_WITH_PARENT) else None
+    told = os.environ.get(EXIT_WITH_PARENT, "")
+    parent = int(told) if told.isdecimal() and int(told) > 1 else os.getppid()
+    look_seconds = PARENT_CHECK_SECONDS if told else None
     try:
         while not stop.done() and (look_seconds is None or os.getppid() == parent):
             await asyncio.wait({stop}, timeout=look_seconds)

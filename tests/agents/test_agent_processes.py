@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import environment, eventually
+from processes import engine_at, environment, eventually
 
 from nexum_runtime import Client
 
@@ -100,9 +100,7 @@ class Desks:
 
     def open(self, case: str, session_id: str = "s", **env: str) -> Desk:
         ledger = str(self._folder / f"{session_id}.ledger")
-        return Desk(
-            self._agents, case, {"NEXUM_ADDRESS": self._address, "SESSION_ID": session_id, "LEDGER": ledger, **env}
-        )
+        return Desk(self._agents, case, {**engine_at(self._address), "SESSION_ID": session_id, "LEDGER": ledger, **env})
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from processes import Finished, environment, eventually
 
 from nexum_agents import Worker
 from nexum_runtime import Client
+from nexum_runtime.client.remote import Remote
 from offline import HOST
 
 TURNS, CALLS = 3, 4  # of one run of `research`
@@ -100,11 +101,12 @@ async def visit_webpage(url: str) -> str:
 
 @asynccontextmanager
 async def forked(models: ModelServer, folder: Path, client: Client) -> AsyncIterator[Runs]:
-    worker = Worker([web_search, visit_webpage], address=client.address)
+    address = client.address if isinstance(client.way, Remote) else ""
+    worker = Worker([web_search, visit_webpage], address=address)
     working = asyncio.create_task(worker.run())
     agent = [sys.executable, str(Path(__file__).with_name("resumed_agent.py"))]
     pipe = asyncio.subprocess.PIPE
-    env = environment(NEXUM_ADDRESS=client.address, **models.environment)
+    env = environment(NEXUM_ADDRESS=address, **models.environment)
     process = await asyncio.create_subprocess_exec(*agent, env=env, cwd=folder, stdin=pipe, stdout=pipe)
     try:
         yield Runs(folder, client, models, process)

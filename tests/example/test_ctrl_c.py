@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import Finished, Process, Terminal, eventually, run
+from processes import Finished, Process, Terminal, environment, eventually, run
 from test_demo import ROOT, SHORT_LEASE_MS, Stage, children_of, stage
 
 __all__ = ["stage"]
@@ -94,7 +94,7 @@ async def test_a_demo_that_waits_for_a_person_ends_with_one_line(stage: Stage) -
 
 
 async def test_a_demo_in_a_terminal_ends_with_one_line_as_well(stage: Stage) -> None:
-    terminal = Terminal(*map(str, script("demo.py", "--dev", "--offline")), env=stage.environment(SESSION_ID="s1"))
+    terminal = Terminal(*map(str, script("demo.py", "--worker", "--offline")), env=stage.environment(SESSION_ID="s1"))
     await terminal.says(r"\[Nexum\] turn 1")
     terminal.send(signal.SIGINT)
     assert await terminal.ended() == 130
@@ -103,20 +103,19 @@ async def test_a_demo_in_a_terminal_ends_with_one_line_as_well(stage: Stage) -> 
 
 
 @pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("moment", ["Nexum +localhost", r"\[Nexum\]"])
-async def test_what_dev_brought_is_gone_after_ctrl_c(stage: Stage, moment: str) -> None:
-    stage.nexum.kill()
+@pytest.mark.parametrize("moment", ["Nexum +this folder's", r"\[Nexum\]"])
+async def test_the_worker_that_was_brought_is_gone_after_ctrl_c(stage: Stage, moment: str) -> None:
     folder = stage.folder / "empty"
     folder.mkdir()
-    command = stage.demo_command("--dev", "--offline")
-    demo = Process(command, stage.folder / "demo.log", env=stage.environment(SESSION_ID="s1"), cwd=folder)
+    command = stage.demo_command("--worker", "--offline")
+    demo = Process(command, stage.folder / "demo.log", env=environment(SESSION_ID="s1"), cwd=folder)
     demo.start()
     await demo.says(moment)
     demo.send(signal.SIGINT)
     assert await demo.ended() == 130
     assert "Traceback" not in demo.output
     assert re.search(r"^Interrupted.* Go on with: SESSION_ID=s1 .*\n\Z", demo.output, re.MULTILINE), demo.output
-    await eventually(lambda: not children_of(folder), "the end of the server and the worker")
+    await eventually(lambda: not children_of(folder), "the end of the worker")
 
 
 async def test_a_worker_ends_at_ctrl_c_when_its_calls_are_done_with_one_line(stage: Stage) -> None:

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 from processes import Finished, NexumDev, Process, environment, eventually, run
-from test_wire import has_ipv6
 
 from nexum_runtime import Client
-from offline.dev import local_nexum
 
 ROOT = Path(__file__).parents[2]
 SHORT_LEASE_MS = "2000"  # of a worker that is to be killed; a shorter one may expire while it lives, under load
@@ -287,35 +285,28 @@ def children_of(folder: Path) -> list[str]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/cwd").exists(), reason="looks for processes in /proc")
-async def test_dev_brings_its_own_server_and_worker_and_leaves_none_behind_even_when_killed(tmp_path: Path) -> None:
-    async with NexumDev(tmp_path) as taken:  # learn a port that is free
-        address = taken.address
-    stage = Stage(tmp_path, taken)
-    folder = tmp_path / "empty"
-    folder.mkdir()
-    env = stage.environment(NEXUM_ADDRESS=address, SESSION_ID="s1")
-    crashed = await run(*stage.demo_command("--dev", "--offline", "--crash-after", "3"), env=env, cwd=folder)
+async def test_one_command_needs_no_server_brings_a_worker_and_leaves_none_behind_even_when_killed(
+    tmp_path: Path,
+) -> None:
+    env = environment(SESSION_ID="s1", OFFLINE_WEB_DELAY_MS="0")
+    command = [sys.executable, str(ROOT / "demo.py"), "--worker", "--offline"]
+    crashed = await run(*command, "--crash-after", "3", env=env, cwd=tmp_path)
     assert crashed.code == -signal.SIGKILL, crashed
-    await eventually(lambda: not children_of(folder), "the end of the server and the worker")
+    await eventually(lambda: not children_of(tmp_path), "the end of the worker")
+    listed = await run(Path(sys.executable).with_name("nexum"), "ps", "s1/", env=env, cwd=tmp_path)
+    assert completed(listed.stdout, "/web_search/") + completed(listed.stdout, "/visit_webpage/") >= 3
 
-    whole = await run(*stage.demo_command("--dev", "--offline"), env=env, cwd=folder)
+    whole = await run(*command, env=env, cwd=tmp_path)
     assert whole.code == 0, whole
     assert ended_calls(whole.stdout, "cached") >= 3, "at least what had completed; more when a call outlived the demo"
     assert ended_calls(whole.stdout, "cached") + ended_calls(whole.stdout, "stored") == 5
-    assert not children_of(folder)
-    assert (folder / ".nexum").stat().st_mode & 0o777 == 0o700
+    assert "NEXUM" not in whole.stdout.splitlines()[-1], "the command to go on needs no address"
+    assert not children_of(tmp_path)
+    assert (tmp_path / ".nexum").stat().st_mode & 0o777 == 0o700
 
 
-@pytest.mark.skipif(not has_ipv6(), reason="no ::1")
-async def test_dev_brings_a_server_to_an_ipv6_address_as_well(tmp_path: Path) -> None:
-    async with NexumDev(tmp_path) as taken:  # learn a port that is free
-        address = f"[::1]:{taken.port}"
-    async with local_nexum(address, tmp_path / "dev") as own_server:
-        assert own_server
-
-
-async def test_dev_uses_a_server_that_is_running(stage: Stage) -> None:
-    finished = await stage.demo("--dev", "--offline", SESSION_ID="s1")
+async def test_the_worker_beside_the_demo_uses_the_server_that_the_demo_uses(stage: Stage) -> None:
+    finished = await stage.demo("--worker", "--offline", SESSION_ID="s1")
     assert finished.code == 0, finished
     shown = await run(Path(sys.executable).with_name("nexum"), "ps", "s1/", env=stage.environment())
     assert completed(shown.stdout, "/web_search/") + completed(shown.stdout, "/visit_webpage/") == 5
@@ -347,7 +338,7 @@ async def test_a_second_signal_ends_the_worker_at_once_and_without_a_word(stage:
 
 async def test_a_folder_that_cannot_be_made_is_said_in_a_sentence(stage: Stage) -> None:
     (stage.folder / ".nexum").touch()
-    finished = await stage.demo("--dev", "--offline")
+    finished = await stage.demo("--worker", "--offline")
     assert finished.code == 1
-    assert f"Cannot make the folder {stage.folder}/.nexum: File exists." in finished.stdout
+    assert f"Cannot write the worker's log in {stage.folder}/.nexum: File exists." in finished.stdout
     assert no_traceback(finished)

@@ -470,10 +470,9 @@ async def test_agent_and_worker_reach_a_server_that_demands_a_token_over_tls_and
         worker.start()
         await worker.says("Connected to Nexum")
         first = await run(*script("demo.py", "--offline"), env=env, cwd=tmp_path)
-        second = await run(*script("demo.py", "--offline", "--dev"), env=env, cwd=tmp_path)
+        second = await run(*script("demo.py", "--offline", "--worker"), env=env, cwd=tmp_path)
         assert (first.code, second.code) == (0, 0), (first, second)
         assert (first.stdout.count("stored ✓"), second.stdout.count("cached ⚡")) == (8, 8)  # 3 turns and 5 calls
-        assert "--dev uses the Nexum server that was running already" in second.stdout
         listed = await run(NEXUM, "ps", env=env)
         shown = await run(NEXUM, "show", "s1", "--json", env=env)
         assert listed.stdout.count("COMPLETED") == shown.stdout.count('"status":"COMPLETED"') == 9
@@ -501,7 +500,7 @@ async def test_without_the_right_token_every_command_and_script_ends_at_once_and
             ("prune", "--older-than", "0s"),
         ):
             in_words(await run(NEXUM, *words, env=env), said)
-        for arguments in (("demo.py", "--offline"), ("demo.py", "--offline", "--dev"), ("worker.py", "--offline")):
+        for arguments in (("demo.py", "--offline"), ("demo.py", "--offline", "--worker"), ("worker.py", "--offline")):
             finished = await run(*script(*arguments), env=env, cwd=tmp_path)
             assert finished.code == 1, finished
             assert said in " ".join((finished.stdout + finished.stderr).split())
@@ -518,27 +517,6 @@ async def test_a_worker_ends_when_its_server_comes_back_with_another_token(tmp_p
         async with NexumDev(tmp_path, port=nexum.port, env=environment(NEXUM_TOKEN=OTHER)):
             assert await worker.ended() == 1
     assert worker.output.endswith(f"{DEMANDS} another one: {TELL}\n")
-
-
-async def test_dev_of_the_demo_brings_a_server_that_demands_the_token_of_the_environment(tmp_path: Path) -> None:
-    with free_port() as port:
-        pass
-    env = environment(NEXUM_ADDRESS=f"localhost:{port}", NEXUM_TOKEN=TOKEN, OFFLINE_WEB_DELAY_MS="0")
-    finished = await run(*script("demo.py", "--offline", "--dev"), env=env, cwd=tmp_path)
-    assert finished.code == 0, finished
-    assert finished.stdout.count("stored ✓") == 8  # 3 turns and 5 calls
-    assert (tmp_path / ".nexum" / "server.log").read_text().splitlines()[0].endswith(" · token demanded")
-
-
-async def test_dev_of_the_demo_with_a_certificate_to_trust_says_that_its_server_speaks_no_tls(
-    tmp_path: Path, pem: Pem
-) -> None:
-    with free_port() as port:
-        env = environment(NEXUM_ADDRESS=f"localhost:{port}", NEXUM_TLS_CA=str(pem.certificate))
-        finished = await run(*script("demo.py", "--offline", "--dev"), env=env, cwd=tmp_path)
-    assert finished.code == 1
-    assert f"NEXUM_TLS_CA is set, but no server at localhost:{port} answers in TLS" in finished.stdout
-    assert "Traceback" not in finished.stdout + finished.stderr
 
 
 async def test_the_benchmark_is_not_disturbed_by_the_settings_of_a_server_elsewhere(tmp_path: Path, pem: Pem) -> None:

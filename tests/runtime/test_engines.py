@@ -102,7 +102,8 @@ async def test_others_find_who_has_the_database_by_a_socket_that_is_the_users_al
     found = beside.socket_of(folder.database)
     mode = found.lstat().st_mode
     assert (stat.S_ISSOCK(mode), stat.S_IMODE(mode)) == (True, 0o600)
-    other = folder.process("b", 2)
+    of_another_server = {"NEXUM_TOKEN": "of-another-server", "NEXUM_TLS_CA": str(folder.path / "none.pem")}
+    other = folder.process("b", 2, **of_another_server)
     assert await other.ended() == 0, other.output
     assert f"ended at unix:{found}, with gRPC: True" in other.output
     mode = found.lstat().st_mode

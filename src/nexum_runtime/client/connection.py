@@ -48,16 +48,16 @@ ERRORS: dict[grpc.StatusCode, type[NexumError]] = {
 
 
 class Connection:
-    """Of one client. `token` and `tls_ca` are as `Client` has them."""
+    """Of one client. `token` and `tls_ca` are as `Client` has them; what `is_near` has none of the environment's."""
 
-    def __init__(self, address: str, token: str | None, tls_ca: Path | None) -> None:
+    def __init__(self, address: str, token: str | None, tls_ca: Path | None, *, is_near: bool = False) -> None:
         forking.begin()
         if not address.startswith("unix:"):
             wire.split_address(address)  # gRPC would take anything, and never connect
         self.address = address
-        token = token or os.environ.get("NEXUM_TOKEN")
+        token = token or (None if is_near else os.environ.get("NEXUM_TOKEN"))
         self._token = wire.check_token(token, "NEXUM_TOKEN") if token else None
-        self._tls_ca = tls_ca or _path_from_environment("NEXUM_TLS_CA")
+        self._tls_ca = tls_ca or (None if is_near else _path_from_environment("NEXUM_TLS_CA"))
         self.channel = _channel(address, self._tls_ca)
 
     async def close(self) -> None:

@@ -21,11 +21,13 @@ from nexum_runtime.wire.methods import STREAMS, path_of, types_of
 
 
 class Remote:
-    """A `Way` to the server at `address`. `token` and `tls_ca` are as `Client` has them."""
+    """A `Way` to the server at `address`. `token`, `tls_ca` and `is_near` are as `Connection` has them."""
 
-    def __init__(self, address: str, token: str | None = None, tls_ca: Path | None = None) -> None:
+    def __init__(
+        self, address: str, token: str | None = None, tls_ca: Path | None = None, *, is_near: bool = False
+    ) -> None:
         self.where = address
-        self.connection = server = Connection(address, token, tls_ca)
+        self.connection = server = Connection(address, token, tls_ca, is_near=is_near)
         self._methods: dict[str, Any] = {}
         self._stream_tasks = server.channel.stream_stream(path_of("StreamTasks"))
         stream_calls = server.channel.stream_stream(path_of("StreamCalls"))  # bytes: see `calls`

@@ -27,7 +27,7 @@ DATABASE_DEFAULT = ".nexum/local.db"
 LOOK_SECONDS = 0.02  # between two looks for whoever has just taken the database
 OWNER_SECONDS = 10.0  # that the process which has the database gets to answer
 RING_SECONDS = 2.0  # … at one try
-SEARCH_SECONDS = 5.0  # how long what can be asked again is asked, when the engine's process has gone in the middle
+SEARCH_SECONDS = 30.0  # how long what can be asked again is asked, when the engine's process has gone in the middle
 AGAIN = {"RegisterWorkflow", "GetStatus", "ListSessions", "ListExecutions", "Executions", "Inspect", "Definition"}
 
 log = Log("nexum.engine")
@@ -185,7 +185,7 @@ class Nearest:
                 return remote
             if not self._had_file and await _listens(wire.DEFAULT_HOST, wire.DEFAULT_PORT):
                 self._is_by_file = False
-                return _remote(wire.DEFAULT_ADDRESS)
+                return _remote(wire.DEFAULT_ADDRESS, is_near=False)
             if self._use is not Use.WORK and not path.exists():
                 raise ServerUnavailable(
                     f"No Nexum is here: there is no database {path}, and no server at {wire.DEFAULT_ADDRESS}. Go to "
@@ -233,10 +233,10 @@ async def _of_owner(database: Path) -> Way | None:
     return None
 
 
-def _remote(address: str, token: str | None = None) -> Way:
+def _remote(address: str, token: str | None = None, *, is_near: bool = True) -> Way:
     from nexum_runtime.client.remote import Remote  # which imports gRPC
 
-    return Remote(address, token)
+    return Remote(address, token, is_near=is_near)
 
 
 async def _rings(path: Path) -> bool:
