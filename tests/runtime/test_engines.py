@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import signal
 import stat
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 from processes import NEXUM, TESTS, Finished, NexumDev, Process, environment, eventually, run
 
-from nexum_runtime.server.store.sqlite import SqliteStore
+from nexum_runtime.server.store.sqlite import SqliteStore, files
 from nexum_runtime.wire import beside
 
 PROGRAM = str(Path(__file__).with_name("engine_process.py"))
@@ -316,12 +315,39 @@ async def test_a_database_url_that_names_none_is_refused(folder: Folder, url: st
     assert f"NEXUM_DATABASE_URL is {url!r}; it must be sqlite:///path" in finished.stderr
 
 
-async def test_a_folder_that_cannot_be_written_to_is_said_in_a_sentence(folder: Folder) -> None:
-    if os.geteuid() == 0:
-        pytest.skip("root may write anywhere")
-    folder.path.chmod(0o500)
-    process = folder.process("s", 1)
-    assert await process.ended() != 0
+async def test_where_no_database_can_be_a_command_says_so_in_a_sentence(folder: Folder) -> None:
+    """As in a folder that may only be read, which there is none of for root."""
+    for path, why in (("/proc/sys/none/local.db", "No such file or directory"), (str(folder.path), "Is a directory")):
+        program = "import asyncio; from nexum_runtime.engines import near; asyncio.run(near().check())"
+        environment = folder.environment(NEXUM_DATABASE_URL=f"sqlite:///{path}")
+        finished = await run(sys.executable, "-c", program, env=environment, cwd=folder.path)
+        assert f"DatabaseUnavailable: Cannot use the database {path}: {why}" in finished.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("mounts", "network"),
+    [
+        ("30 1 0:26 / / rw - ext4 /dev/vda rw\n31 30 0:27 / /data rw - nfs4 nas:/data rw", "nfs4"),
+        ("30 1 0:26 / / rw - nfs4 x rw\n32 31 0:28 / /data/local rw - xfs y rw", ""),
+        ("30 1 0:26 / / rw - 9p C: rw", "9p"),
+        ("30 1 0:26 / / rw shared:1 master:2 - overlay overlay rw", ""),
+        ("no list of mounts", ""),
+    ],
+)
+def test_a_network_file_system_is_known_by_the_mounts(
+    mounts: str, network: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mountinfo").write_text(mounts)
+    monkeypatch.setattr(files, "MOUNTS", tmp_path / "mountinfo")
+    assert files.network_of(Path("/data/local/nexum.db")) == network
+
+
+async def test_a_database_on_a_network_file_system_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(files, "network_of", lambda path: "nfs4")
+    await SqliteStore(tmp_path / "nexum.db").close()
+    assert "is on a network file system (nfs4)" in caplog.text
 
 
 async def test_an_owner_that_is_paused_is_waited_for(folder: Folder) -> None:

@@ -7,6 +7,7 @@ for useless. What was acknowledged may be in there, or it is another program's; 
 import errno
 import fcntl
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,6 +19,8 @@ from nexum_runtime.server.store.sqlite.failures import LOST_LOG, OTHER_FILE, unu
 from nexum_runtime.wire.beside import Owner, lock_of
 
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
+MOUNTS = Path("/proc/self/mountinfo")
+NETWORK = re.compile(r"nfs\d?|cifs|smb\w*|9p|afs|ceph|glusterfs|lustre|fuse\.(sshfs|s3fs|rclone|gcsfuse|glusterfs)")
 PID_BYTES = 20  # of the process in a lock file
 WAL_MAGICS = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")  # how logs of SQLite begin, by their byte order
 
@@ -121,6 +124,18 @@ def make_folder(path: Path) -> None:
             folder.mkdir(mode=FOLDER_MODE, exist_ok=True)
     except OSError as error:
         raise unusable_because(path, error) from error
+
+
+def network_of(path: Path) -> str:
+    """The type of the network file system that this is on, by Linux's list of mounts; "" if it is on none."""
+    found, length = "", -1
+    with suppress(OSError, IndexError):
+        for line in MOUNTS.read_text().splitlines():
+            before, _, after = line.partition(" - ")
+            mounted = Path(before.split()[4].encode().decode("unicode_escape"))  # spaces are \040 there
+            if len(mounted.parts) > length and path.is_relative_to(mounted):
+                found, length = after.split()[0], len(mounted.parts)
+    return found if NETWORK.fullmatch(found) else ""
 
 
 def check(path: Path) -> None:

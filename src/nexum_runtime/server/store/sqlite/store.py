@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nexum_runtime.crash import crash_point
+from nexum_runtime.logs import Log
 from nexum_runtime.server.model.contract import Reader, Store, StoreUnavailable, Transaction
 from nexum_runtime.server.model.metrics import Metrics
 from nexum_runtime.server.store.sqlite import database, failures, files, inspection
@@ -27,6 +28,8 @@ from nexum_runtime.server.store.sqlite.transaction import SqliteTransaction
 from nexum_runtime.wire.beside import Owner
 
 T = TypeVar("T")
+
+log = Log("nexum.engine")
 
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 BUSY_LOOK_MS = 20
@@ -75,6 +78,13 @@ class SqliteStore(Store):
         if not reads_only:
             files.make_folder(self.path)
             self._lock = files.Lock(self.path)
+            if network := files.network_of(self.path):
+                log.warning(
+                    "%s is on a network file system (%s), where the locks of several machines may not hold: use it "
+                    "from one machine alone, or put it on a local disk.",
+                    self.path,
+                    network,
+                )
         self._waiting: deque[_Write] = deque()
         self._writing: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()  # a write that waits, or who reads
