@@ -162,6 +162,7 @@ async def recorded(
                     ToolCall(tool_name=name, tool_args=arguments).model_dump(),
                     lambda: run(call),
                     again=lambda: run(again or call),
+                    synced=again is not None,
                     execution_id=place.execution_id,
                     restart="failed" if effect == "once" else "unknown",
                     effect=effect,

@@ -167,7 +167,9 @@ async def test_an_agent_killed_in_the_middle_of_any_effect_repeats_that_one_only
     await each(range(1, len(OFFICE) + 1, 2), kill)
 
 
-async def test_an_agent_killed_between_any_two_effects_repeats_none(desks: Desks, client: Client) -> None:
+async def test_an_agent_killed_between_any_two_effects_repeats_none(
+    desks: Desks, client: Client, is_embedded: bool
+) -> None:
     async def kill(number: int) -> None:
         desk = desks.open("office-streamed", f"s{number}")
         await killed_and_run_again(desk, NEXUM_CRASH_AT=f"task-claimed:{number}")
@@ -178,7 +180,7 @@ async def test_an_agent_killed_between_any_two_effects_repeats_none(desks: Desks
         assert same(desk.ledger, OFFICE + desk.repeated)
         events = [event async for known in client.history(f"s{number}/") for event in known["events"]]
         lost = [event["error"] for event in events if event["type"] == "LeaseExpired"]
-        assert lost
+        assert lost or is_embedded, "where a claim that is not committed yet is lost with the engine"
         assert all(error.endswith(" has gone.") for error in lost), "no lease had to be waited for"
 
     await each(range(2, len(OFFICE) + LISTS + 1, 3), kill)

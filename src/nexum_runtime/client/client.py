@@ -184,6 +184,7 @@ class Client:
         timeout: float = 120.0,
         on_wait: OnWait | None = None,
         labels: Labels | None = None,
+        synced: bool = False,
     ) -> AsyncIterator["LocalEffect"]:
         """An execution of a one-node workflow whose effect happens here, in this process, and not in a worker.
 
@@ -194,9 +195,10 @@ class Client:
 
         `effect.outcome` is there from the start when the execution has ended before; one that another process executes
         at the moment is waited for, one whose process has died is taken over at once, and one that fails there
-        meanwhile is restarted here, if `restart` lets a failed one be. Whoever leaves the block
-        without a record has failed: with the error that it left by, or, cancelled, as if its process had died. The
-        arguments are those of `execute`, `timeout` without the time that the effect itself takes.
+        meanwhile is restarted here, if `restart` lets a failed one be. With `synced` it begins only when that is on the
+        disk, so that whoever tries again after a crash knows that it had begun. Whoever leaves the block without a
+        record has failed: with the error that it left by, or, cancelled, as if its process had died. The arguments are
+        those of `execute`, `timeout` without the time that the effect itself takes.
         Raises ExecutionTimeout, besides the errors of the class.
         """
         owner = local.new_owner()
@@ -206,6 +208,7 @@ class Client:
             wire.EFFECT: effect,
             wire.CLAIM: owner,
             wire.LEASE_MS: local.LEASE_MS,
+            wire.SYNCED: "true" if synced else None,
             wire.LABELS: wire.json_text(labels) if labels else None,
         }
         with self._traced("local_effect", workflow, wishes) as span:

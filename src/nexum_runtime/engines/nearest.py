@@ -114,16 +114,18 @@ class Nearest:
         patience: float | None,
         tell: Callable[[Told], None] | None = None,
     ) -> AsyncIterator[Any]:
-        until = monotonic() + SEARCH_SECONDS
+        until, had = monotonic() + SEARCH_SECONDS, 0
         while True:
-            way, has_begun = await self._found(), False
+            way, number = await self._found(), 0
             try:
                 async for answer in way.stream(method, fields, metadata, patience, tell):
-                    has_begun = True
-                    yield answer
+                    number += 1
+                    if number > had or method != "History":  # which is in the order of time: the same as before
+                        had = number
+                        yield answer
                 return
             except ServerUnavailable as error:
-                if not self._leave(way, error) or has_begun or monotonic() > until:
+                if not self._leave(way, error) or monotonic() > until:
                     raise
 
     async def find(self, fields: Fields, metadata: Metadata, seconds: float) -> tuple[Any, Told, Claim | None]:

@@ -35,6 +35,7 @@ DEADLINE_MS = "nexum-deadline-ms"  # StartExecution, Execute: how long each of i
 DEFAULT = "nexum-default"  # … and what a question is answered by when that time is over: a text, as JSON
 TAKES_ARGS = "nexum-takes-args"  # StartExecution, Execute: "true": a yes may be to other arguments than were asked for
 CLAIM = "nexum-claim"  # StartExecution, Execute: a worker id: the caller itself takes the first ready task
+SYNCED = "nexum-synced"  # Execute with a CLAIM: "true": its task is told only when the claim is on the disk
 COMPLETES = "nexum-completes"  # StreamCalls: the call is a CompleteTask of this task id
 WORKFLOW_ID = "nexum-workflow-id"  # PollTask, StreamTasks: only tasks of this workflow
 VERSION_HASH = "nexum-version-hash"  # StreamTasks: … of this version

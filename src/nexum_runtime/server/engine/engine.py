@@ -218,7 +218,7 @@ class Engine:
                 found = snapshots.read(tx, order.execution_id, self._clock())
             waits = found is None or (found.execution.status == ExecutionStatus.RUNNING and started.claimed is None)
             result = started, None if waits else found
-            if started.claimed is not None and told is not None:
+            if started.claimed is not None and told is not None and not order.synced:
                 given.append(Given(started.claimed, partial(tell, told, result)))
             return result
 

@@ -27,6 +27,7 @@ def start_order(request: Any, metadata: dict[str, Any]) -> StartOrder:
         timeout_ms=whole_number(metadata, wire.TIMEOUT_MS, 0, 1, wire.TIMEOUT_MS_LIMIT) or None,
         restart=metadata.get(wire.RESTART, ""),
         claim=metadata.get(wire.CLAIM, ""),
+        synced=metadata.get(wire.SYNCED) == "true",
         lease_ms=lease_ms(metadata),
         traceparent=traceparent if wire.is_traceparent(traceparent) else "",
         labels_json=labels_of(metadata),

@@ -20,6 +20,7 @@ class StartOrder(NamedTuple):
     restart: str = ""  # "failed" or "unknown", see wire.RESTART
     claim: str = ""  # a worker id: whoever gives this order takes the first task itself …
     lease_ms: int = wire.LEASE_MS_DEFAULT  # … and may be silent for so long
+    synced: bool = False  # … and begins nothing before that is on the disk
     traceparent: str = ""  # for whoever executes it
     labels_json: str = ""  # what it is, see wire.LABELS
     asks: bool = False  # its approvals are questions, see wire.QUESTION
