@@ -143,6 +143,7 @@ async def test_the_end_of_a_stopped_session_is_not_waited_for() -> None:
 
 
 async def test_show_answer_of_what_has_none_says_so(address: str, client: Client) -> None:
+    await client.check()
     assert "No session 's' is known" in (await command(address, "show", "s", "--answer")).stderr
 
 
