@@ -1,6 +1,5 @@
 """A tool that a person has to approve, by the SDK's own `needs_approval`.
 
-    nexum dev                       # in another terminal
     python examples/approvals.py    # kill it while it waits, or anywhere else, and run it again
     nexum approve ID                # in a third terminal, as it is printed; or: nexum reject ID --reason "too rude"
 

@@ -1,6 +1,5 @@
 """A chat with the SDK's conversation memory, in one durable session for each question.
 
-    nexum dev                     # in another terminal
     python examples/chat.py       # kill it anywhere, run it again; Ctrl-D ends it
     python examples/chat.py ann   # another chat
 

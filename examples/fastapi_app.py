@@ -1,6 +1,5 @@
 """A web server that streams an agent's answer, and whose runs survive the server.
 
-    nexum dev                         # in another terminal
     python examples/fastapi_app.py    # needs: pip install fastapi uvicorn
     curl -N localhost:8000/ask --json '{"session_id": "q1", "question": "Where is my parcel?"}'
 

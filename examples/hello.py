@@ -1,6 +1,5 @@
 """The smallest durable agent.
 
-    nexum dev                   # in another terminal
     python examples/hello.py    # kill it anywhere, run it again
 
 You will see the turns of the model and the call of the tool `stored ✓`, and `cached ⚡` the second time, when neither

@@ -1,6 +1,5 @@
 """Durable sessions in a notebook: cells that are run twice, that fail, and a kernel that dies.
 
-    nexum dev                       # in another terminal
     # open this file in an editor or notebook that runs cells (`# %%`), and run them from top to bottom
 
 You will see the second run of a cell answered from the store, and a cell that failed in the middle go on there once it

@@ -1,6 +1,5 @@
 """Several runs in one session: a planner, then searches side by side, then a writer.
 
-    nexum dev                                          # in another terminal
     python examples/research_bot.py                    # kill it anywhere, run it again
     python examples/research_bot.py "cold fusion"      # another question is another session
 

@@ -1,6 +1,5 @@
 """A saga: a trip is booked step by step, and what is booked is cancelled again when a later step fails.
 
-    nexum dev                         # in another terminal
     python examples/saga.py Rome      # kill it anywhere, run it again
     python examples/saga.py Atlantis  # where there is no car: the hotel and the flight are cancelled
 

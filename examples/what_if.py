@@ -1,6 +1,5 @@
 """Another prompt, or a cheaper model, on yesterday's session: the model is asked anew, and no tool is called twice.
 
-    nexum dev                                               # in another terminal
     python examples/what_if.py                              # yesterday: the weather is looked up
     python examples/what_if.py "Answer in one word."        # the same question, with this prompt
     python examples/what_if.py "Answer in one word." Paris  # a question that nothing was looked up for

@@ -1,12 +1,15 @@
 """Pull plugs at random and at named points, then compare what really happened with what Nexum has recorded.
 
-    python tests/chaos/chaos.py --rounds 20 [--seed 7]        or: make chaos ROUNDS=20
+    python tests/chaos/chaos.py --rounds 20 [--seed 7] [--embedded]       or: make chaos ROUNDS=20
 
 A real server, two real workers and real clients, all processes. In every round two clients make a handful of calls
 while one fault strikes: SIGKILL at a named point, SIGKILL at any time, SIGSTOP for longer than a lease. Some calls a
 client executes itself, as local effects. What died is
 started again, and each client until it has finished. Tools write a line to a ledger outside of Nexum for every real
 effect, clients write down what they are told. In the end ledger, answers and database must tell the same story.
+
+With --embedded there is no server: whichever process needs the engine has it, and is what is killed and paused above
+all.
 
 You will see a line for each round, then the figures. Exit code 1 if anything is wrong, with the evidence; the folder
 with the database, the ledger, the answers and every log is kept then.
@@ -31,7 +34,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -43,8 +46,9 @@ from chaos_tools import HERE, IN_THE_WORKER, QUESTIONS
 from processes import NEXUM, STARTED, NexumDev, Process, environment, eventually, run
 
 from nexum_agents.sessions import Effect
-from nexum_runtime import Client as NexumClient
 from nexum_runtime import NexumError
+from nexum_runtime.engines import near
+from nexum_runtime.wire import beside
 
 TESTS = Path(__file__).parent
 
@@ -172,6 +176,10 @@ class Chaos:
         for client in self.clients:
             client.kill()
 
+    @property
+    def faults(self) -> dict[str, Any]:
+        return FAULTS
+
     # Processes
 
     def environment(self, **changes: str) -> dict[str, str]:
@@ -228,7 +236,7 @@ class Chaos:
                 client.start()
 
     def alive(self) -> list[Process | Client]:
-        everyone: list[Process | Client] = [self.server, *self.workers, *self.clients]
+        everyone: list[Process | Client] = [*self.servers, *self.workers, *self.clients]
         return [one for one in everyone if one.alive]
 
     def kill(self, victim: Process | Client, point: str) -> None:
@@ -237,10 +245,17 @@ class Chaos:
 
     def note_death(self, victim: Process | Client, point: str) -> None:
         self.kills[f"{self.kind(victim)} {point}"] += 1
-        if victim is self.server:
+        if self.has_engine(victim):
             labels = sorted({call.label for client in self.clients for call in client.calls})
             with self.deaths.open("a") as lines:
                 lines.write(json.dumps({"at_ms": time.time_ns() // 1_000_000, "labels": labels}) + "\n")
+
+    @property
+    def servers(self) -> list[NexumDev]:
+        return [self.server]
+
+    def has_engine(self, process: Process | Client) -> bool:
+        return process is self.server
 
     def pause(self, victim: Process | Client) -> None:
         victim.send(signal.SIGSTOP)
@@ -265,7 +280,7 @@ class Chaos:
         """Let one fault strike, bring everything back, and let every client finish; then each runs once more."""
         self.rounds += 1
         self.clients = []
-        await FAULTS[fault](self)
+        await self.faults[fault](self)
         await self.heal()
         await self.finish()
         for client in self.clients:
@@ -306,7 +321,7 @@ class Chaos:
         await self.start_server("begun-uncommitted")
 
         async def both_wait() -> bool:
-            async with NexumClient(self.server.address) as client:
+            async with near(self.server.address) as client:
                 return [each["waits_for_task"] for each in (await client.inspect())["workers"]] == [True, True]
 
         await eventually(both_wait, "the workers")
@@ -331,7 +346,7 @@ class Chaos:
         """Killed as soon as the server knows one of them."""
         self.enter_clients(pauses_ms=(300,))
         victim = self.rng.choice(self.clients)
-        async with NexumClient(self.server.address) as client:
+        async with near(self.server.address) as client:
             await eventually(lambda: client.executions(f"{victim.session}/"))
         victim.kill()
         await self.dies_at("calls started", victim)
@@ -376,7 +391,7 @@ class Chaos:
         name = f"-{victim.pid}-"
 
         async def silent() -> bool:
-            async with NexumClient(self.server.address) as client:
+            async with near(self.server.address) as client:
                 histories = [h for one in self.clients async for h in client.history(f"{one.session}/")]
             of_tool = [h for h in histories if h["input"]["tool_name"] in tools]
             events = [event for history in of_tool for event in history["events"]]
@@ -396,7 +411,7 @@ class Chaos:
         self.enter_clients(pauses_ms=(400, SLOW_MS))
         session = self.clients[0].session
         its_own = [client for client in self.clients if client.session == session]
-        async with NexumClient(self.server.address) as person:
+        async with near(self.server.address) as person:
 
             async def runs() -> bool:
                 return any(each["running"] for each in await person.sessions(session, 1))
@@ -437,7 +452,7 @@ class Chaos:
         await self.finish()
         client = self.clients[0]
         fork = f"{APART}{client.name}"
-        async with NexumClient(self.server.address) as person:
+        async with near(self.server.address) as person:
             forking = asyncio.create_task(person.fork_session(client.session, fork))
             await asyncio.sleep(self.rng.uniform(0, RECORDS_SECONDS))
             self.kill(self.server, "fork")
@@ -466,7 +481,7 @@ class Chaos:
         client.start()
         if await client.ended() != 0:
             raise Broken(f"Client {client.name} ended with {client.code}:\n{client.output}")
-        async with NexumClient(self.server.address) as person:
+        async with near(self.server.address) as person:
             before = await chaos_people.histories_of(person, session)
             cut = self.rng.randrange(len(before))
 
@@ -524,7 +539,7 @@ class Chaos:
         for asker in askers:  # from the store
             asker.start()
         await self.finish()
-        async with NexumClient(self.server.address) as person:
+        async with near(self.server.address) as person:
             histories = await chaos_people.histories_of(person, session)
         answers = chaos_people.told([asker.told for asker in askers])
         self.expect_none(chaos_people.check_questions(calls, histories, answers, acknowledged))
@@ -593,6 +608,99 @@ class Chaos:
         await self.server.ended()
 
 
+class NoServer:
+    """In the place of a server, where there is none."""
+
+    alive, address, port = True, "", 0
+
+    def kill(self) -> None:
+        pass
+
+    def terminate(self) -> None:
+        pass
+
+    async def ended(self) -> int:
+        return 0
+
+
+class Embedded(Chaos):
+    """… without a server."""
+
+    @property
+    def faults(self) -> dict[str, Any]:
+        return EMBEDDED_FAULTS
+
+    async def start_server(self, crash_at: str = "") -> None:
+        os.environ["NEXUM_DATABASE_URL"] = f"sqlite:///{self.database}"
+        self.server = cast(NexumDev, NoServer())
+
+    def environment(self, **changes: str) -> dict[str, str]:
+        return super().environment(**{"NEXUM_ADDRESS": ""} | changes)
+
+    @property
+    def servers(self) -> list[NexumDev]:
+        return []
+
+    def has_engine(self, process: Process | Client) -> bool:
+        return True  # it may have had it
+
+    async def owner(self) -> Process | Client | None:
+        """Who has the engine at the moment, of those that run."""
+        owner = beside.owner_of(self.database)
+        return next((one for one in self.alive() if owner is not None and str(one.pid) == owner.pid), None)
+
+    async def owner_dies(self) -> None:
+        self.enter_clients()
+        for _ in range(self.rng.randint(1, 3)):
+            await asyncio.sleep(self.rng.uniform(0.05, LAST_STRIKE_SECONDS))
+            if (owner := await self.owner()) is not None:
+                self.kill(owner, "as it had the engine")
+
+    async def owner_is_paused(self) -> None:
+        self.enter_clients()
+        await asyncio.sleep(self.rng.uniform(0.05, LAST_STRIKE_SECONDS))
+        if (owner := await self.owner()) is not None:
+            self.pause(owner)
+            await asyncio.sleep(self.rng.choice(SERVER_PAUSES_SECONDS))
+            if self.rng.random() < 1 / 2:
+                self.kill(owner, "when it was paused")
+
+    async def owner_dies_at(self, point: str) -> None:
+        """A client that has the engine, as no worker runs; if the other client has it, neither of them dies."""
+        for worker in self.workers:
+            self.kill(worker, "to leave the engine")
+        self.enter_clients(crash_at=f"{point}:{self.rng.randint(1, 3)}", only=HERE)
+        if await self.clients[0].ended() == -signal.SIGKILL:
+            self.note_death(self.clients[0], point)
+
+    async def commands_come_and_go(self) -> None:
+        """Those that read, and those that have the engine for a moment, some of them killed."""
+        self.enter_clients()
+        log = self.folder / f"command-{self.rounds}.log"
+        for _ in range(self.rng.randint(2, 4)):
+            command = self.rng.choice((["ps"], ["sessions"], ["doctor"], ["prune", "--older-than", "1d"]))
+            process = Process([NEXUM, *command], log, env=self.environment())
+            process.start()
+            if (owner := await self.owner()) is not None and self.rng.random() < 1 / 2:
+                self.kill(owner, "beside a command")
+            await asyncio.sleep(self.rng.uniform(0, LAST_STRIKE_SECONDS))
+            if self.rng.random() < 1 / 2:
+                process.kill()
+            elif await process.ended() not in (0, 1):  # the doctor finds something wrong
+                raise Broken(f"nexum {' '.join(command)} failed: {process.output}")
+
+    async def server_comes_and_goes(self) -> None:
+        """A server that starts is left the database by whoever has it; it dies, and one of them takes it over."""
+        self.enter_clients()
+        await asyncio.sleep(self.rng.uniform(0.05, LAST_STRIKE_SECONDS))
+        env = super().environment()
+        server = NexumDev(self.folder, database=self.database, env=env)
+        server.start()
+        await server.ready()
+        await asyncio.sleep(self.rng.uniform(0, LAST_STRIKE_SECONDS))
+        self.kill(server, "beside those that could have the engine")
+
+
 def server_dies_at(point: str, passes: int = 2) -> Fault:
     """… after so many passes at most."""
     return lambda chaos: chaos.server_dies_at(point, passes)
@@ -632,6 +740,32 @@ FAULTS: dict[str, Fault] = {
     "a session is forked, and the server dies of it": Chaos.session_is_forked,
     "a session is taken back, and the server dies of it": Chaos.session_is_taken_back,
     "questions are asked, and the server and who asks die": Chaos.questions_are_asked,
+    "all die at once": Chaos.all_die,
+    "any die at any time": Chaos.any_die,
+}
+
+
+def owner_dies_at(point: str) -> Callable[[Embedded], Awaitable[None]]:
+    return lambda chaos: chaos.owner_dies_at(point)
+
+
+EMBEDDED_FAULTS: dict[str, Callable[[Embedded], Awaitable[None]]] = {
+    "whoever has the engine dies": Embedded.owner_dies,
+    "whoever has the engine dies again": Embedded.owner_dies,
+    "whoever has the engine is paused": Embedded.owner_is_paused,
+    "whoever has the engine dies after it committed a start": owner_dies_at("start-committed"),
+    "whoever has the engine dies before a start is committed": owner_dies_at("begun-uncommitted"),
+    "whoever has the engine dies in the middle of a group commit": owner_dies_at("in-group-commit"),
+    "whoever has the engine dies before it records an effect": owner_dies_at("effect-done"),
+    "whoever has the engine dies after an effect": owner_dies_at("after-effect"),
+    "a worker dies after its claim": worker_dies_at("task-claimed"),
+    "a worker dies in a tool, after its effect": worker_dies_at("after-effect"),
+    "a worker dies before it sends a completion": worker_dies_at("effect-done"),
+    "a client dies after its claim": client_dies_at("task-claimed"),
+    "a client dies in a local effect, after it happened": client_dies_at("after-effect"),
+    "a client dies as it is told": Chaos.client_dies_when_told,
+    "commands come and go, some killed": Embedded.commands_come_and_go,
+    "a server comes and goes": Embedded.server_comes_and_goes,
     "all die at once": Chaos.all_die,
     "any die at any time": Chaos.any_die,
 }
@@ -909,20 +1043,20 @@ def shown(counts: Counter[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) or "none"
 
 
-def schedule(rounds: int, rng: random.Random) -> Iterator[str]:
+def schedule(rounds: int, faults: Collection[str], rng: random.Random) -> Iterator[str]:
     """Every fault in a new order, again and again."""
     deck: list[str] = []
     for _ in range(rounds):
-        deck = deck or rng.sample(list(FAULTS), len(FAULTS))
+        deck = deck or rng.sample(list(faults), len(faults))
         yield deck.pop()
 
 
-async def survive(folder: Path, rounds: int, seed: int) -> bool:
+async def survive(folder: Path, rounds: int, seed: int, *, embedded: bool = False) -> bool:
     """Whether nothing is wrong; prints what it does, and the evidence."""
     began = time.monotonic()
-    async with Chaos(folder, seed) as chaos:
+    async with Embedded(folder, seed) if embedded else Chaos(folder, seed) as chaos:
         try:
-            for number, fault in enumerate(schedule(rounds, chaos.rng), start=1):
+            for number, fault in enumerate(schedule(rounds, chaos.faults, chaos.rng), start=1):
                 round_began = time.monotonic()
                 await chaos.round(fault)
                 seconds = time.monotonic() - round_began
@@ -945,15 +1079,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Pull plugs, and check that nothing is lost or done twice.")
     parser.add_argument("--rounds", type=int, default=20, metavar="N", help="how many (default 20)")
     parser.add_argument("--seed", type=int, default=None, metavar="S", help="repeat the faults of an earlier run")
+    parser.add_argument("--embedded", action="store_true", help="no server: who needs the engine has it")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.randrange(10**6)
     folder = Path(tempfile.mkdtemp(prefix="nexum-chaos-"))
-    print(f"The same faults again: python tests/chaos/chaos.py --rounds {arguments.rounds} --seed {seed}", flush=True)
+    again = f"--rounds {arguments.rounds} --seed {seed}{' --embedded' if arguments.embedded else ''}"
+    print(f"The same faults again: python tests/chaos/chaos.py {again}", flush=True)
     ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)
     forkserver.ensure_running()  # for good without Ctrl-C, which is for us
     signal.signal(signal.SIGINT, ctrl_c)
     try:
-        sound = asyncio.run(survive(folder, arguments.rounds, seed))
+        sound = asyncio.run(survive(folder, arguments.rounds, seed, embedded=arguments.embedded))
     except KeyboardInterrupt:
         shutil.rmtree(folder)
         raise SystemExit(130) from None

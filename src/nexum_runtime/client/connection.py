@@ -155,6 +155,8 @@ class Connection:
             else:
                 how = "hangs up. If it serves TLS (nexum dev --tls-cert), set NEXUM_TLS_CA to its certificate."
             return f"The server at {self.address} {how}"
+        if self.address.startswith("unix:"):
+            return f"Nobody answers at {self.address}: the process that ran the engine there has gone."
         return (
             f"No Nexum server answers at {self.address}. Start one with `nexum dev`, "
             "or set NEXUM_ADDRESS to where one runs."
