@@ -28,8 +28,7 @@ from pydantic import BaseModel
 
 import tools
 from nexum_agents import ToolError
-from nexum_runtime import Client, NexumError, human_approval
-from nexum_runtime.wire import DEFAULT_ADDRESS
+from nexum_runtime import NexumError, human_approval, near
 
 DAY_SECONDS = 86_400.0
 
@@ -81,7 +80,7 @@ async def main(question: str, session_id: str) -> None:
             say_once(f"The report waits for your yes: nexum approve {execution_id}")
 
     execution_id = f"{session_id}/report/0"
-    async with Client(os.environ.get("NEXUM_ADDRESS", DEFAULT_ADDRESS)) as nexum:
+    async with near() as nexum:
         await nexum.check()
         outcome = await nexum.execute(
             REPORT, {"question": question}, execution_id=execution_id, timeout=DAY_SECONDS, on_wait=on_wait

@@ -28,6 +28,7 @@ if not (  # looked for, and not imported: it brings gRPC along
 from nexum_runtime.client import Client, Outcome
 from nexum_runtime.client.approval import human_approval
 from nexum_runtime.client.local import LocalEffect
+from nexum_runtime.engines import near
 from nexum_runtime.errors import (
     ExecutionCancelled,
     ExecutionTimeout,
@@ -62,4 +63,5 @@ __all__ = [
     "Worker",
     "human_approval",
     "idempotency_key",
+    "near",
 ]

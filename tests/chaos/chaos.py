@@ -299,11 +299,11 @@ class Chaos:
                 self.workers[slot] = self.start_worker()
 
     async def finish(self) -> None:
-        """Start each client that was killed again, until every one has finished."""
+        """Start each client again that was killed, or began while the server was away, until all have finished."""
 
         def finished() -> bool:
             for client in self.clients:
-                if not client.alive and client.code == -signal.SIGKILL:
+                if not client.alive and client.code in (-signal.SIGKILL, chaos_client.AWAY):
                     client.start()
                 elif not client.alive and client.code != 0:
                     raise Broken(f"Client {client.name} ended with {client.code}:\n{client.output}")

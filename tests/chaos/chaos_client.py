@@ -16,6 +16,7 @@ from chaos_tools import HERE, LEASE_MS, QUESTIONS
 
 from nexum_agents import (
     CallEvent,
+    DurableCallError,
     DurableEvent,
     NoAnswer,
     OutcomeUnknown,
@@ -32,7 +33,7 @@ from nexum_runtime import crash
 from nexum_runtime.client import local
 
 CALL_SECONDS = 60.0
-STOPPED = 7  # exit code: a person has stopped the session
+STOPPED, AWAY = 7, 8  # exit codes: a person has stopped the session; the server was not there when it began
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,10 @@ def run(order: Order) -> None:
         asyncio.run(_make_calls(order))
     except* SessionStopped:
         sys.exit(STOPPED)
+    except* DurableCallError as errors:
+        if "No Nexum server answers" not in repr(errors):
+            raise
+        sys.exit(AWAY)
 
 
 async def _make_calls(order: Order) -> None:

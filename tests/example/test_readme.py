@@ -13,7 +13,7 @@ from typing import Any
 
 from command import ECHO, GATE, Text, claim, finish, nexum, start, unused
 from nexum import workflow
-from processes import Process, eventually, run
+from processes import NEXUM, Process, environment, eventually, run
 from test_demo import Stage, stage
 from test_once import cut_short
 
@@ -242,9 +242,7 @@ class _Answers(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None: ...
 
 
-async def test_the_first_script_of_the_readme_is_killed_and_goes_on_in_a_folder_of_its_own(
-    stage: Stage, tmp_path: Path
-) -> None:
+async def test_the_first_script_of_the_readme_is_killed_and_goes_on_with_nothing_else_running(tmp_path: Path) -> None:
     script = re.search(r"```python\n(import asyncio.+?)```", README, re.DOTALL)
     assert script
     assert len([line for line in script[1].splitlines() if line.strip()]) < SCRIPT_LINES
@@ -254,11 +252,15 @@ async def test_the_first_script_of_the_readme_is_killed_and_goes_on_in_a_folder_
     with Provider() as provider:
         threading.Thread(target=provider.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{provider.server_port}/v1"
-        env = stage.environment(OPENAI_API_KEY="a key", OPENAI_BASE_URL=url, OPENAI_AGENTS_DISABLE_TRACING="1")
+        env = environment(OPENAI_API_KEY="a key", OPENAI_BASE_URL=url, OPENAI_AGENTS_DISABLE_TRACING="1")
         first = Process([sys.executable, "research.py"], tmp_path / "first.log", env=env, cwd=project)
         first.start()
         await first.says(r"look_up\(topic=.leases.\) stored ✓")
+        listed = await run(NEXUM, "sessions", env=env, cwd=project)
         first.kill()
+        assert "s1" in listed.stdout
+        listed = await run(NEXUM, "sessions", env=env, cwd=project)
+        assert "s1" in listed.stdout
         again = await run(sys.executable, "research.py", env=env, cwd=project)
         provider.shutdown()
     assert again.stdout.count("cached ⚡") >= 3, again

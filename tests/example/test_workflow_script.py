@@ -93,7 +93,7 @@ async def test_however_long_it_waits_it_says_once_what_for(
     class Server:
         """A client whose execution waits for three looks of it, and then ends."""
 
-        def __init__(self, address: str) -> None: ...
+        def __init__(self) -> None: ...
 
         async def __aenter__(self) -> "Server":
             return self
@@ -107,7 +107,7 @@ async def test_however_long_it_waits_it_says_once_what_for(
                 on_wait(what)
             return Outcome("s1/report/0", "COMPLETED", "NEW", {"save": {"where": "Saved."}}, None, None, 1)
 
-    monkeypatch.setattr("workflow.Client", Server)
+    monkeypatch.setattr("workflow.near", Server)
     await workflow.main(QUESTION, "s1")
     assert capsys.readouterr() == ("Saved.\n", WAITS)
 

@@ -29,7 +29,7 @@ ROOMS = {  # a folder, or some modules → what it may import of this package, b
     "server.app": f"{COMMON} wire server",
     "engines": f"{COMMON} wire client server",
     "cli": f"{COMMON} wire client worker server engines",
-    "__init__": f"{COMMON} wire client worker",
+    "__init__": f"{COMMON} wire client worker engines",
 }
 LIBRARIES = {"nexum", "grpc", "google", "pydantic_core", "rich", "typer", "opentelemetry"}
 OF_AGENTS = r"\b(nexum_agents|durable_\w+|function_tool|tool_call\w*|submit_task|Runner)\b"
