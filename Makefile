@@ -1,4 +1,4 @@
-# make demo, test, check, benchmark, chaos, fuzz, dist, sdk-suite: each sets up .venv first when it is missing or old.
+# make demo, test, test-embedded, check, benchmark, chaos, fuzz, dist, sdk-suite: each sets up .venv first when it is missing or old.
 
 NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
@@ -6,13 +6,17 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 BIN = .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
-.PHONY: demo test check benchmark chaos fuzz dist sdk-suite constraints
+.PHONY: demo test test-embedded check benchmark chaos fuzz dist sdk-suite constraints
 
 demo: .venv/for-use
 	$(BIN)/python demo.py --offline --worker
 
 test: .venv/for-development
 	$(BIN)/python -m pytest -n auto --maxprocesses 8
+
+# The tests of nexum_agents once more, with the engine in their own process.
+test-embedded: .venv/for-development
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --embedded tests/agents
 
 # make fuzz TRIES=1000000 SEED=2
 TRIES = 100000
@@ -31,8 +35,9 @@ benchmark: .venv/for-use
 
 ROUNDS = 20
 
+# make chaos ROUNDS=200 EMBEDDED=yes
 chaos: .venv/for-development
-	@$(BIN)/python tests/chaos/chaos.py --rounds $(ROUNDS)
+	@$(BIN)/python tests/chaos/chaos.py --rounds $(ROUNDS) $(if $(EMBEDDED),--embedded)
 
 # openai-agents' own tests, plain and inside durable sessions. Some of its files: make sdk-suite ONLY="tests/test_run.py"
 sdk-suite: .venv/for-development

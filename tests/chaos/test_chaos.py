@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chaos import FAULTS, Chaos, Story, check, read_stories
+from chaos import FAULTS, Chaos, Embedded, Story, check, read_stories
 from chaos_client import Call
 from chaos_people import LEGAL, answer_of, check_done_anew, check_questions, check_taken_back
 from chaos_tools import DEADLINE_SECONDS, HERE
@@ -35,6 +35,25 @@ async def survived(chaos: Chaos, *faults: str) -> list[Story]:
 def given_up(stories: list[Story]) -> list[Story]:
     """The calls that lost an attempt without a word."""
     return [story for story in stories if "x" in story.happenings]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "whoever has the engine dies",
+        "whoever has the engine is paused",
+        "whoever has the engine dies before a start is committed",
+        "a worker dies before it sends a completion",
+        "a server comes and goes",
+    ],
+)
+async def test_without_a_server_another_process_has_the_engine(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXUM_DATABASE_URL", "")  # it is set for those that are started
+    chaos = Embedded(tmp_path, seed=23)
+    await survived(chaos, fault)
+    assert chaos.kills or chaos.pauses
 
 
 async def test_the_server_is_killed_after_it_committed_a_start_and_before_its_answer(tmp_path: Path) -> None:
