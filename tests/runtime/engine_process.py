@@ -62,6 +62,8 @@ if __name__ == "__main__":
         begin(f"{session}-parent", 1)
         child = multiprocessing.get_context("fork").Process(target=begin, args=(session, steps))
         child.start()
+        if os.environ["FORK"] == "orphan":
+            os._exit(0)
         child.join()
         begin(f"{session}-after", 1)
     elif threads := os.environ.get("THREADS"):

@@ -174,6 +174,14 @@ async def test_a_forked_child_has_a_connection_to_the_engine_of_its_parent(folde
     assert folder.executed() == once_each(("s-parent", 1), ("s", 3), ("s-after", 1))
 
 
+async def test_a_forked_child_whose_parent_has_gone_says_that_it_cannot_run_the_engine(folder: Folder) -> None:
+    process = folder.process("s", 3, FORK="orphan")
+    await process.ended()
+    await eventually(lambda: "ForkedWhileConnected" in process.output, process.output)
+    assert "forked from one that ran the Nexum engine itself and has gone" in process.output
+    assert folder.executed() == once_each(("s-parent", 1))
+
+
 # Commands
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
 
-from nexum_runtime.errors import ServerUnavailable
+from nexum_runtime.errors import ForkedWhileConnected, ServerUnavailable
 from nexum_runtime.logs import Log
 from nexum_runtime.server.door import Door
 from nexum_runtime.server.engine.engine import Engine
@@ -174,7 +174,15 @@ def is_left(path: Path) -> bool:
 
 
 async def opened(path: Path) -> Host:
-    """The host of this database, in this process from now on. Raises StoreUnavailable: StoreInUse if another has it."""
+    """The host of this database, in this process from now on.
+
+    Raises StoreUnavailable, StoreInUse if another process has it, and ForkedWhileConnected.
+    """
+    if _inherited:  # SQLite may have been at work in the parent's thread, and would never end here
+        raise ForkedWhileConnected(
+            "This process was forked from one that ran the Nexum engine itself and has gone, and cannot run it. Start "
+            'it with the "spawn" method of multiprocessing, or fork it before the first call to Nexum.'
+        )
     with _lock:
         host = _hosts.get(path)
         if host is None:
