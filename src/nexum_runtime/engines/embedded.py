@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from nexum_runtime import wire
 from nexum_runtime.client.outgoing import Completion, Outgoing
 from nexum_runtime.client.way import RPC_SECONDS, Claim, Fields, Metadata, Told
-from nexum_runtime.engines.host import Host, call_soon
+from nexum_runtime.engines.host import Crossing, Host
 from nexum_runtime.errors import DatabaseUnavailable, InvalidRequest, LimitExceeded, NexumError
 from nexum_runtime.server.engine.streams import Stream
 from nexum_runtime.server.methods.methods import Call
@@ -55,6 +55,9 @@ class Embedded:
     def __init__(self, host: Host) -> None:
         self.host = host
         self.where = f"this process ({host.path})"
+        self._here = asyncio.get_running_loop()
+        self._there = Crossing(host.loop)
+        self._back: Crossing | None = None  # of the engine's loop
 
     async def close(self) -> None:
         """The engine goes on: others may use it."""
@@ -115,9 +118,9 @@ class Embedded:
 
     async def _claim(self, order: Any, wait_ms: int) -> tuple[Any, Told, Claim | None]:
         """Execute here: from its claim on the engine keeps the lease, for as long as this process does not leave."""
-        here, engine = asyncio.get_running_loop(), self.host.engine
-        answer: asyncio.Future[tuple[Started, Snapshot]] = here.create_future()
-        lost: asyncio.Future[None] = here.create_future()
+        engine = self.host.engine
+        answer: asyncio.Future[tuple[Started, Snapshot]] = self._here.create_future()
+        lost: asyncio.Future[None] = self._here.create_future()
         claim = Claim(lambda: leave(), lost, is_kept=True)
 
         async def execute() -> None:
@@ -127,11 +130,11 @@ class Embedded:
                     started, snapshot = await anext(executing)
                     span.tell(before=started.before, outcome=snapshot.execution.status)
                     if started.claimed is None:
-                        call_soon(here, _tell, answer, (started, snapshot))
+                        self._tell(_fulfil, answer, (started, snapshot))
                         return
                     task_id = started.claimed.task.task_id
-                    with engine.telling_to_stop(task_id, lambda why: call_soon(here, _tell, claim.stopped, why)):
-                        call_soon(here, _tell, answer, (started, snapshot))
+                    with engine.telling_to_stop(task_id, lambda why: self._tell(_fulfil, claim.stopped, why)):
+                        self._tell(_fulfil, answer, (started, snapshot))
                         while True:
                             await asyncio.sleep(KEEP_SECONDS)
                             with suppress(NexumError, StoreUnavailable):
@@ -139,12 +142,12 @@ class Embedded:
 
         def ended(task: "asyncio.Task[None] | None") -> None:
             if task is None or task.cancelled():
-                call_soon(here, _fail, answer, self.host.has_left())
-                call_soon(here, _tell, lost, None)
+                self._tell(_fail, answer, self.host.has_left())
+                self._tell(_fulfil, lost, None)
             elif (error := task.exception()) is not None:
-                call_soon(here, _fail, answer, error)
+                self._tell(_fail, answer, error)
 
-        leave = self.host.begin(execute(), ended)
+        leave = self.host.begin(execute(), ended, self._there)
         try:
             started, snapshot = await answer
         except asyncio.CancelledError:
@@ -197,10 +200,10 @@ class Embedded:
         async def send(record: Callable[[str, str], None]) -> None:
             async def send_all(waiting: deque[Completion]) -> None:
                 while waiting:
-                    call_soon(self.host.loop, record, *waiting.popleft())
+                    self._there.call(record, *waiting.popleft())
 
             async def end() -> None:
-                call_soon(self.host.loop, has_ended.set)
+                self._there.call(has_ended.set)
 
             await outgoing.run(send_all, end)
 
@@ -219,11 +222,10 @@ class Embedded:
         self, serve: Callable[[Callable[[Any], None]], Coroutine[Any, Any, None]]
     ) -> AsyncGenerator[Any, None]:
         """What `serve`, run by the engine's loop, puts, until it returns."""
-        here = asyncio.get_running_loop()
         arrived: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
 
         def put(item: Any) -> None:
-            call_soon(here, arrived.put_nowait, (item,))
+            self._tell(arrived.put_nowait, (item,))
 
         serving = asyncio.create_task(self._call(lambda: serve(put)))
         serving.add_done_callback(lambda _: arrived.put_nowait(()))  # after all that it has put
@@ -235,10 +237,33 @@ class Embedded:
             serving.cancel()
 
     async def _call(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What the coroutine returns, run by the engine's loop."""
+        outcome: asyncio.Future[T] = self._here.create_future()
+        leave = self.host.begin(make(), lambda ended: self._tell(self._settle, outcome, ended), self._there)
         try:
-            return await self.host.call(make)
+            return await outcome
+        except asyncio.CancelledError:
+            leave()
+            raise
         except StoreUnavailable as error:
             raise DatabaseUnavailable(str(error)) from None
+
+    def _tell(self, function: Callable[..., object], *args: Any) -> None:
+        """Call something here, from the engine's loop."""
+        if self._back is None:
+            self._back = Crossing(self._here)
+        self._back.call(function, *args)
+
+    def _settle(self, outcome: "asyncio.Future[T]", ended: "asyncio.Task[T] | None") -> None:
+        if outcome.done():
+            if ended is not None and not ended.cancelled():
+                ended.exception()  # it is nobody's
+        elif ended is None or ended.cancelled():
+            outcome.set_exception(self.host.has_left())
+        elif (error := ended.exception()) is not None:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(ended.result())
 
 
 def _acknowledgement(task_id: str, recording: "asyncio.Future[str]") -> dict[str, Any]:
@@ -283,7 +308,7 @@ def _nested(value: Any) -> Any:
     return [_nested(each) for each in value] if isinstance(value, list) else value
 
 
-def _tell(answer: "asyncio.Future[T]", result: T) -> None:
+def _fulfil(answer: "asyncio.Future[T]", result: T) -> None:
     if not answer.done():
         answer.set_result(result)
 

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
+from contextvars import Context, copy_context
 from functools import partial
 from pathlib import Path
 from time import monotonic
@@ -37,6 +38,35 @@ _lock = threading.Lock()
 _inherited: list["Host"] = []  # in a process that was forked: the parent's
 
 
+class Crossing:
+    """Calls from the event loop that runs here to one of another thread: those of one turn of the loop go together.
+
+    To wake another thread costs both of them the interpreter, more than most calls take.
+    """
+
+    def __init__(self, there: asyncio.AbstractEventLoop) -> None:
+        self._there = there
+        self._here = asyncio.get_running_loop()
+        self._waiting: list[tuple[Context, Callable[..., object], tuple[Any, ...]]] = []
+
+    def call(self, function: Callable[..., object], *args: Any) -> None:
+        if not self._waiting:
+            self._here.call_soon(self._send)
+        self._waiting.append((copy_context(), function, args))
+
+    def _send(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        call_soon(self._there, _run_each, waiting)
+
+
+def _run_each(calls: list[tuple[Context, Callable[..., object], tuple[Any, ...]]]) -> None:
+    for context, function, args in calls:
+        try:
+            context.run(function, *args)
+        except Exception:  # the others are not its
+            log.exception("A call between two event loops failed.")
+
+
 class Host:
     """Of the database at `path`, from its `ready` on: a future that has the error if it cannot be opened."""
 
@@ -49,19 +79,8 @@ class Host:
         self._thread = threading.Thread(target=self._run, name="nexum-engine", daemon=True)
         self._thread.start()
 
-    async def call(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """What the coroutine returns, run by the engine's loop for the one that runs here."""
-        here = asyncio.get_running_loop()
-        outcome: asyncio.Future[T] = here.create_future()
-        leave = self.begin(make(), lambda ended: call_soon(here, self._settle, outcome, ended))
-        try:
-            return await outcome
-        except asyncio.CancelledError:
-            leave()
-            raise
-
     def begin(
-        self, job: Coroutine[Any, Any, T], ended: "Callable[[asyncio.Task[T] | None], None]"
+        self, job: Coroutine[Any, Any, T], ended: "Callable[[asyncio.Task[T] | None], None]", there: Crossing
     ) -> Callable[[], None]:
         """Have the engine's loop run this. `ended` is told there of its task, or of None if it was not begun.
 
@@ -87,11 +106,10 @@ class Host:
             if task is not None:
                 task.cancel()
 
-        try:
-            self.loop.call_soon_threadsafe(begin)
-        except RuntimeError:  # it is closed
+        if self.loop.is_closed():
             job.close()
-            raise self.has_left() from None
+            raise self.has_left()
+        there.call(begin)
         return lambda: call_soon(self.loop, leave)
 
     def has_left(self) -> ServerUnavailable:
@@ -107,17 +125,6 @@ class Host:
         """Leave the database to a server that starts. Called on the engine's loop, by one of its callers."""
         self.loop.call_soon(self._closing.set)
         self._hands_over = True
-
-    def _settle(self, outcome: "asyncio.Future[T]", ended: "asyncio.Task[T] | None") -> None:
-        if outcome.done():
-            if ended is not None and not ended.cancelled():
-                ended.exception()  # it is nobody's
-        elif ended is None or ended.cancelled():
-            outcome.set_exception(self.has_left())
-        elif (error := ended.exception()) is not None:
-            outcome.set_exception(error)
-        else:
-            outcome.set_result(ended.result())
 
     def forget(self) -> None:
         """In a process that was forked."""
