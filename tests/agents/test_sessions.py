@@ -964,6 +964,7 @@ async def test_runs_in_threads_and_with_run_sync_are_recorded() -> None:
     def run(session_id: str) -> None:
         with durable_session(session_id):
             answers.append(Runner.run_sync(agent, "go").final_output)
+        asyncio.get_event_loop_policy().get_event_loop().close()  # which `run_sync` has left open
 
     for _ in range(2):
         threads = [threading.Thread(target=run, args=(f"s{n}",)) for n in range(3)]
