@@ -13,6 +13,7 @@ from nexum_runtime.server.app import Server, ServerConfig
 
 os.environ["OPENAI_AGENTS_DISABLE_TRACING"] = "1"
 os.environ["OTEL_SDK_DISABLED"] = "true"
+os.environ["NEXUM_DATABASE_URL"] = "sqlite:////dev/null/no-test-has-said-which.db"  # never that of this folder
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
