@@ -8,7 +8,7 @@ Real servers and workers in a temporary folder, no key and no network. After two
     floor    one synced commit, one round trip, and a call written by hand with nothing else in it
     calls    a call that is executed, and one that is recorded already; how many in a second
     agent    twenty tool calls in twenty turns: plain, cold, replayed
-    embedded the engine in the agent's own process, with nothing else running; DBOS is measured beside it
+    embedded the engine in the agent's own process; DBOS is measured beside it
     dbos     DBOS on its default SQLite, if it is installed (requirements-dev.txt)
     sizes    results from 1 KB to 5 MB
     growth   with a hundred, ten thousand, and by --full or --only growth a million stored calls
@@ -49,8 +49,7 @@ from offline.screen import interruptible
 SECTIONS = ("floor", "calls", "agent", "embedded", "dbos", "sizes", "growth", "long")
 NOT_INSTALLED = "not installed; get it with: pip install -r requirements-dev.txt"
 TOGETHER = ("floor", "calls", "agent", "embedded", "dbos", "live")  # in the same rounds; others alone, in a few
-ROUNDS_FEW = 3
-ROUNDS, CALLS = 9, 50  # and so many calls of each kind in a round
+ROUNDS_FEW, ROUNDS, CALLS = 3, 9, 50  # and so many calls of each kind in a round
 CANCEL_AGAIN_SECONDS = 5.0  # by then what was started is stopped
 TOOL_MS = 50  # of the agent's tool, where it takes its time
 COLUMNS = (BarColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
@@ -118,8 +117,7 @@ def main() -> None:
         if arguments.live
         else arguments.only or [name for name in SECTIONS if arguments.full or name != "long"]
     )
-    if arguments.only and "embedded" in names and "dbos" not in names:
-        names.append("dbos")
+    names += ["dbos"] if arguments.only == ["embedded"] else []
     if "dbos" in names and not dbos.is_installed():
         names.remove("dbos")
         console.print(f"DBOS is left out: it is {NOT_INSTALLED}")

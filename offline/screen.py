@@ -50,7 +50,8 @@ async def interruptible(running: Coroutine[Any, Any, T], cancel_again_seconds: f
 def command_line(session_id: str, arguments: argparse.Namespace) -> str:
     """The command that runs this session again from here, with the interpreter and the settings of now."""
     settings = {"SESSION_ID": session_id}
-    settings |= {name: os.environ[name] for name in ("NEXUM_ADDRESS", "NEXUM_DATABASE_URL") if os.environ.get(name)}
+    name = "NEXUM_ADDRESS" if os.environ.get("NEXUM_ADDRESS") else "NEXUM_DATABASE_URL"
+    settings |= {name: os.environ[name]} if os.environ.get(name) else {}
     settings |= {"MODEL": os.environ["MODEL"]} if os.environ.get("MODEL") else {}
     flags = [flag for name, flag in FLAGS.items() if getattr(arguments, name)]
     flags += [] if arguments.durable_model else ["--no-durable-model"]

@@ -147,8 +147,8 @@ def answers_to(event: CallEvent) -> str:
 
 def nexum_command(command: str, event: CallEvent) -> str:
     """A `nexum` command about a call, to be copied into a shell."""
-    settings = {name: os.environ.get(name) for name in ("NEXUM_ADDRESS", "NEXUM_DATABASE_URL")}
-    where = [f"{name}={shlex.quote(value)}" for name, value in settings.items() if value]
+    name = "NEXUM_ADDRESS" if os.environ.get("NEXUM_ADDRESS") else "NEXUM_DATABASE_URL"
+    where = [f"{name}={shlex.quote(os.environ[name])}"] if os.environ.get(name) else []
     return " ".join([*where, "nexum", command, shlex.quote(event.execution_id)])
 
 

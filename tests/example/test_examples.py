@@ -177,7 +177,6 @@ def test_an_example_is_short_and_says_how_it_is_run_and_what_one_will_see(path: 
     assert len(source.splitlines()) <= 80
     told = ast.get_docstring(ast.parse(source)) or ""
     if path.name != "stand_in.py":
-        assert "\n    nexum dev " in told
         assert path.name == "notebook.py" or f"python examples/{path.name}" in told
         assert "You will see" in told
 

@@ -24,6 +24,11 @@ __all__ = ["stage"]
 LONG = {"query": "a question that is longer than what is shown of an argument, by far"}
 
 
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NEXUM_DATABASE_URL")
+
+
 def shown(*events: DurableEvent, width: int | None = None) -> str:
     """What a view prints of these events: piped, or on a terminal of that width."""
     view = RunView("again")
