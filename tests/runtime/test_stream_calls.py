@@ -19,7 +19,7 @@ from test_worker import one_node, quick, working
 from nexum_runtime import Client, InvalidRequest, LimitExceeded, ServerUnavailable
 from nexum_runtime.client.calls import Broken, Calls
 from nexum_runtime.server.app import Server, ServerConfig
-from nexum_runtime.server.rpc import client_calls, peers
+from nexum_runtime.server.rpc import peers
 from nexum_runtime.wire import batches
 
 __all__ = ["wired"]
@@ -228,7 +228,7 @@ async def test_a_result_is_recorded_although_its_client_has_as_many_calls_waitin
 async def test_no_more_results_are_read_than_can_be_recorded_and_none_is_refused(
     stream: Stream, server: Server, monkeypatch: pytest.MonkeyPatch, limit: str, value: float
 ) -> None:
-    monkeypatch.setattr(client_calls, limit, value)
+    monkeypatch.setattr(peers, limit, value)
     most, under_way, complete = 0, 0, server.engine.complete
 
     async def counted(*args: Any) -> str:

@@ -24,7 +24,7 @@ from nexum_runtime.server.app import Server
 from nexum_runtime.server.engine.engine import JOURNAL_PART_CHARS
 from nexum_runtime.server.model.contract import StoreUnavailable
 from nexum_runtime.server.model.shapes import StartOrder
-from nexum_runtime.server.rpc import worker_calls
+from nexum_runtime.server.rpc import peers
 from nexum_runtime.wire import batches
 
 __all__ = ["wired"]
@@ -234,7 +234,7 @@ async def test_a_thousand_completions_at_once_are_recorded_and_acknowledged_toge
 async def test_no_more_completions_are_read_than_can_be_recorded(
     channel: grpc.aio.Channel, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_calls, "COMPLETIONS_LIMIT", 3)
+    monkeypatch.setattr(peers, "RECORDING_LIMIT", 3)
     under_way, most, record = 0, 0, server.engine.record
 
     def counted(task_id: str, output_json: str) -> asyncio.Future[str]:

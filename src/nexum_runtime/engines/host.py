@@ -167,6 +167,7 @@ class Host:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=END_SECONDS)
+        self.engine.end()
         await self.store.close()
 
 

@@ -116,6 +116,7 @@ class Server:
         await self._door.close()
         await self._grpc.stop(DRAIN_SECONDS)
         await self.engine.close()  # what the last calls began is finished
+        self.engine.end()
         await self.store.close()
 
     async def _serve_metrics(self, host: str, port: int) -> int:

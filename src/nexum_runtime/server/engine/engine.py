@@ -17,6 +17,7 @@ from nexum_runtime import wire
 from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
 from nexum_runtime.logs import Log
+from nexum_runtime.server.engine.apart import Apart
 from nexum_runtime.server.engine.commits import Commits, Given
 from nexum_runtime.server.engine.giving import Giver
 from nexum_runtime.server.engine.jobs import Jobs, for_nobody, pass_on, tell
@@ -53,6 +54,7 @@ from nexum_runtime.server.rules import snapshots
 from nexum_runtime.server.rules.attempts import RETRY_DELAY_MS_MAX, Attempts, is_current, is_wanted, task_key
 from nexum_runtime.server.rules.checks import (
     ERROR_LIMIT,
+    HEAVY_CHARS,
     check_execution_id,
     check_json,
     check_name,
@@ -61,9 +63,11 @@ from nexum_runtime.server.rules.checks import (
     checked_order,
     checked_resolution,
     checked_verdict,
+    same_json,
 )
 from nexum_runtime.server.rules.course import Course, not_registered
-from nexum_runtime.server.rules.executions import Executions
+from nexum_runtime.server.rules.executions import SHOWN_CHARS, Executions, NotCompared, check_same_input
+from nexum_runtime.server.rules.questions import check_question
 from nexum_runtime.server.rules.records import Records
 from nexum_runtime.server.rules.sessions import Sessions, check_that_it_goes_on, words_of
 from nexum_runtime.server.rules.snapshots import Snapshot
@@ -113,6 +117,8 @@ class Engine:
         self._unheard: set[str] = set()  # ids of tasks that somebody is here for, and has not had a word on
         self._stops: OrderedDict[str, tuple[str, int]] = OrderedDict()  # task id → worker id, since when
         self._jobs = Jobs()
+        self._apart = Apart()
+        self._heavy = asyncio.Lock()  # of whoever records a heavy result
         self._last_sweep_ms = clock()
         self.closing = asyncio.Event()  # set when this server stops
         self._workers = Workers(clock)
@@ -134,7 +140,10 @@ class Engine:
         check_name("version hash", version_hash)
         check_size("The workflow's IR", ir_json, self.max_message_bytes)
         try:
-            new = graph.parse(ir_json)
+            if len(ir_json) > HEAVY_CHARS:
+                new = await self._apart.run("The workflow's IR", graph.parse, ir_json)
+            else:
+                new = graph.parse(ir_json)
         except graph.GraphError as error:
             raise InvalidRequest(f"Workflow {workflow_id!r} is refused: {error}.") from None
         return await self._commits.make(
@@ -151,16 +160,28 @@ class Engine:
 
     async def start(self, order: StartOrder) -> Started:
         """Start an execution, or find the one that has this id: same id and same input, same execution."""
-        order = checked_order(order, self.max_message_bytes)
+        order = await self._checked(order)
         started, _ = await self._claiming(self._jobs.spawn(self._start(order)), lambda found: found[0].claimed)
         return started
+
+    async def _checked(self, order: StartOrder) -> StartOrder:
+        order = checked_order(order, self.max_message_bytes)
+        await self._check_json(f"The input of {order.execution_id}", order.input_json)
+        check_question(order)
+        return order
+
+    async def _check_json(self, what: str, text: str) -> None:
+        if len(text) > HEAVY_CHARS:
+            await self._apart.run(what, check_json, what, text)
+        else:
+            check_json(what, text)
 
     async def execute(self, order: StartOrder, wait_ms: int) -> tuple[Started, Snapshot]:
         """Start, and wait up to `wait_ms` for the end.
 
         Who claims gets its task at once, and else waits also for a task of this execution that it could claim.
         """
-        order = checked_order(order, self.max_message_bytes)
+        order = await self._checked(order)
         with self._watched.waiter(order.execution_id) as woken:
             if order.claim:
                 starting = self._jobs.spawn(self._start(order))
@@ -180,7 +201,7 @@ class Engine:
         What may be done again can begin before its claim is synced. Should that be lost, no one has its task, and its
         record is refused: whoever has begun it claims it anew.
         """
-        order = checked_order(order, self.max_message_bytes)
+        order = await self._checked(order)
         told: asyncio.Future[tuple[Started, Snapshot | None]] = asyncio.get_running_loop().create_future()
         with self._watched.waiter(order.execution_id) as woken:
             starting = self._jobs.spawn(self._start(order, patient=True, told=told))
@@ -205,6 +226,17 @@ class Engine:
         told: "asyncio.Future[tuple[Started, Snapshot | None]] | None" = None,
     ) -> tuple[Started, Snapshot | None]:
         """Start or find it, and tell how it is if there is nothing to wait for; to `told` as soon as may be."""
+        try:
+            return await self._start_once(order, patient, told)
+        except NotCompared as error:
+            what = f"The input of {order.execution_id}"
+            differ = await self._apart.run(what, same_json, error.before, order.input_json, SHOWN_CHARS)
+            check_same_input(order, differ)
+            return await self._start_once(order._replace(input_json=error.before), patient, told)
+
+    async def _start_once(
+        self, order: StartOrder, patient: bool, told: "asyncio.Future[tuple[Started, Snapshot | None]] | None"
+    ) -> tuple[Started, Snapshot | None]:
         stream = None if order.claim else self._streams.reserve((order.workflow_id, order.version_hash))
         given: list[Given] = []
 
@@ -383,6 +415,8 @@ class Engine:
     async def resolve(self, execution_id: str, node_id: str, word: Resolution) -> str:
         """Take a person's word on an execution that ended without a result. Returns what came of it, in words."""
         word = checked_resolution(word, execution_id, self.max_message_bytes)
+        if word.kind == "result":
+            await self._check_json(f"The result of {execution_id}", word.text)
         return await self._commits.make(
             lambda tx, notices: self._executions.resolve(tx, notices, execution_id, node_id, word)
         )
@@ -488,9 +522,12 @@ class Engine:
 
     def record(self, task_id: str, output_json: str, labels_json: str = "") -> asyncio.Future[str]:
         """`complete`, begun at once: what is begun at the same moment is committed together."""
+        what = f"The output of task {task_id[:80]!r}"
         try:
             check_size("The result", output_json, self.max_message_bytes)
-            check_json(f"The output of task {task_id[:80]!r}", output_json)
+            if len(output_json) > HEAVY_CHARS:
+                return self._jobs.spawn(self._record_heavy(what, task_id, output_json, labels_json))
+            check_json(what, output_json)
         except LimitExceeded as error:
             return self._jobs.spawn(self._fail_too_large(task_id, str(error)))
         except InvalidRequest as error:
@@ -498,12 +535,23 @@ class Engine:
             refused.set_exception(error)
             return refused
 
+        return self._record(task_id, output_json, labels_json)
+
+    def _record(self, task_id: str, output_json: str, labels_json: str) -> asyncio.Future[str]:
         def work(tx: Transaction, notices: Notices) -> str:
             return self._attempts.complete(tx, notices, task_id, output_json, labels_json)
 
         recording = self._commits.begin(work)
         recording.add_done_callback(partial(self._recorded, task_id))
         return recording
+
+    async def _record_heavy(self, what: str, task_id: str, output_json: str, labels_json: str) -> str:
+        async with self._heavy:  # one at a time, and what is not heavy goes on between them
+            try:
+                await self._check_json(what, output_json)
+            except LimitExceeded as error:
+                return await self._fail_too_large(task_id, str(error))
+            return await self._record(task_id, output_json, labels_json)
 
     def _recorded(self, task_id: str, recording: asyncio.Future[str]) -> None:
         with suppress(Exception, asyncio.CancelledError), self._last_word(task_id):  # told to who waits
@@ -785,6 +833,10 @@ class Engine:
                 waiters.wake(key)
         while self._jobs:
             await asyncio.wait(self._jobs)
+
+    def end(self) -> None:
+        """After all that it was asked."""
+        self._apart.close()
 
 
 def _open_statuses(node_type: str) -> tuple[TaskStatus, ...]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from nexum_runtime import wire
 from nexum_runtime.crash import crash_point
-from nexum_runtime.errors import InvalidRequest
+from nexum_runtime.errors import InvalidRequest, LimitExceeded
 from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.methods.orders import (
     Fields,
@@ -31,7 +31,9 @@ from nexum_runtime.text import timestamp
 LIST_LIMIT = 10_000  # executions, or approvals, in one answer
 LIST_LIMIT_DEFAULT = 20
 AGE_MS_LIMIT = 10**14  # of what is pruned: 3,000 years
+APPROVE_CHARS_LIMIT = 256 * 1024  # of a comment with other arguments
 TURNS_LIMIT = 10**9  # of a session
+TASK_ID_CHARS = 300  # no task id is longer, as JSON
 HELD_LIMIT = 10_000  # tasks of one worker in one heartbeat
 
 
@@ -186,6 +188,11 @@ class Methods:
 
     async def Approve(self, request: Any, call: Call) -> Fields:
         """A yes to something else than was asked for: `comment` is `{"comment": text, "args": {…}}`."""
+        if len(request.comment) > APPROVE_CHARS_LIMIT:
+            raise LimitExceeded(
+                f"The comment and the arguments of an Approve are {len(request.comment)} characters long; the limit is "
+                f"{APPROVE_CHARS_LIMIT}."
+            )
         try:
             told = wire.parse_json(request.comment)
         except ValueError:
@@ -310,7 +317,7 @@ def _done(message: str) -> Fields:
 
 def _history_json(snapshot: Snapshot, events: list[EventRow]) -> str:
     execution = snapshot.execution
-    return wire.canonical_json(
+    told = wire.canonical_json(
         {
             "execution_id": execution.execution_id,
             "workflow_id": execution.workflow_id,
@@ -323,13 +330,13 @@ def _history_json(snapshot: Snapshot, events: list[EventRow]) -> str:
             "attempts": snapshot.attempts,
             "created_at_ms": execution.created_at_ms,
             "ended_at_ms": execution.ended_at_ms,
-            "input": wire.parse_json(execution.input_json),
             "output_bytes": {node_id: len(text.encode()) for node_id, text in snapshot.outputs.items()},
             "events": [
                 {"at_ms": e.at_ms, "type": e.type, "node_id": e.node_id, "attempt": e.attempt, **e.data} for e in events
             ],
         }
     )
+    return f'{told[:-1]},"input":{execution.input_json}}}'  # which is JSON already, and may be large
 
 
 def _listed(execution: Execution, state: State) -> dict[str, Any]:
@@ -401,6 +408,8 @@ def _standstill(metadata: dict[str, Any]) -> tuple[int, str] | None:
 
 
 def _task_ids(text: str) -> list[str]:
+    if len(text) > HELD_LIMIT * TASK_ID_CHARS:
+        raise InvalidRequest(f"A worker holds at most {HELD_LIMIT} tasks; this one names more.")
     try:
         task_ids = wire.parse_json(text)
     except ValueError:

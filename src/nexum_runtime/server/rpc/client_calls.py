@@ -27,16 +27,14 @@ from nexum_runtime.server.methods.orders import (
 from nexum_runtime.server.model.contract import StoreUnavailable
 from nexum_runtime.server.rpc.messages import CODES, DETAILS_LIMIT, Context, details
 from nexum_runtime.server.rpc.outbox import Answers
-from nexum_runtime.server.rpc.peers import Waiting
-from nexum_runtime.text import MIB, error_text
+from nexum_runtime.server.rpc.peers import Recording, Waiting
+from nexum_runtime.text import error_text
 from nexum_runtime.wire import batches
 
 log = Log("nexum.service")
 
 
 HEADER_CHARS_LIMIT = 64 * 1024  # of one call
-RECORDING_LIMIT = 1_000  # results of one stream that are being recorded …
-RECORDING_MIB_LIMIT = 64  # … and their size: of more, no more is read yet
 
 
 class _Calls:
@@ -44,16 +42,9 @@ class _Calls:
 
     def __init__(self, peer: str) -> None:
         self.peer = peer
-        self.recording: dict[asyncio.Task[None], int] = {}  # those that record a result → its bytes
+        self.recording = Recording()
         self.jobs: dict[str, asyncio.Task[None]] = {}
         self.answered: set[str] = set()  # whose answers are on their way
-
-    async def record(self, job: "asyncio.Task[None]", size_bytes: int) -> None:
-        """Return when more may be read: what ends work is not refused for lack of room, but waits for it."""
-        self.recording[job] = size_bytes
-        job.add_done_callback(self.recording.pop)
-        while len(self.recording) >= RECORDING_LIMIT or sum(self.recording.values()) > RECORDING_MIB_LIMIT * MIB:
-            await asyncio.wait(self.recording, return_when=asyncio.FIRST_COMPLETED)
 
     def end(self, number: str, answers: Answers, job: "asyncio.Task[None]") -> None:
         del self.jobs[number]
@@ -120,7 +111,7 @@ class ClientCalls:
                     job.add_done_callback(partial(calls.end, number, answers))
                     calls.jobs[number] = job
                     if wire.COMPLETES in metadata:
-                        await calls.record(job, request.ByteSize())
+                        await calls.recording.add(job, request.ByteSize())
 
     async def _answer_call(
         self, number: str, request: Any, metadata: dict[str, str], calls: "_Calls", answers: Answers

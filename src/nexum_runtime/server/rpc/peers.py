@@ -1,9 +1,11 @@
 """Who calls: whether they may, how much of theirs may wait here, and which workflows they have registered."""
 
+import asyncio
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -20,6 +22,8 @@ REFUSED_QUIET_SECONDS = 60.0  # between two lines about the calls without a toke
 WARNINGS_LIMIT = 10_000  # connections that were warned of an ambiguous hash are remembered
 WAITING_LIMIT = 2_000  # calls of one client that are held until there is something to say …
 WAITING_MIB_LIMIT = 256  # … and their requests, which stay in memory as long
+RECORDING_LIMIT = 1_000  # results of one stream that are being recorded …
+RECORDING_MIB_LIMIT = 64  # … and their size: of more, no more is read yet
 
 log = Log("nexum.service")
 
@@ -90,6 +94,31 @@ class Waiting:
         self._bytes[peer] -= size_bytes
         if not self._calls[peer]:
             del self._calls[peer], self._bytes[peer]
+
+
+class Recording:
+    """The results of one stream that are being recorded: what ends work is not refused for lack of room, but waits."""
+
+    def __init__(self) -> None:
+        self._under_way: set[asyncio.Future[Any]] = set()
+        self._bytes = 0
+
+    async def add(self, recording: "asyncio.Future[Any]", size_bytes: int) -> None:
+        """Return when more may be read."""
+        self._under_way.add(recording)
+        self._bytes += size_bytes
+        recording.add_done_callback(partial(self._recorded, size_bytes))
+        while len(self._under_way) >= RECORDING_LIMIT or self._bytes > RECORDING_MIB_LIMIT * MIB:
+            await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
+
+    def _recorded(self, size_bytes: int, recording: "asyncio.Future[Any]") -> None:
+        self._under_way.discard(recording)
+        self._bytes -= size_bytes
+
+    async def done(self) -> None:
+        """Return when none is under way any more."""
+        if self._under_way:
+            await asyncio.wait(self._under_way)
 
 
 class Registrations:

@@ -18,10 +18,8 @@ from nexum_runtime.server.methods.orders import lease_ms, whole_number
 from nexum_runtime.server.model.contract import StoreUnavailable
 from nexum_runtime.server.rpc.messages import CODES, Context, Unreadable, abort, metadata_of, reader
 from nexum_runtime.server.rpc.outbox import Outbox
-from nexum_runtime.server.rpc.peers import Registrations, Waiting
+from nexum_runtime.server.rpc.peers import Recording, Registrations, Waiting
 from nexum_runtime.wire import batches
-
-COMPLETIONS_LIMIT = 1_000  # of one stream that are being recorded; more are not read yet
 
 log = Log("nexum.service")
 
@@ -69,20 +67,16 @@ class WorkerCalls:
 
     async def _receive(self, completions: AsyncIterator[Any], stream: Stream, outbox: Outbox) -> None:
         """Record the completions that a worker sends, many at a time, and end its stream when it sends no more."""
-        under_way: set[asyncio.Future[str]] = set()
+        under_way = Recording()
         async for completion in completions:
             if isinstance(completion, Unreadable):  # whose it is cannot be told
                 outbox.refuse("", grpc.StatusCode.INVALID_ARGUMENT.name, completion.reason)
                 continue
             recording = self._engine.record(completion.task_id, completion.output_json)
-            under_way.add(recording)
-            recording.add_done_callback(under_way.discard)
             recording.add_done_callback(partial(_answer_completion, outbox, completion.task_id))
-            if len(under_way) >= COMPLETIONS_LIMIT:
-                await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+            await under_way.add(recording, completion.ByteSize())
         await self._engine.close_stream(stream, outbox.take_back())
-        if under_way:
-            await asyncio.wait(under_way)
+        await under_way.done()
 
 
 async def _completions(requests: AsyncIterator[bytes], in_batches: bool) -> AsyncIterator[Any]:

@@ -7,9 +7,10 @@ from dataclasses import replace
 from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, LimitExceeded
 from nexum_runtime.server.model.shapes import Resolution, StartOrder, Verdict
-from nexum_runtime.server.rules.questions import check_question
 from nexum_runtime.text import shorten
 
+HEAVY_CHARS = 256 * 1024  # of JSON: what is longer is parsed and compared in a process of its own
+QUESTION_CHARS_LIMIT = 256 * 1024  # of a question and its choices, as JSON
 ERROR_LIMIT = 64 * 1024  # characters kept of an error's text
 NAME_LIMIT = 200  # characters of a workflow id, a version hash or a worker id
 EXECUTION_ID_LIMIT = 200  # characters
@@ -21,6 +22,7 @@ KNOWN_ID = re.compile(rf"[A-Za-z0-9._:/@=~-]{{1,{EXECUTION_ID_LIMIT + MARK_LIMIT
 
 
 def checked_order(order: StartOrder, max_bytes: int) -> StartOrder:
+    """The order as it is carried out. That its input is JSON is checked by `check_json`."""
     if not order.execution_id:
         order = order._replace(execution_id=f"exec-{uuid.uuid4()}")
     if not EXECUTION_ID.fullmatch(order.execution_id):
@@ -36,8 +38,11 @@ def checked_order(order: StartOrder, max_bytes: int) -> StartOrder:
         check_name("worker id", order.claim)
     if order.labels_json:
         order = order._replace(labels_json=checked_labels(order.labels_json))
-    check_json(f"The input of {order.execution_id}", order.input_json)
-    check_question(order)
+    if order.asks and len(order.input_json) > QUESTION_CHARS_LIMIT:
+        raise LimitExceeded(
+            f"The question {order.execution_id} is {len(order.input_json)} characters long; the limit is "
+            f"{QUESTION_CHARS_LIMIT}."
+        )
     return order
 
 
@@ -70,7 +75,6 @@ def checked_resolution(word: Resolution, execution_id: str, max_bytes: int) -> R
         raise InvalidRequest(f"{wire.RESOLUTION} is {word.kind[:40]!r}; it can be result, failed or retry.")
     if word.kind == "result":
         check_size("The result", word.text, max_bytes)
-        check_json(f"The result of {execution_id}", word.text)
     if word.kind == "failed" and not word.text.strip():
         raise InvalidRequest(f"Say why {execution_id} failed: the reason is empty.")
     return replace(word, text=word.text if word.kind == "result" else word.text[:ERROR_LIMIT])
@@ -101,6 +105,12 @@ def check_json(what: str, text: str) -> None:
     # Counting marks is quick, and only what has many of them needs a closer look.
     if text.count("[") + text.count("{") > wire.NESTING_LIMIT and wire.is_nested_too_deeply(value):
         raise InvalidRequest(f"{what} is nested more than {wire.NESTING_LIMIT} levels deep.")
+
+
+def same_json(one: str, other: str, shown_chars: int) -> tuple[str, str] | None:
+    """None if both texts are the same value, else both as they can be shown."""
+    texts = [wire.canonical_json(wire.parse_json(text)) for text in (one, other)]
+    return None if texts[0] == texts[1] else (shorten(texts[0], shown_chars), shorten(texts[1], shown_chars))
 
 
 def check_execution_id(execution_id: str) -> None:

@@ -12,13 +12,21 @@ from nexum_runtime.server.model.shapes import Claimed, Notices, Resolution, Star
 from nexum_runtime.server.model.states import ErrorCode, Event, ExecutionStatus, TaskStatus
 from nexum_runtime.server.rules import questions, sessions
 from nexum_runtime.server.rules.attempts import Attempts, or_not
-from nexum_runtime.server.rules.checks import ERROR_LIMIT
+from nexum_runtime.server.rules.checks import ERROR_LIMIT, HEAVY_CHARS, same_json
 from nexum_runtime.server.rules.course import Course, check_story, execution_of, is_once
 from nexum_runtime.text import duration_text, shorten, timestamp
 
 WORKFLOWS_LIMIT = 10_000  # versions of all workflows in one database
 TIMERS_AT_ONCE = 100  # that fire in one transaction, so that many which are due hold up nobody
 SHOWN_CHARS = 120  # of an input in an error
+
+
+class NotCompared(Exception):
+    """An input is to be compared with the one that there is, `before`, which takes too long in a transaction."""
+
+    def __init__(self, before: str) -> None:
+        super().__init__("not compared")
+        self.before = before
 
 
 class Executions:
@@ -32,10 +40,14 @@ class Executions:
     def register(self, tx: Transaction, workflow_id: str, version_hash: str, ir_json: str, new: graph.Graph) -> str:
         """Record one version of a workflow, whose IR is parsed as `new`. Returns its compatibility with the latest."""
         known = tx.workflow(workflow_id, version_hash)
-        if known and graph.parse(known.ir_json) != new:
+        if known and known.ir_json != ir_json and graph.parse(known.ir_json) != new:
             raise InvalidRequest(f"Workflow {workflow_id!r}: {version_hash} is registered with other nodes.")
         latest = tx.workflow(workflow_id, "")
-        compatibility = graph.compatibility(graph.parse(latest.ir_json), new) if latest else wire.NEW
+        if latest is None:
+            compatibility = wire.NEW
+        else:
+            before = new if latest.ir_json == ir_json else graph.parse(latest.ir_json)
+            compatibility = graph.compatibility(before, new)
         if not known:
             if tx.count_workflows() >= WORKFLOWS_LIMIT:
                 raise LimitExceeded(
@@ -225,13 +237,18 @@ def _check_same_call(existing: Execution, order: StartOrder) -> None:
             f"Execution {existing.execution_id} belongs to workflow {existing.workflow_id[:80]!r}, "
             f"not to {order.workflow_id[:80]!r}."
         )
-    if existing.input_json == order.input_json:
-        return
-    before, now = (wire.canonical_json(wire.parse_json(text)) for text in (existing.input_json, order.input_json))
-    if before != now:
+    if existing.input_json != order.input_json:
+        if max(len(existing.input_json), len(order.input_json)) > HEAVY_CHARS:
+            raise NotCompared(existing.input_json)
+        check_same_input(order, same_json(existing.input_json, order.input_json, SHOWN_CHARS))
+
+
+def check_same_input(order: StartOrder, differ: tuple[str, str] | None) -> None:
+    """`differ` is what `same_json` tells of the input that there is, and of this order's."""
+    if differ is not None:
         raise InvalidRequest(
-            f"Execution {existing.execution_id} was started with the input {shorten(before, SHOWN_CHARS)}, "
-            f"not with {shorten(now, SHOWN_CHARS)}. Choose another id."
+            f"Execution {order.execution_id} was started with the input {differ[0]}, not with {differ[1]}. "
+            "Choose another id."
         )
 
 

@@ -34,6 +34,7 @@ log = Log("nexum.engine")
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 BUSY_LOOK_MS = 20
 QUICK_COMMIT_MS = 2.0
+LONG_MS = 5.0  # of all statements before a commit
 ALONE = 2  # writes of one group, up to which nobody else is thought to be busy
 PATIENCE_MS = 4.0  # how long a commit that nobody waits for may wait for one that somebody does
 GROUP_LIMIT = 100  # writes that share one commit
@@ -200,6 +201,7 @@ class SqliteStore(Store):
             _roll_back(self._write_connection)  # what an earlier failure may have left open
             await self._begin()
             transaction = SqliteTransaction(self._write_connection, self._task_numbers)
+            began = time.monotonic()
             while begun < len(group):
                 writes = [write for write in group[begun:] if not write.outcome.cancelled()]
                 begun = len(group)
@@ -217,7 +219,8 @@ class SqliteStore(Store):
                 return
             if any(write.is_patient and write.has_begun for write, _ in results):
                 crash_point("begun-uncommitted")
-            commit_seconds = await self._commit(in_thread=len(group) > ALONE)
+            is_long = time.monotonic() - began > LONG_MS / 1000  # and so is its commit
+            commit_seconds = await self._commit(in_thread=is_long or len(group) > ALONE)
             self._check_in_place()  # what went into a file that is gone is not acknowledged
         except BaseException as error:
             self.metrics.failed_commits += 1
