@@ -33,6 +33,7 @@ from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.methods.methods import Methods
 from nexum_runtime.server.rpc.peers import Waiting
 from nexum_runtime.server.rpc.service import Services
+from nexum_runtime.server.rpc.traffic import Traffic
 from nexum_runtime.wire import batches
 
 CHANNELS = 4
@@ -79,15 +80,17 @@ class Method:
 def methods() -> list[Method]:
     """Every method of the server's handler tables, with the message it takes."""
     found = []
-    for handlers in Services(Methods(cast(Engine, None)), cast(Engine, None), Waiting()).handlers():
+    engine = cast(Engine, None)
+    for handlers in Services(Methods(engine), engine, Waiting(), Traffic()).handlers():
         for path, handler in handlers._method_handlers.items():
             streamed = pb.StartRequest if path == CALLS else pb.CompleteRequest  # in bytes
             descriptor = (
                 handler.request_deserializer(b"").DESCRIPTOR if handler.request_deserializer else streamed.DESCRIPTOR
             )
             fields = tuple((each.number, each.name, each.type == each.TYPE_STRING) for each in descriptor.fields)
-            kind = [("unary", "stream")[streams] for streams in (handler.request_streaming, handler.response_streaming)]
-            found.append(Method(path, fields, "_".join(kind)))
+            is_unary = handler.request_streaming and handler.request_deserializer  # as `Traffic.unary` makes them
+            kind = "unary_unary" if is_unary else "stream_stream" if handler.request_streaming else "unary_stream"
+            found.append(Method(path, fields, kind))
     return found
 
 

@@ -26,6 +26,7 @@ from nexum_runtime.server.app import CannotBind, Server, ServerConfig, Tls, is_l
 from nexum_runtime.server.methods.methods import Methods
 from nexum_runtime.server.rpc.peers import Waiting
 from nexum_runtime.server.rpc.service import Services
+from nexum_runtime.server.rpc.traffic import Traffic
 
 TOKEN = "correct-horse-battery-staple"
 OTHER = "another-horse-battery-staple"
@@ -99,7 +100,7 @@ def all_methods() -> list[str]:
     nobody: Any = None
     known = [
         method
-        for handler in Services(Methods(nobody), nobody, Waiting()).handlers()
+        for handler in Services(Methods(nobody), nobody, Waiting(), Traffic()).handlers()
         for method in handler._method_handlers
     ]
     assert len(known) >= 17, "the tables were read"

@@ -17,6 +17,7 @@ from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.methods.methods import Methods
 from nexum_runtime.server.rpc.listening import grpc_server
 from nexum_runtime.server.rpc.peers import Waiting
+from nexum_runtime.server.rpc.traffic import Traffic
 from nexum_runtime.server.store.sqlite import SqliteStore
 from nexum_runtime.text import MIB
 
@@ -87,12 +88,13 @@ class Server:
         self.engine = Engine(self.store, max_message_bytes=config.max_message_mib * MIB)
         self.methods = Methods(self.engine)
         self.waiting = Waiting()
+        self.traffic = Traffic()
         self._door = Door(self.store.path, self.methods, self.engine, self.store.tell_where)
 
     async def start(self) -> None:
         """Serve. Raises CannotBind."""
         tracing.tracer("server")
-        self._grpc = grpc_server(self.methods, self.engine, self.waiting, self._config.token)
+        self._grpc = grpc_server(self.methods, self.engine, self.waiting, self.traffic, self._config.token)
         try:
             for host in self._hosts():
                 self.port = self._bind(host)

@@ -126,8 +126,11 @@ async def _grpc_server(methods: Methods, engine: Engine, token: str | None) -> A
     def build() -> Any:
         from nexum_runtime.server.rpc.listening import grpc_server
         from nexum_runtime.server.rpc.peers import Waiting
+        from nexum_runtime.server.rpc.traffic import Traffic
 
-        return grpc_server, Waiting()
+        return grpc_server, Waiting(), Traffic()
 
-    grpc_server, waiting = await asyncio.to_thread(build)  # importing it takes a while, and others are served meanwhile
-    return grpc_server(methods, engine, waiting, token)
+    grpc_server, waiting, traffic = await asyncio.to_thread(
+        build
+    )  # importing it takes a while, and others are served meanwhile
+    return grpc_server(methods, engine, waiting, traffic, token)

@@ -79,6 +79,7 @@ SWEEP_INTERVAL_MS = 250
 ABSENCE_MS = 3_000  # a clock that moved this far between two sweeps means that this process was the silent one
 STOP_KEPT_MS = 600_000  # how long a worker that has gone quiet is still told what to stop
 FAILURE_KEPT_MS = 300_000  # how long it is told that the store failed
+LARGE_LIMIT = 10_000  # executions with large outputs that are remembered, the latest ones
 STOPS_LIMIT = 10_000  # attempts that workers are still to be told to stop, the latest ones
 PRUNE_BATCH = 200  # executions deleted in one transaction, so that pruning holds up nobody
 LOOKED_AT_LIMIT = 100_000  # executions, for those of a state
@@ -116,6 +117,7 @@ class Engine:
         self._present: Counter[str] = Counter()  # worker id → how many calls of Attend it holds open
         self._unheard: set[str] = set()  # ids of tasks that somebody is here for, and has not had a word on
         self._stops: OrderedDict[str, tuple[str, int]] = OrderedDict()  # task id → worker id, since when
+        self._large: OrderedDict[str, int] = OrderedDict()  # executions that were read → how large their outputs are
         self._jobs = Jobs()
         self._apart = Apart()
         self._heavy = asyncio.Lock()  # of whoever records a heavy result
@@ -176,8 +178,8 @@ class Engine:
         else:
             check_json(what, text)
 
-    async def execute(self, order: StartOrder, wait_ms: int) -> tuple[Started, Snapshot]:
-        """Start, and wait up to `wait_ms` for the end.
+    async def execute(self, order: StartOrder, wait_ms: int, *, lazily: bool = False) -> tuple[Started, Snapshot]:
+        """Start, and wait up to `wait_ms` for the end. `lazily` is as `snapshot` has it.
 
         Who claims gets its task at once, and else waits also for a task of this execution that it could claim.
         """
@@ -187,7 +189,7 @@ class Engine:
                 starting = self._jobs.spawn(self._start(order))
                 started, found = await self._claiming(starting, lambda found: found[0].claimed)
             else:
-                started, found = await self._start(order, patient=True)
+                started, found = await self._start(order, patient=True, lazily=lazily)
                 found = found or woken.ended  # by the commit that its start shares
             if found is None:
                 found = await self._end_of(
@@ -223,19 +225,24 @@ class Engine:
         order: StartOrder,
         *,
         patient: bool = False,
+        lazily: bool = False,
         told: "asyncio.Future[tuple[Started, Snapshot | None]] | None" = None,
     ) -> tuple[Started, Snapshot | None]:
         """Start or find it, and tell how it is if there is nothing to wait for; to `told` as soon as may be."""
         try:
-            return await self._start_once(order, patient, told)
+            return await self._start_once(order, patient, lazily, told)
         except NotCompared as error:
             what = f"The input of {order.execution_id}"
             differ = await self._apart.run(what, same_json, error.before, order.input_json, SHOWN_CHARS)
             check_same_input(order, differ)
-            return await self._start_once(order._replace(input_json=error.before), patient, told)
+            return await self._start_once(order._replace(input_json=error.before), patient, lazily, told)
 
     async def _start_once(
-        self, order: StartOrder, patient: bool, told: "asyncio.Future[tuple[Started, Snapshot | None]] | None"
+        self,
+        order: StartOrder,
+        patient: bool,
+        lazily: bool,
+        told: "asyncio.Future[tuple[Started, Snapshot | None]] | None",
     ) -> tuple[Started, Snapshot | None]:
         stream = None if order.claim else self._streams.reserve((order.workflow_id, order.version_hash))
         given: list[Given] = []
@@ -247,7 +254,7 @@ class Engine:
             if started.before == wire.NEW:
                 found = snapshots.begun(started.claimed) if started.claimed else None
             else:
-                found = snapshots.read(tx, order.execution_id, self._clock())
+                found = self._read(tx, order.execution_id, lazily=lazily)
             waits = found is None or (found.execution.status == ExecutionStatus.RUNNING and started.claimed is None)
             result = started, None if waits else found
             if started.claimed is not None and told is not None and not order.synced:
@@ -263,20 +270,32 @@ class Engine:
         crash_point("start-committed")
         return result
 
-    async def snapshot(self, execution_id: str, wait_ms: int = 0, *, or_ready: bool = False) -> Snapshot:
+    async def snapshot(
+        self, execution_id: str, wait_ms: int = 0, *, or_ready: bool = False, lazily: bool = False
+    ) -> Snapshot:
         """The execution as it is; with `wait_ms`, as soon as it has ended or when that time is up.
 
-        With `or_ready` also as soon as no task of it runs, and one could.
+        With `or_ready` also as soon as no task of it runs, and one could. What is read `lazily` may be without its
+        outputs, if they are large: their `unread_chars` say so.
         """
         check_execution_id(execution_id)
         with self._watched.waiter(execution_id) as woken:
-            found = await self._read_snapshot(execution_id)
+            found = await self._read_snapshot(execution_id, lazily=lazily)
             if snapshots.is_over(found, or_ready) or not wait_ms:
                 return found
             return await self._end_of(execution_id, woken, wait_ms, or_ready)
 
-    async def _read_snapshot(self, execution_id: str) -> Snapshot:
-        return await self._store.read(lambda reader: snapshots.read(reader, execution_id, self._clock()))
+    async def _read_snapshot(self, execution_id: str, *, lazily: bool = False) -> Snapshot:
+        return await self._store.read(lambda reader: self._read(reader, execution_id, lazily=lazily))
+
+    def _read(self, reader: Reader, execution_id: str, *, lazily: bool = False) -> Snapshot:
+        unread_chars = self._large.get(execution_id, 0) if lazily else 0
+        found = snapshots.read(reader, execution_id, self._clock(), unread_chars)
+        if found.size_chars > HEAVY_CHARS:
+            self._large[execution_id] = found.size_chars
+            if len(self._large) > LARGE_LIMIT:
+                self._large.popitem(last=False)
+        return found
 
     async def _end_of(
         self, execution_id: str, woken: Waiter, wait_ms: int, or_ready: bool, *, or_stopped: bool = False
@@ -671,6 +690,7 @@ class Engine:
         slots: int,
         push: Callable[[Claimed], None],
         stop: Callable[[str], None] | None = None,
+        unread: Callable[[], int] = lambda: 0,
     ) -> Stream:
         """Give this worker tasks from now on, each by a call of `push`, until the stream is closed.
 
@@ -681,7 +701,7 @@ class Engine:
         # In the order of writes: a task that ends meanwhile is not among these, or gives its slot back afterwards.
         held = await self._commits.make(lambda tx, _: tx.held(worker_id))
         works = [(workflow_id, version_hash) for workflow_id in workflow_ids]
-        stream = Stream(Taker(worker_id, lease_ms), works, self._streams.pool(worker_id, slots), push, stop)
+        stream = Stream(Taker(worker_id, lease_ms), works, self._streams.pool(worker_id, slots), push, stop, unread)
         stream.while_open.enter_context(self._workers.asking(worker_id, version_hash, workflow_ids))
         self._streams.open(stream, [task.task_id for task in held])
         self._giver.backlog.update(works)

@@ -13,6 +13,9 @@ from nexum_runtime.server.model.shapes import Claimed, Taker
 Work: TypeAlias = tuple[str, str]  # workflow id, version hash
 
 
+UNREAD_CHARS_LIMIT = 64 * 1024**2  # of tasks that one worker was sent and has not read: it is given no more
+
+
 @dataclass(eq=False)
 class Pool:
     """The slots of one worker."""
@@ -25,7 +28,7 @@ class Pool:
 
     @property
     def has_room(self) -> bool:
-        return self.free > 0 and not self.silent
+        return self.free > 0 and not self.silent and sum(each.unread() for each in self.streams) < UNREAD_CHARS_LIMIT
 
 
 @dataclass(eq=False)
@@ -37,6 +40,7 @@ class Stream:
     pool: Pool
     push: Callable[[Claimed], None]
     stop: Callable[[str], None] | None = None
+    unread: Callable[[], int] = lambda: 0  # how many characters of what was pushed have not been sent
     while_open: ExitStack = field(default_factory=ExitStack)
     closed: bool = False
 

@@ -1,9 +1,9 @@
 """What each method of the services does, whoever calls it and by whatever way: fields in, engine calls, fields out."""
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from nexum_runtime import wire
 from nexum_runtime.crash import crash_point
@@ -37,6 +37,10 @@ TASK_ID_CHARS = 300  # no task id is longer, as JSON
 HELD_LIMIT = 10_000  # tasks of one worker in one heartbeat
 
 
+# Given a snapshot, which may have been read lazily, and how to read it again: the snapshot that may be answered with.
+LetOut: TypeAlias = Callable[[Snapshot, Callable[[], Awaitable[Snapshot]]], Awaitable[Snapshot]]
+
+
 @dataclass
 class Call:
     """What comes and goes beside the messages."""
@@ -46,6 +50,7 @@ class Call:
     leading: Trailing = ()  # to be sent before the answer
     trailing: Trailing = ()  # … and after it
     workflow_ids: list[str] = field(default_factory=list)  # PollTask: whose tasks are meant by a hash alone
+    let_out: LetOut | None = None  # returns when there is room for the answer, where that has a bound
 
 
 class Methods:
@@ -106,7 +111,13 @@ class Methods:
 
     async def GetStatus(self, request: Any, call: Call) -> Fields:
         wait_ms = whole_number(call.metadata, wire.WAIT_MS, 0, 0, wire.WAIT_MS_LIMIT)
-        snapshot = await self._engine.snapshot(request.execution_id, wait_ms)
+        if call.let_out is None:
+            snapshot = await self._engine.snapshot(request.execution_id, wait_ms)
+        else:
+            snapshot = await call.let_out(
+                await self._engine.snapshot(request.execution_id, wait_ms, lazily=True),
+                lambda: self._engine.snapshot(request.execution_id),
+            )
         call.trailing = outcome_metadata(snapshot)
         return status_fields(snapshot)
 

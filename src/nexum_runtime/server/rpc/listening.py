@@ -9,6 +9,7 @@ from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.methods.methods import Methods
 from nexum_runtime.server.rpc.peers import TokenCheck, Waiting
 from nexum_runtime.server.rpc.service import Services
+from nexum_runtime.server.rpc.traffic import Traffic
 from nexum_runtime.wire import keepalive
 
 # A message up to this many times the limit is still read, to be refused in a sentence that names both sizes.
@@ -16,9 +17,11 @@ OVERSIZE_READ = 4
 # Calls of one connection that have arrived and were not looked at yet. gRPC itself refuses some of more than 1,000 at
 # once, as CANCELLED and without a word of why, where `Waiting` would take them or say what is wrong.
 PENDING_LIMIT = 10_000
+GREETING_SECONDS = 20.0  # for a connection to become one of gRPC
+IDLE_SECONDS = 600.0  # without a call, until a connection is closed; a client opens another one when it needs it
 
 
-def grpc_server(methods: Methods, engine: Engine, waiting: Waiting, token: str | None) -> Any:
+def grpc_server(methods: Methods, engine: Engine, waiting: Waiting, traffic: Traffic, token: str | None) -> Any:
     """A `grpc.aio.Server`. With a `token`, every call must bear it."""
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_not_of_a_client_that_left)
     server = grpc.aio.server(
@@ -30,9 +33,11 @@ def grpc_server(methods: Methods, engine: Engine, waiting: Waiting, token: str |
             ("grpc.max_send_message_length", -1),
             ("grpc.server.max_pending_requests", PENDING_LIMIT),
             ("grpc.server.max_pending_requests_hard_limit", PENDING_LIMIT),
+            ("grpc.server_handshake_timeout_ms", int(GREETING_SECONDS * 1000)),
+            ("grpc.max_connection_idle_ms", int(IDLE_SECONDS * 1000)),
         ],
     )
-    server.add_generic_rpc_handlers(Services(methods, engine, waiting).handlers())
+    server.add_generic_rpc_handlers(Services(methods, engine, waiting, traffic).handlers())
     return server
 
 

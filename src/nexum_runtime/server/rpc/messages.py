@@ -15,6 +15,7 @@ from nexum_runtime.server.model.contract import StoreUnavailable
 
 Context: TypeAlias = Any  # grpc.aio.ServicerContext: grpcio ships no types
 Method: TypeAlias = Callable[[Any, Call], Awaitable[Fields]]
+Place: TypeAlias = Callable[[Any, Call], AbstractContextManager[None]]  # that a call takes up while it is held
 
 DETAILS_LIMIT = 500  # characters of an error's text: it travels in a header, percent-encoded, of at most 8 KiB
 
@@ -48,31 +49,10 @@ def details(error: Exception) -> str:
     return str(error)[:DETAILS_LIMIT].encode(errors="replace").decode()
 
 
-def unary(
-    method: Method, types: tuple[Any, Any], waiting: Callable[[Any, Call], AbstractContextManager[None]] | None = None
-) -> Any:
-    """One that takes and returns these messages; what its requests take up while they are `waiting` is counted."""
-    request_type, response_type = types
-
-    async def answer(request: Any, context: Context) -> Fields:
-        call = Call(metadata_of(context), context.peer())
-        try:
-            with waiting(readable(request), call) if waiting else nullcontext():
-                told = await method(readable(request), call)
-        except (NexumError, StoreUnavailable) as error:
-            await abort(context, error)
-            raise AssertionError("abort raises") from None
-        if call.trailing:
-            context.set_trailing_metadata(call.trailing)
-        return told
-
-    return grpc.unary_unary_rpc_method_handler(answer, reader(request_type), _writer(response_type))
-
-
 def streaming(
     method: Callable[[Any, Call], AsyncGenerator[Fields, None]],
     types: tuple[Any, Any],
-    waiting: Callable[[Any, Call], AbstractContextManager[None]] | None = None,
+    waiting: Place | None = None,
 ) -> Any:
     """One whose answer is several messages."""
     request_type, response_type = types
@@ -89,7 +69,7 @@ def streaming(
         except (NexumError, StoreUnavailable) as error:
             await abort(context, error)
 
-    return grpc.unary_stream_rpc_method_handler(answer, reader(request_type), _writer(response_type))
+    return grpc.unary_stream_rpc_method_handler(answer, reader(request_type), writer(response_type))
 
 
 async def _send_leading(context: Context, call: Call) -> None:
@@ -98,7 +78,7 @@ async def _send_leading(context: Context, call: Call) -> None:
         call.leading = ()
 
 
-def _writer(message: Any) -> Callable[[Fields], bytes]:
+def writer(message: Any) -> Callable[[Fields], bytes]:
     return lambda fields: bytes(message(**fields).SerializeToString())
 
 

@@ -3,7 +3,8 @@
 import asyncio
 import json
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from nexum.proto import nexum_pb2 as pb
@@ -11,6 +12,8 @@ from nexum.proto import nexum_pb2 as pb
 from nexum_runtime import wire
 from nexum_runtime.server.methods.orders import task_fields
 from nexum_runtime.server.model.shapes import Claimed
+from nexum_runtime.server.rpc.traffic import UNREAD_MIB_LIMIT, Traffic, write
+from nexum_runtime.text import MIB
 from nexum_runtime.wire import batches
 
 ACKNOWLEDGE_SECONDS = 0.05  # for so long acknowledgements are collected: a worker has no use for one at once
@@ -22,10 +25,12 @@ class Outbox:
     def __init__(self, in_batches: bool) -> None:
         self._in_batches = in_batches
         self._queue: deque[Claimed | Any] = deque()  # tasks, and PollResponses that acknowledge
+        self.unread_chars = 0  # of the tasks that wait to be sent
         self._recorded: list[str] = []  # task ids that are acknowledged together, a moment later
         self._filled = asyncio.Event()
 
     def put_task(self, claimed: Claimed) -> None:
+        self.unread_chars += len(claimed.input_json)
         self._put(claimed)
 
     def put_stop(self, task_id: str) -> None:
@@ -60,11 +65,12 @@ class Outbox:
                 await self._filled.wait()
                 self._filled.clear()
                 while self._queue:
-                    await context.write(self._next(self._queue))
+                    await write(context, self._next(self._queue))
+                    self.unread_chars = sum(len(each.input_json) for each in self._queue)
             self._acknowledge_together()
             answers = deque(each for each in self._queue if not isinstance(each, Claimed))
             while answers:
-                await context.write(self._next(answers))
+                await write(context, self._next(answers))
         finally:
             ends[1].cancel()
 
@@ -83,33 +89,53 @@ class Outbox:
             self._recorded.clear()
 
 
+@dataclass(eq=False)
+class Answer:
+    """To one call, by its number."""
+
+    number: str
+    messages: list[Any] = field(default_factory=list)
+
+
 class Answers:
     """What goes out on the stream of one client: answers to its calls. What comes while one is written goes together in
     the next."""
 
-    def __init__(self, context: Any) -> None:
+    def __init__(self, context: Any, traffic: Traffic) -> None:
         self._context = context
-        self._queue: deque[list[Any]] = deque()
+        self._traffic = traffic
+        self._queue: deque[Answer] = deque()
+        self._bytes = 0  # of what is in there
         self._writing = asyncio.Lock()
         self._woken = asyncio.Event()
+        self._written = asyncio.Event()
 
-    async def answer(self, number: str, metadata: dict[str, str], response: Any) -> None:
+    async def answer(self, answer: Answer, metadata: dict[str, str], response: Any) -> None:
         """Return when it is on its way, or another one takes it along. Must not be cancelled."""
-        self._add(number, metadata, response)
+        self._add(answer, pb.PollResponse(task_id=answer.number, input_json=json.dumps(metadata)), response)
         if not self._writing.locked():
             await self._write()
 
-    def put(self, number: str, metadata: dict[str, str], response: Any) -> None:
+    def put(self, answer: Answer, metadata: dict[str, str], response: Any) -> None:
         """To be sent in a moment."""
-        self._add(number, metadata, response)
+        self._add(answer, pb.PollResponse(task_id=answer.number, input_json=json.dumps(metadata)), response)
         self._woken.set()
 
     def refuse(self, number: str, code: str, details: str) -> None:
-        self._queue.append([pb.PollResponse(task_id=number, node_type=code, input_json=details), pb.StatusResponse()])
+        header = pb.PollResponse(task_id=number, node_type=code, input_json=details)
+        self._add(Answer(number), header, pb.StatusResponse())
         self._woken.set()
 
-    def _add(self, number: str, metadata: dict[str, str], response: Any) -> None:
-        self._queue.append([pb.PollResponse(task_id=number, input_json=json.dumps(metadata)), response])
+    async def has_room(self) -> None:
+        """Return when the client has read so much of its answers that it may ask for more."""
+        while self._bytes > UNREAD_MIB_LIMIT * MIB:
+            self._written.clear()
+            await self._written.wait()
+
+    def _add(self, answer: Answer, *messages: Any) -> None:
+        answer.messages += messages
+        self._bytes += sum(message.ByteSize() for message in messages)
+        self._queue.append(answer)
 
     def wake(self) -> None:
         self._woken.set()
@@ -122,15 +148,30 @@ class Answers:
             await self._write()
         await self._write()
 
+    def drop(self) -> None:
+        """Nothing more leaves."""
+        self._sent(self._queue)
+        self._queue.clear()
+
     async def _write(self) -> None:
         async with self._writing:
             while self._queue:
-                data = batches.pack(batches.take(self._queue))
+                waiting = list(self._queue)
+                messages = batches.take(self._queue, lambda answer: list(answer.messages))
+                taken = waiting[: len(waiting) - len(self._queue)]
                 try:
-                    await self._context.write(data)
+                    await write(self._context, batches.pack(messages))
                 except Exception:
                     if not self._context.done():  # else the client has gone
                         raise
+                finally:
+                    self._sent(taken)
+
+    def _sent(self, answers: Iterable[Answer]) -> None:
+        for answer in answers:
+            self._bytes -= sum(message.ByteSize() for message in answer.messages)
+            self._traffic.sent(answer)
+        self._written.set()
 
 
 def _message(what: Any) -> Any:

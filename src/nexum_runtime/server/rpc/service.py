@@ -10,20 +10,22 @@ from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.methods.methods import Call, Methods
 from nexum_runtime.server.methods.orders import Fields
 from nexum_runtime.server.rpc.client_calls import ClientCalls
-from nexum_runtime.server.rpc.messages import streaming, unary
+from nexum_runtime.server.rpc.messages import streaming
 from nexum_runtime.server.rpc.peers import Registrations, Waiting
+from nexum_runtime.server.rpc.traffic import Traffic
 from nexum_runtime.server.rpc.worker_calls import WorkerCalls
-from nexum_runtime.wire.methods import EXTENSIONS, STOCK, STREAMS
+from nexum_runtime.wire.methods import EXTENSIONS, STOCK, STREAMS, Types
 
 
 class Services:
     """`nexum.NexumService`, as nexum-py 0.2.0 has it, and `nexum.NexumExtensions`, made of the same messages."""
 
-    def __init__(self, methods: Methods, engine: Engine, waiting: Waiting) -> None:
+    def __init__(self, methods: Methods, engine: Engine, waiting: Waiting, traffic: Traffic) -> None:
         self._methods = methods
         self._waiting = waiting
+        self._traffic = traffic
         self._registrations = Registrations(engine)
-        self._client_calls = ClientCalls(engine, waiting)
+        self._client_calls = ClientCalls(engine, waiting, traffic)
         self._worker_calls = WorkerCalls(engine, waiting, self._registrations)
 
     async def RegisterWorkflow(self, request: Any, call: Call) -> Fields:
@@ -56,8 +58,11 @@ class Services:
         def method(name: str) -> Any:
             return own.get(name) or getattr(self._methods, name)
 
-        stock = {name: unary(method(name), types, self._place_of(name)) for name, types in STOCK.items()}
-        extensions = {name: unary(method(name), types, self._place_of(name)) for name, types in EXTENSIONS.items()}
+        def unary(name: str, types: Types) -> Any:
+            return self._traffic.unary(name, method(name), types, self._place_of(name))
+
+        stock = {name: unary(name, types) for name, types in STOCK.items()}
+        extensions = {name: unary(name, types) for name, types in EXTENSIONS.items()}
         extensions |= {name: streaming(method(name), types, self._place_of(name)) for name, types in STREAMS.items()}
         # In bytes: see `batches` and `calls`.
         extensions["StreamTasks"] = grpc.stream_stream_rpc_method_handler(self._worker_calls.StreamTasks)

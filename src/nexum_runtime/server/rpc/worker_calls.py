@@ -54,6 +54,7 @@ class WorkerCalls:
                     slots,
                     outbox.put_task,
                     outbox.put_stop if metadata.get(wire.HEARS_STOPS) == "true" else None,
+                    lambda: outbox.unread_chars,
                 )
                 completions = _completions(requests, in_batches)
                 receiving = asyncio.create_task(self._receive(completions, stream, outbox))

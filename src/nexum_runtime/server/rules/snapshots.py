@@ -19,13 +19,20 @@ class Snapshot(NamedTuple):
     attempts: int  # the most that any of its tasks has had
     waits_for: str  # "worker" when none of its tasks runs and one could, "approval" when a person is asked, or ""
     state: State | None = None  # what people are told of it, where they ask
+    unread_chars: int = 0  # about how large its outputs are, when they were not read
+
+    @property
+    def size_chars(self) -> int:
+        """About, of all outputs."""
+        return self.unread_chars or sum(map(len, self.outputs.values()))
 
     @property
     def outputs_json(self) -> str:
         return outputs_json(self.outputs)
 
 
-def read(reader: Reader, execution_id: str, now_ms: int) -> Snapshot:
+def read(reader: Reader, execution_id: str, now_ms: int, unread_chars: int = 0) -> Snapshot:
+    """With `unread_chars`, without the outputs of one that is COMPLETED, which are about so large."""
     execution = reader.execution(execution_id)
     if execution is None:
         raise NotFound(f"No execution {execution_id!r} is known.")
@@ -35,6 +42,8 @@ def read(reader: Reader, execution_id: str, now_ms: int) -> Snapshot:
     running = any(task.status == TaskStatus.RUNNING for task in tasks)
     asked = any(task.status == TaskStatus.WAITING and task.node_type == graph.APPROVAL for task in tasks)
     waits_for = "worker" if ready and not running else "approval" if asked else ""
+    if unread_chars and execution.status == ExecutionStatus.COMPLETED:
+        return Snapshot(execution, {}, attempts, waits_for, unread_chars=unread_chars)
     return Snapshot(execution, reader.outputs(execution_id), attempts, waits_for)
 
 

@@ -37,6 +37,7 @@ QUICK_COMMIT_MS = 2.0
 LONG_MS = 5.0  # of all statements before a commit
 ALONE = 2  # writes of one group, up to which nobody else is thought to be busy
 PATIENCE_MS = 4.0  # how long a commit that nobody waits for may wait for one that somebody does
+GROUP_SECONDS = 0.02  # of statements in one commit: after one that took longer, fewer share the next
 GROUP_LIMIT = 100  # writes that share one commit
 
 
@@ -90,6 +91,7 @@ class SqliteStore(Store):
         self._writing: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()  # a write that waits, or who reads
         self._closing = False
+        self._group_limit = GROUP_LIMIT  # of the next one
         self._has_begun = False  # something may have, by a write that is not committed yet
         self._disk_is_quick = False  # as of the last commit
         self._turn = asyncio.Lock()  # of the connection that writes
@@ -190,6 +192,7 @@ class SqliteStore(Store):
         while self._waiting:
             async with self._turn:
                 await self._write_group()
+            await asyncio.sleep(0)  # whoever only asks has a turn between two groups
 
     async def _write_group(self) -> None:
         """Run the writes that wait, each whole or not at all, and commit them together."""
@@ -201,12 +204,14 @@ class SqliteStore(Store):
             _roll_back(self._write_connection)  # what an earlier failure may have left open
             await self._begin()
             transaction = SqliteTransaction(self._write_connection, self._task_numbers)
-            began = time.monotonic()
+            took = 0.0
             while begun < len(group):
                 writes = [write for write in group[begun:] if not write.outcome.cancelled()]
                 begun = len(group)
                 self._arrived.clear()
+                began = time.monotonic()
                 self._run_each(writes, transaction, results)
+                took += time.monotonic() - began
                 if any(write.has_begun for write in writes):
                     self._has_begun = True
                     await asyncio.sleep(0)  # what they have begun is on its way to a worker while the rest is done
@@ -219,7 +224,8 @@ class SqliteStore(Store):
                 return
             if any(write.is_patient and write.has_begun for write, _ in results):
                 crash_point("begun-uncommitted")
-            is_long = time.monotonic() - began > LONG_MS / 1000  # and so is its commit
+            is_long = took > LONG_MS / 1000  # and so is its commit
+            self._group_limit = GROUP_LIMIT if took < GROUP_SECONDS else max(1, int(len(group) * GROUP_SECONDS / took))
             commit_seconds = await self._commit(in_thread=is_long or len(group) > ALONE)
             self._check_in_place()  # what went into a file that is gone is not acknowledged
         except BaseException as error:
@@ -241,7 +247,7 @@ class SqliteStore(Store):
             loop.call_soon(self.watch, [event for events in committed for event in events])
 
     def _next_of_group(self, size: int) -> "list[_Write]":
-        return [self._waiting.popleft() for _ in range(min(len(self._waiting), GROUP_LIMIT - size))]
+        return [self._waiting.popleft() for _ in range(min(len(self._waiting), self._group_limit - size))]
 
     async def _next_write(self, until: float) -> None:
         """Wait for another write, or somebody who reads, but not for long."""

@@ -1,0 +1,218 @@
+"""What is on its way between the server and its clients has a bound, whoever does not read, or does not send."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from nexum.proto import nexum_pb2 as pb
+from processes import eventually
+from test_wire import ECHO, Wire, start_request, status_request, wired
+
+from nexum_runtime import Client
+from nexum_runtime.server.app import Server, ServerConfig
+from nexum_runtime.server.rpc import listening, messages, outbox, traffic
+from nexum_runtime.server.rpc.traffic import Traffic
+from nexum_runtime.text import MIB
+from nexum_runtime.wire import batches
+
+__all__ = ["wired"]  # a fixture
+
+LARGE = json.dumps({"text": "x" * 300_000})
+ANSWERS = 20
+
+
+@pytest.fixture
+async def channel(server: Server) -> AsyncIterator[grpc.aio.Channel]:
+    options = [
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.http2.bdp_probe", 0),  # else gRPC takes in ever more of what nobody has asked for
+        ("grpc.http2.lookahead_bytes", 65_536),
+    ]
+    async with grpc.aio.insecure_channel(f"localhost:{server.port}", options=options) as channel:
+        yield channel
+
+
+@pytest.fixture
+async def traffic_of(server: Server, wired: Wire, monkeypatch: pytest.MonkeyPatch) -> "Traffic":
+    """Of the server, which has an execution "large" that is done, and lets 1 MiB of answers be unread."""
+    for module in (traffic, outbox):
+        monkeypatch.setattr(module, "UNREAD_MIB_LIMIT", 1)
+    await wired.start("large")
+    task_id = (await wired.claim()).task_id
+    await wired.answer("CompleteTask", pb.CompleteRequest(task_id=task_id, output_json=LARGE))
+    return server.traffic
+
+
+def unread_calls(channel: grpc.aio.Channel) -> list[Any]:
+    """Calls that are answered by one message, which nobody reads until `read()`."""
+    path = "/nexum.NexumService/GetStatus"
+    ask = channel.unary_stream(path, pb.StatusRequest.SerializeToString, pb.StatusResponse.FromString)
+    return [ask(status_request("large")) for _ in range(ANSWERS)]
+
+
+def one_stream(channel: grpc.aio.Channel) -> Any:
+    return channel.stream_stream("/nexum.NexumExtensions/StreamCalls")()
+
+
+def execute_large(number: int) -> list[Any]:
+    header = json.dumps({"nexum-execution-id": "large"})
+    return [pb.CompleteRequest(task_id=f"{number}", output_json=header), start_request()]
+
+
+async def test_answers_that_nobody_reads_are_made_when_there_is_room_for_them(
+    channel: grpc.aio.Channel, traffic_of: Traffic, wired: Wire
+) -> None:
+    calls = unread_calls(channel)
+    await eventually(lambda: 2 * len(LARGE) < traffic_of.unread_in_all)
+    for number in range(10):
+        await wired.start(f"small-{number}")
+        assert traffic_of.unread_in_all <= MIB
+    for answer in await asyncio.gather(*(call.read() for call in calls)):
+        assert json.loads(answer.completed_nodes_json) == {"run": json.loads(LARGE)}
+    await eventually(lambda: not traffic_of.unread_in_all)
+
+
+async def test_answers_of_a_stream_that_nobody_reads_are_made_when_there_is_room_for_them(
+    channel: grpc.aio.Channel, traffic_of: Traffic, wired: Wire
+) -> None:
+    stream = one_stream(channel)
+    for number in range(ANSWERS):
+        await stream.write(batches.pack(execute_large(number)))
+    await eventually(lambda: 2 * len(LARGE) < traffic_of.unread_in_all)
+    for number in range(10):
+        await wired.start(f"small-{number}")
+        assert traffic_of.unread_in_all <= MIB
+    answered: set[str] = set()
+    while len(answered) < ANSWERS:
+        messages = batches.unpack([pb.PollResponse, pb.StatusResponse], await stream.read())
+        for header, response in zip(messages[::2], messages[1::2], strict=True):
+            assert json.loads(response.completed_nodes_json) == {"run": json.loads(LARGE)}
+            answered.add(header.task_id)
+    await eventually(lambda: not traffic_of.unread_in_all)
+
+
+@pytest.mark.parametrize("kind", ["calls", "stream"])
+async def test_a_client_that_goes_leaves_nothing_unread(
+    channel: grpc.aio.Channel, traffic_of: Traffic, kind: str
+) -> None:
+    calls = unread_calls(channel) if kind == "calls" else [one_stream(channel)]
+    if kind == "stream":
+        for number in range(ANSWERS):
+            await calls[0].write(batches.pack(execute_large(number)))
+    await eventually(lambda: traffic_of.unread_in_all)
+    for call in calls:
+        call.cancel()
+    await eventually(lambda: not traffic_of.unread_in_all)
+
+
+async def test_an_answer_that_finds_no_room_for_long_is_refused_with_both_sizes(
+    channel: grpc.aio.Channel, traffic_of: Traffic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traffic, "UNREAD_SECONDS", 0.1)
+    refused, abort = [], messages.abort
+
+    async def noted(context: Any, error: Exception) -> None:
+        refused.append(str(error))
+        await abort(context, error)
+
+    monkeypatch.setattr(traffic, "abort", noted)
+    calls = unread_calls(channel)
+    await eventually(lambda: len(refused) >= ANSWERS // 2)
+    assert {each.partition(" of ")[0] for each in refused} == {"This client has not read answers"}
+    assert {each.partition("; ")[2] for each in refused} == {
+        "the limits are 1 and 256 MiB. Read them, and ask again.",
+    }
+    found = [await _answer_or_none(call) for call in calls]
+    assert found.count(None) == len(refused)
+
+
+async def _answer_or_none(call: Any) -> Any:
+    try:
+        return await call.read()
+    except grpc.aio.AioRpcError:
+        return None
+
+
+async def test_an_answer_that_is_not_read_in_time_ends_its_call(
+    channel: grpc.aio.Channel, traffic_of: Traffic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traffic, "WRITE_SECONDS", 0.1)
+    calls = unread_calls(channel)
+    await eventually(lambda: traffic_of.unread_in_all)
+    await eventually(lambda: not traffic_of.unread_in_all)
+    del calls
+
+
+async def test_so_many_large_requests_of_a_client_are_read_at_a_time_and_all_are_answered(
+    server: Server, wired: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"e-{number}" for number in range(ANSWERS)]
+    for name in names:
+        await wired.start(name)
+    tasks = [await wired.claim() for _ in names]
+    most, under_way, complete = 0, 0, server.engine.complete
+
+    async def counted(*args: Any) -> str:
+        nonlocal most, under_way
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            return await complete(*args)
+        finally:
+            under_way -= 1
+
+    monkeypatch.setattr(server.engine, "complete", counted)
+    requests = [pb.CompleteRequest(task_id=task.task_id, output_json=LARGE) for task in tasks]
+    await asyncio.gather(*(wired.answer("CompleteTask", request) for request in requests))
+    assert most <= traffic.RECEIVING_LIMIT
+    assert not server.traffic._receiving
+
+
+async def test_a_request_that_does_not_arrive_is_given_up(
+    channel: grpc.aio.Channel, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traffic, "RECEIVE_SECONDS", 0.1)
+    call = channel.stream_unary("/nexum.NexumService/CompleteTask")()
+    assert (await call.code()).name == "RESOURCE_EXHAUSTED"
+    assert await call.details() == "The request did not arrive within 0.1 s."
+    await eventually(lambda: not server.traffic._receiving)
+
+
+@pytest.mark.parametrize("word", [b"", b"PRI * HTTP/2.0\r\n"])
+async def test_a_connection_that_does_not_finish_its_greeting_is_closed(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, word: bytes
+) -> None:
+    monkeypatch.setattr(listening, "GREETING_SECONDS", 0.2)
+    server = Server(ServerConfig(tmp_path / "greeted.db", port=0))
+    await server.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(word)
+    async with asyncio.timeout(20):
+        await reader.read()  # to its end
+    writer.close()
+    await server.stop()
+
+
+async def test_a_connection_without_a_call_is_closed_and_a_client_opens_another_one(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "IDLE_SECONDS", 0.2)
+    server = Server(ServerConfig(tmp_path / "idle.db", port=0))
+    await server.start()
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(f"localhost:{server.port}", options=options) as channel:
+        await channel.channel_ready()
+        async with asyncio.timeout(20):
+            await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
+    async with Client(f"localhost:{server.port}") as client:
+        assert await client.register(ECHO) == "NEW"
+    await server.stop()
+
+
+def test_on_a_unix_socket_whose_clients_cannot_be_told_apart_each_call_is_one_of_its_own() -> None:
+    peer = "ipv4:127.0.0.1:4711"
+    assert traffic.client_of(peer) == traffic.client_of(peer) == peer
+    assert traffic.client_of("unix:") != traffic.client_of("unix:")
