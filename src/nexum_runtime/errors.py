@@ -34,7 +34,8 @@ class LimitExceeded(NexumError):
 
 
 class Unauthenticated(NexumError):
-    """UNAUTHENTICATED: the server demands a token, and got none or another one."""
+    """UNAUTHENTICATED or PERMISSION_DENIED: the server demands a token, and got none or another one, or it is another
+    user's."""
 
 
 class ForkedWhileConnected(NexumError):

@@ -22,7 +22,8 @@ from test_demo import KEYS, ROOT
 from nexum_agents.workflows import tool_call_workflow
 from nexum_runtime import Client, InvalidRequest, ServerUnavailable, Unauthenticated, Worker, wire
 from nexum_runtime.cli.base import NO_SERVER
-from nexum_runtime.server.app import CannotBind, Server, ServerConfig, Tls, is_loopback
+from nexum_runtime.client import connection
+from nexum_runtime.server.app import CannotBind, Server, ServerConfig, Tls
 from nexum_runtime.server.methods.methods import Methods
 from nexum_runtime.server.rpc.peers import Waiting
 from nexum_runtime.server.rpc.service import Services
@@ -292,7 +293,7 @@ async def test_an_empty_token_in_the_environment_is_none(tmp_path: Path) -> None
     ],
 )
 def test_only_loopback_is_open_without_a_token(tmp_path: Path, host: str, loopback: bool) -> None:
-    assert is_loopback(host) == loopback
+    assert wire.is_loopback(host) == loopback
     config = ServerConfig(tmp_path / "n.db", host=host)
     if loopback:
         config.check()
@@ -555,3 +556,15 @@ async def test_a_server_that_dies_in_mid_call_is_not_taken_for_one_that_serves_t
         nexum.kill()
         with pytest.raises(ServerUnavailable, match=r"^No Nexum server answers at"):
             await waiting
+
+
+@pytest.mark.parametrize(("address", "said"), [("127.0.0.1:1", 0), ("[::1]:1", 0), ("nexum.example:1", 1)])
+async def test_a_token_that_goes_to_another_machine_without_tls_is_said_once(
+    address: str, said: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    connection._warn_of_open_token.cache_clear()
+    for _ in range(2):
+        await Client(address, token="a" * 20).close()
+    assert [each.message.partition(", for")[0] for each in caplog.records] == [
+        f"The token goes to {address} without TLS"
+    ] * said

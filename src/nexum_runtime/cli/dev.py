@@ -62,6 +62,10 @@ def dev(
             "--insecure", help="Listen without a token: who reaches --host can read all results and run tools."
         ),
     ] = False,
+    any_local_user: Annotated[
+        bool,
+        typer.Option("--any-local-user", help="Let in every user of this machine, and not this one and root alone."),
+    ] = False,
 ) -> None:
     """Run a server. NEXUM_DATABASE_URL (sqlite:///path) names the database when --db does not.
 
@@ -73,7 +77,7 @@ def dev(
     from nexum_runtime.engines.nearest import LOOK_SECONDS, ask_to_hand_over, database_from_environment
     from nexum_runtime.errors import InvalidRequest
     from nexum_runtime.logs import Log, log_to_stderr
-    from nexum_runtime.server.app import CannotBind, Server, ServerConfig, Tls, is_loopback
+    from nexum_runtime.server.app import CannotBind, Server, ServerConfig, Tls
     from nexum_runtime.server.model.contract import StoreInUse, StoreUnavailable
     from nexum_runtime.signals import stop_requested
 
@@ -93,6 +97,7 @@ def dev(
             token=_token(token_file),
             tls=Tls.read(tls_cert, tls_key) if tls_cert and tls_key else None,
             insecure=insecure,
+            any_local_user=any_local_user,
             metrics_port=metrics_port,
         )
     except InvalidRequest as error:
@@ -129,13 +134,15 @@ def dev(
         shown_host = "localhost" if host == "127.0.0.1" else f"[{host}]" if ":" in host else host
         guards = "".join(f" · {what}" for what, on in (("TLS", config.tls), ("token demanded", config.token)) if on)
         ready = f"Nexum is ready at {shown_host}:{server.port} · database {server.store.path}{guards}"
+        if not (config.token or server.is_for_own_user) and wire.is_loopback(host):
+            ready += " · every user of this machine is let in"
         if server.metrics_port is not None:
             scheme = "https" if config.tls else "http"
             ready += f" · metrics at {scheme}://{shown_host}:{server.metrics_port}/metrics"
         say(ready)
-        if not is_loopback(host) and not config.token:
+        if not wire.is_loopback(host) and not config.token:
             log.warning("Anyone who reaches %s can read every result and run your tools.", host)
-        if not is_loopback(host) and not config.tls:
+        if not wire.is_loopback(host) and not config.tls:
             what = "The token and all else that travels" if config.token else "What travels"
             log.warning("%s to and from %s is not encrypted: use --tls-cert and --tls-key.", what, host)
         await stop_requested()

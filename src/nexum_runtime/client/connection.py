@@ -6,6 +6,7 @@ import os
 import re
 import ssl
 from collections.abc import AsyncIterator, Callable
+from functools import cache
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -24,12 +25,15 @@ from nexum_runtime.errors import (
     SessionStopped,
     Unauthenticated,
 )
+from nexum_runtime.logs import Log
 from nexum_runtime.wire import keepalive
 
 SETTLE_SECONDS = 0.005  # after a channel was closed, until gRPC has told its event loop how the calls have ended
 CALLS_END_SECONDS = 1.0  # what the calls of an event loop that ends get to hear of it, on a busy machine
 RECONNECT_SECONDS_MIN, RECONNECT_SECONDS_MAX = 0.1, 1.0  # between two attempts
 CONNECT_SECONDS = 20.0  # for one attempt: a server that is far, busy or paused takes its time
+
+log = Log("nexum.client")
 
 # Another try may succeed: the server is restarting, went away in mid-call, or its disk is full.
 PASSING = {
@@ -44,6 +48,7 @@ ERRORS: dict[grpc.StatusCode, type[NexumError]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: LimitExceeded,
     grpc.StatusCode.FAILED_PRECONDITION: SessionStopped,
     grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: Unauthenticated,
 }
 
 
@@ -52,13 +57,16 @@ class Connection:
 
     def __init__(self, address: str, token: str | None, tls_ca: Path | None, *, is_near: bool = False) -> None:
         forking.begin()
+        host = "localhost"
         if not address.startswith("unix:"):
-            wire.split_address(address)  # gRPC would take anything, and never connect
+            host, _ = wire.split_address(address)  # gRPC would take anything, and never connect
         self.address = address
         token = token or (None if is_near else os.environ.get("NEXUM_TOKEN"))
         self._token = wire.check_token(token, "NEXUM_TOKEN") if token else None
         self._tls_ca = tls_ca or (None if is_near else _path_from_environment("NEXUM_TLS_CA"))
         self.channel = _channel(address, self._tls_ca)
+        if self._token and not self._tls_ca and not wire.is_loopback(host):
+            _warn_of_open_token(address)
 
     async def close(self) -> None:
         """Cut off the calls under way. Returns when gRPC has no more to tell this event loop, which may end then."""
@@ -161,6 +169,16 @@ class Connection:
             f"No Nexum server answers at {self.address}. Start one with `nexum dev`, "
             "or set NEXUM_ADDRESS to where one runs."
         )
+
+
+@cache
+def _warn_of_open_token(address: str) -> None:
+    """Once for each address."""
+    log.warning(
+        "The token goes to %s without TLS, for everyone on the way to read: serve it with --tls-cert and --tls-key, "
+        "and set NEXUM_TLS_CA.",
+        address,
+    )
 
 
 async def calls_ended() -> None:

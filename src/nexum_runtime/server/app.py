@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import ipaddress
 import socket
 import ssl
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from nexum_runtime.errors import InvalidRequest
 from nexum_runtime.server.door import Door
 from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.methods.methods import Methods
+from nexum_runtime.server.rpc import neighbours
 from nexum_runtime.server.rpc.listening import grpc_server
 from nexum_runtime.server.rpc.peers import Waiting
 from nexum_runtime.server.rpc.traffic import Traffic
@@ -60,11 +60,12 @@ class ServerConfig:
     token: str | None = field(default=None, repr=False)  # demanded on every call
     tls: Tls | None = None
     insecure: bool = False  # let anyone in, from anywhere
+    any_local_user: bool = False  # let in every user of this machine, and not its own and root alone
     metrics_port: int | None = None  # 0: any free one; None: no metrics are served
 
     def check(self) -> None:
         """Raise CannotBind when whoever reaches the address could do what they like."""
-        if not (self.token or self.insecure or is_loopback(self.host)):
+        if not (self.token or self.insecure or wire.is_loopback(self.host)):
             raise CannotBind(
                 f"Whoever reaches {self.host} could read every result and run your tools. Demand a token "
                 "(--token-file or NEXUM_TOKEN), best with --tls-cert and --tls-key, or let anyone in with --insecure."
@@ -84,6 +85,11 @@ class Server:
         self.port = config.port
         self.metrics_port = config.metrics_port
         self._scraped: list[asyncio.Server] = []
+        # Without a token, on loopback, where the system tells whose a connection is.
+        self.is_for_own_user = (
+            not (config.token or config.any_local_user or config.insecure or not wire.is_loopback(config.host))
+            and neighbours.can_tell()
+        )
         self.store = SqliteStore(config.database)
         self.engine = Engine(self.store, max_message_bytes=config.max_message_mib * MIB)
         self.methods = Methods(self.engine)
@@ -94,7 +100,8 @@ class Server:
     async def start(self) -> None:
         """Serve. Raises CannotBind."""
         tracing.tracer("server")
-        self._grpc = grpc_server(self.methods, self.engine, self.waiting, self.traffic, self._config.token)
+        own_user = neighbours.OwnUser(self._listens_at) if self.is_for_own_user else None
+        self._grpc = grpc_server(self.methods, self.engine, self.waiting, self.traffic, self._config.token, own_user)
         try:
             for host in self._hosts():
                 self.port = self._bind(host)
@@ -130,7 +137,12 @@ class Server:
         if reason is None:
             try:
                 scraped = await serve_metrics(
-                    host, port, self.engine.measure, self._config.token, tls.context if tls else None
+                    host,
+                    port,
+                    self.engine.measure,
+                    self._config.token,
+                    tls.context if tls else None,
+                    *([neighbours.why_not_them] if self.is_for_own_user else []),
                 )
             except OSError as error:
                 reason = str(error.strerror or error).lower()
@@ -148,6 +160,10 @@ class Server:
         if self._config.host in ("127.0.0.1", "localhost"):
             return ["127.0.0.1", "::1"] if _has_ipv6_loopback() else ["127.0.0.1"]
         return [self._config.host]
+
+    def _listens_at(self, version: int) -> neighbours.End:
+        own = next((host for host in self._hosts() if (":" in host) == (version == 6)), self._hosts()[0])
+        return own, self.port
 
     def _add_port(self, address: str) -> int:
         tls = self._config.tls
@@ -173,14 +189,6 @@ class Server:
 
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches it. A name other than localhost may lead anywhere."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _has_ipv6_loopback() -> bool:

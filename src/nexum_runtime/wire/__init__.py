@@ -5,6 +5,7 @@ gRPC metadata, which a stock nexum-py peer never sends, so every key is optional
 """
 
 import hmac
+import ipaddress
 import json
 import math
 import re
@@ -114,6 +115,14 @@ def split_address(address: str) -> tuple[str, int]:
     if not is_host or not (port.isascii() and port.isdecimal() and 0 < int(port) < 65536):
         raise InvalidRequest(f"The Nexum address is {address!r}; it must be host:port, such as {DEFAULT_ADDRESS}.")
     return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it. A name other than localhost may lead anywhere."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def check_token(token: str, origin: str) -> str:

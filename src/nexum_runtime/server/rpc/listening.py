@@ -7,6 +7,7 @@ import grpc
 
 from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.methods.methods import Methods
+from nexum_runtime.server.rpc.neighbours import OwnUser
 from nexum_runtime.server.rpc.peers import TokenCheck, Waiting
 from nexum_runtime.server.rpc.service import Services
 from nexum_runtime.server.rpc.traffic import Traffic
@@ -21,11 +22,18 @@ GREETING_SECONDS = 20.0  # for a connection to become one of gRPC
 IDLE_SECONDS = 600.0  # without a call, until a connection is closed; a client opens another one when it needs it
 
 
-def grpc_server(methods: Methods, engine: Engine, waiting: Waiting, traffic: Traffic, token: str | None) -> Any:
-    """A `grpc.aio.Server`. With a `token`, every call must bear it."""
+def grpc_server(
+    methods: Methods,
+    engine: Engine,
+    waiting: Waiting,
+    traffic: Traffic,
+    token: str | None,
+    own_user: OwnUser | None = None,
+) -> Any:
+    """A `grpc.aio.Server`. With a `token`, every call must bear it; with `own_user`, it must be let in by that."""
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_not_of_a_client_that_left)
     server = grpc.aio.server(
-        interceptors=[TokenCheck(token)] if token else [],
+        interceptors=[*([TokenCheck(token)] if token else []), *([own_user] if own_user else [])],
         options=[
             *keepalive.server(),
             ("grpc.so_reuseport", 0),  # a second server on this port is an error, not a rival

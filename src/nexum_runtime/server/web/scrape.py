@@ -14,9 +14,17 @@ CONNECTIONS_LIMIT = 20  # at once; more are hung up on
 
 
 async def serve_metrics(
-    host: str, port: int, metrics: Callable[[], Awaitable[str]], token: str | None, tls: ssl.SSLContext | None
+    host: str,
+    port: int,
+    metrics: Callable[[], Awaitable[str]],
+    token: str | None,
+    tls: ssl.SSLContext | None,
+    why_not: Callable[[tuple[str, int], tuple[str, int]], str] = lambda theirs, ours: "",
 ) -> asyncio.Server:
-    """Answer each request with what `metrics()` tells, to who has the token if there is one. Raises OSError."""
+    """Answer each request with what `metrics()` tells, to who has the token if there is one. Raises OSError.
+
+    `why_not(theirs, ours)` says why who is at the other end of a connection is not let in, or "".
+    """
     under_way = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -27,7 +35,9 @@ async def serve_metrics(
             with suppress(OSError, EOFError, TimeoutError, asyncio.LimitOverrunError, asyncio.CancelledError):
                 async with asyncio.timeout(REQUEST_SECONDS):
                     if under_way <= CONNECTIONS_LIMIT:
-                        writer.write(await _answer(await reader.readuntil(b"\r\n\r\n"), metrics, token))
+                        theirs, ours = (writer.get_extra_info(end)[:2] for end in ("peername", "sockname"))
+                        request, refusal = await reader.readuntil(b"\r\n\r\n"), why_not(theirs, ours)
+                        writer.write(await _answer(request, metrics, token, refusal))
                         await writer.drain()
         finally:
             under_way -= 1
@@ -36,7 +46,7 @@ async def serve_metrics(
     return await asyncio.start_server(serve, host, port, ssl=tls, limit=REQUEST_BYTES_LIMIT)
 
 
-async def _answer(request: bytes, metrics: Callable[[], Awaitable[str]], token: str | None) -> bytes:
+async def _answer(request: bytes, metrics: Callable[[], Awaitable[str]], token: str | None, refusal: str) -> bytes:
     line, *lines = request.decode("latin-1").split("\r\n")
     method, _, target = line.partition(" ")
     headers = {name.strip().lower(): value.strip() for name, _, value in (each.partition(":") for each in lines)}
@@ -44,6 +54,8 @@ async def _answer(request: bytes, metrics: Callable[[], Awaitable[str]], token: 
     is_read = method in ("GET", "HEAD")
     if is_read and path == "/healthz":  # without a token: whoever looks after processes has none, and learns nothing
         return _response("200 OK", "ok\n", with_body=method == "GET")
+    if refusal:
+        return _response("403 Forbidden", f"{refusal}\n")
     if token is not None and not wire.bears(headers.get(wire.AUTHORIZATION, ""), token):
         return _response("401 Unauthorized", "This Nexum server demands its token: Authorization: Bearer …\n")
     if not is_read or path != "/metrics":
