@@ -1,4 +1,5 @@
-# make demo, test, test-embedded, check, benchmark, chaos, fuzz, dist, sdk-suite: each sets up .venv first when it is missing or old.
+# make demo, test, test-embedded, check, benchmark, chaos, far, fuzz, dist, sdk-suite: each sets up .venv first when it
+# is missing or old.
 
 NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
@@ -6,7 +7,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 BIN = .venv/bin
 INSTALL = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
 
-.PHONY: demo test test-embedded check benchmark chaos fuzz dist sdk-suite constraints
+.PHONY: demo test test-embedded check benchmark chaos far fuzz dist sdk-suite constraints
 
 demo: .venv/for-use
 	$(BIN)/python demo.py --offline --worker
@@ -38,6 +39,11 @@ ROUNDS = 20
 # make chaos ROUNDS=200 EMBEDDED=yes
 chaos: .venv/for-development
 	@$(BIN)/python tests/chaos/chaos.py --rounds $(ROUNDS) $(if $(EMBEDDED),--embedded)
+
+CALLS = 100
+
+far: .venv/for-development
+	@$(BIN)/python tests/chaos/far.py --calls $(CALLS)
 
 # openai-agents' own tests, plain and inside durable sessions. Some of its files: make sdk-suite ONLY="tests/test_run.py"
 sdk-suite: .venv/for-development
