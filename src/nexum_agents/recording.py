@@ -18,6 +18,7 @@ A dict with a key "$" of its own is written {"$": {…}}.
 """
 
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -68,9 +69,12 @@ def to_recorded(value: Any) -> Any:
 def from_recorded(recorded: Any) -> Any:
     """What `to_recorded` was given. A field that its class has got since has its default.
 
-    Raises Unrecordable when this installation cannot make it: a class is gone, say.
+    Raises Unrecordable when this installation cannot make it: a class is gone, say, or it is no record of ours.
     """
-    return _decode(recorded)
+    try:
+        return _decode(recorded)
+    except (TypeError, ValueError, AttributeError, KeyError, RecursionError) as error:
+        raise Unrecordable(f"the record is none that was made here: {error}") from error
 
 
 def _encode(value: Any) -> Any:
@@ -222,7 +226,7 @@ def _class_named(name: str) -> Any:
     if not _is_open(module):
         raise Unrecordable(f"{name} cannot be made from a record, only data classes of {', '.join(PACKAGES)}")
     try:
-        found: Any = import_module(module)
+        found: Any = _imported(module)
         for step in qualname.split("."):
             found = getattr(found, step)
             if not isinstance(found, type):
@@ -230,6 +234,21 @@ def _class_named(name: str) -> Any:
     except (ImportError, AttributeError) as error:
         raise Unrecordable(f"{name} cannot be made here, though a record has one: {error}") from None
     return found
+
+
+def _imported(module: str) -> Any:
+    """litellm asks a web server for prices when it is imported, unless it is told to use those that it brings."""
+    if module in sys.modules or not module.startswith("litellm"):
+        return import_module(module)
+    before = os.environ.get("LITELLM_LOCAL_MODEL_COST_MAP")
+    os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+    try:
+        return import_module(module)
+    finally:
+        if before is None:
+            del os.environ["LITELLM_LOCAL_MODEL_COST_MAP"]
+        else:
+            os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = before
 
 
 def _is_open(module: str) -> bool:

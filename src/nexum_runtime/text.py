@@ -20,7 +20,9 @@ _SPELLED = {"✓": "+", "✗": "x", "⚡": "*", "💥": "!", "·": "-", "…": "
 _SPELLED |= dict.fromkeys("▏▎▍▌▋▊▉█", "#")
 
 # What a terminal may act on, or show in another order than it is written in; and halves of characters.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060\u2066-\u2069\ufeff\ud800-\udfff]"
+)
 _USERINFO = re.compile(r'(?<=://)[^/?#\s"<>]*@')
 
 
@@ -78,6 +80,8 @@ def middle(text: str, limit: int) -> str:
 
 def printable(text: str) -> str:
     r"""`text` with control characters spelled as JSON spells them, `\u001b`, so that none can move a terminal.
+
+    So are marks that cannot be seen, or that turn the order of what is read.
 
     Newlines and tabs stay. So does the meaning of a text that is JSON already.
     """

@@ -1,11 +1,14 @@
 """What is recorded comes back as it was: of every type that a model or a tool answers with, and of any JSON."""
 
+import contextlib
 import dataclasses
 import datetime
 import decimal
 import enum
 import functools
 import json
+import os
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin
@@ -767,3 +770,40 @@ def test_the_type_that_a_function_returns_is_found_whatever_it_is() -> None:
     found: list[Any] = [plain, waits, Callable_(), Callable_().method, functools.partial(plain, "Rome")]
     assert [returns_of(function) for function in found] == [Ticket] * len(found)
     assert [returns_of(function) for function in (unresolved, lambda: 1, len, None)] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        {"$": "agents:Usage", "$attributes": 5},
+        {"$": "agents:Usage", "$missing": 5},
+        {"$": "agents:Usage", "$missing": [[]]},
+        {"$": "openai.types.responses:ResponseUsage", "$set": 5},
+        {"$": "openai.types.responses:ResponseUsage", "$set": [{}]},
+        {"$": 5},
+        {"$": "agents:"},
+        {"$": ":"},
+        json.loads("[" * 900 + "]" * 900),
+    ],
+    ids=lambda recorded: str(recorded)[:60],
+)
+def test_what_is_no_record_of_ours_is_refused_and_raises_nothing_else(recorded: Any) -> None:
+    with contextlib.suppress(Unrecordable):
+        from_recorded(recorded)
+
+
+def test_a_record_of_litellm_is_read_without_the_network() -> None:
+    script = (
+        "import sys, socket\n"
+        "def refused(*_, **__): raise SystemExit('the network was asked')\n"
+        "socket.getaddrinfo = socket.socket.connect = refused\n"
+        "from nexum_agents.recording import from_recorded\n"
+        "recorded = {'$': 'litellm.types.utils:Usage'}\n"
+        "try: from_recorded(recorded)\n"
+        "except Exception as error: print(type(error).__name__)\n"
+        "print('litellm' in sys.modules)\n"
+    )
+    clean = {name: value for name, value in os.environ.items() if name != "LITELLM_LOCAL_MODEL_COST_MAP"}
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=clean, timeout=120)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.split()[-1] == "True"

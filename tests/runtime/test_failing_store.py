@@ -750,3 +750,14 @@ async def test_a_database_that_others_may_read_is_narrowed_and_its_folder_left_a
     await store.close()
     assert modes == {0o600}
     assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+
+
+async def test_a_folder_that_every_user_may_write_to_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for mode, said in ((0o755, 0), (0o1777, 0), (0o777, 1)):
+        folder = tmp_path / f"{mode:o}"
+        folder.mkdir()
+        folder.chmod(mode)
+        caplog.clear()
+        await SqliteStore(folder / "nexum.db").close()
+        told = f"Every user may write to {folder}, and replace the database: chmod o-w {folder}"
+        assert [each.message for each in caplog.records if "may write" in each.message] == [told] * said

@@ -480,3 +480,15 @@ async def test_all_of_it_can_be_read_where_the_output_has_no_sign_but_ascii(tmp_
             told = await run(NEXUM, *words, env=env)
             assert (told.code, told.stderr, told.stdout.isascii()) == (0, "", True), words
             assert told.stdout
+
+
+async def test_a_session_of_which_only_the_latest_are_shown_is_said_to_be_one(
+    client: Client, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(3):
+        await start(client, f"s/{number}")
+    monkeypatch.setattr("nexum_runtime.cli.show.SESSION_LIMIT", 3)
+    finished = await nexum(address, "show", "s")
+    assert finished.stderr.startswith("These are the latest 3 executions of s, and there may be more.")
+    monkeypatch.setattr("nexum_runtime.cli.show.SESSION_LIMIT", 4)
+    assert (await nexum(address, "show", "s")).stderr == ""

@@ -27,7 +27,7 @@ HARMLESS = [
     "a\tb\nc",
     "página 🦊 日本語 עברית",
     r"a \u001b that is spelled out already",
-    "non\u00a0breaking \u200e",
+    "non\u00a0breaking, and a family \U0001f468\u200d\U0001f469",
 ]
 
 
@@ -46,6 +46,7 @@ def test_ordinary_text_stays_as_it_is(text: str) -> None:
         ("good\rbad", r"good\rbad"),
         ("\x00\x0b\x0c\x7f\x80\x85\x9f", r"\u0000\u000b\f\u007f\u0080\u0085\u009f"),
         ("\u202egpj\u2066x\u2069", r"\u202egpj\u2066x\u2069"),
+        ("\u061c\u200b\u200e\u200f\u2060\ufeff", r"\u061c\u200b\u200e\u200f\u2060\ufeff"),
         ("a\u2028b\u2029c", r"a\u2028b\u2029c"),
         ("half a fox \ud83e", r"half a fox \ud83e"),
         ("a line\r\nand another\r\n", "a line\nand another\n"),

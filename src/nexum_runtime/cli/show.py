@@ -1,6 +1,7 @@
 """`nexum show`: what became of an execution, or of a whole session, and when."""
 
 import json
+import sys
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -79,6 +80,12 @@ def show(
                 await _print_answer(client, name.removesuffix("/"), as_json)
                 return
             shown_now = await Look.at(client, name)
+            if len(shown_now.histories) >= SESSION_LIMIT:
+                print(
+                    f"These are the latest {SESSION_LIMIT:,} executions of {error_line(name)}, and there may be more. "
+                    "Name a longer prefix that ends in / to see the others.",
+                    file=sys.stderr,
+                )
             if output:
                 await _print_output(client, shown_now, as_json)
             elif follow:

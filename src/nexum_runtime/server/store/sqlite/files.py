@@ -172,6 +172,12 @@ def make_private(path: Path) -> None:
                 each.chmod(mode & FILE_MODE)
 
 
+def open_folder(path: Path) -> Path | None:
+    """The folder of the database, if every user may put another file in its place."""
+    mode = path.parent.stat().st_mode
+    return path.parent if mode & stat.S_IWOTH and not mode & stat.S_ISVTX else None
+
+
 def identities(path: Path) -> Iterator[tuple[Path, os.stat_result | None]]:
     """The files that hold what is committed, and which ones they are now."""
     for each in (path, wal_of(path)):

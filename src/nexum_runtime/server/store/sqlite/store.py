@@ -107,6 +107,10 @@ class SqliteStore(Store):
                     files.check(self.path)
                     database.check(self.path)
                     files.make_private(self.path)
+                    if (folder := files.open_folder(self.path)) is not None:
+                        log.warning(
+                            "Every user may write to %s, and replace the database: chmod o-w %s", folder, folder
+                        )
                     self._write_connection = database.connect(self.path)
                     on_failure.callback(self._write_connection.close)
                     database.create_schema(self._write_connection)
