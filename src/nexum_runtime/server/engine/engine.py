@@ -720,13 +720,13 @@ class Engine:
 
     async def take_over(self) -> None:
         """Begin with what another engine has left: its own process, and what that executed, has gone with it."""
-        await self.restart_clock()
 
-        def lose(tx: Transaction, notices: Notices) -> None:
+        def begin(tx: Transaction, notices: Notices) -> None:
+            tx.restart_clock(self._clock(), RETRY_DELAY_MS_MAX)
             for worker_id in tx.holders(wire.EMBEDDED_WORKER):
                 self._attempts.lose_all(tx, notices, worker_id)
 
-        await self._commits.make(lose)
+        await self._commits.make(begin, renews=True)
 
     async def restart_clock(self) -> None:
         """While this server was away it could hear no worker, so each gets its whole lease from now."""
