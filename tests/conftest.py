@@ -26,9 +26,13 @@ def is_embedded(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-async def server(tmp_path: Path, is_embedded: bool) -> AsyncIterator[Server]:
+def with_a_server(is_embedded: bool) -> None:
     if is_embedded:
         pytest.skip("it needs a server")
+
+
+@pytest.fixture
+async def server(tmp_path: Path, with_a_server: None) -> AsyncIterator[Server]:
     server = Server(ServerConfig(tmp_path / "nexum.db", port=0))
     await server.start()
     yield server

@@ -27,7 +27,7 @@ PROGRAM = Path(__file__).with_name("connection_process.py")
 FORKED = "ForkedWhileConnected: This process was forked from one that had an open connection to Nexum"
 PROCESS_SECONDS = 120.0
 
-pytestmark = pytest.mark.usefixtures("server")
+pytestmark = pytest.mark.usefixtures("with_a_server")
 
 
 async def told_by(address: str, what: str, how: str, count: int, *more: str) -> list[dict[str, Any]]:

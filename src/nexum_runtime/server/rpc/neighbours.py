@@ -109,7 +109,10 @@ class OwnUser(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             return None
 
         async def check(context: Context) -> None:
-            theirs = end_of(context.peer())
+            try:
+                theirs = end_of(context.peer())
+            except ValueError:  # the connection has ended already
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "Whoever called has gone.")
             if reason := why_not_them(theirs, self._ours(ip_address(theirs[0]).version)):
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, reason)
 
