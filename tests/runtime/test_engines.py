@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 from processes import NEXUM, TESTS, Finished, NexumDev, Process, environment, eventually, run
 
+from nexum_runtime.engines import host
+from nexum_runtime.server.engine.engine import Engine
+from nexum_runtime.server.model.contract import StoreUnavailable
 from nexum_runtime.server.store.sqlite import SqliteStore, files
 from nexum_runtime.wire import beside
 
@@ -233,6 +236,22 @@ async def test_an_address_that_is_set_is_the_only_one_that_is_tried(folder: Fold
     assert (finished.code, "No Nexum server answers at localhost:1." in finished.stderr) == (3, True)
     assert process.alive  # it waits for that server
     assert list(folder.path.iterdir()) == []
+
+
+async def test_an_engine_that_could_not_begin_leaves_the_database_to_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def full(self: Engine) -> None:
+        raise StoreUnavailable("Cannot use the database: its disk is full.")
+
+    try:
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(Engine, "take_over", full)
+            with pytest.raises(StoreUnavailable, match="its disk is full"):
+                await host.opened(tmp_path / "nexum.db")
+        assert (await host.opened(tmp_path / "nexum.db")).engine
+    finally:
+        host.close_all()
 
 
 # A server, and this folder's database

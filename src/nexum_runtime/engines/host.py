@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import Context, copy_context
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
@@ -142,12 +142,11 @@ class Host:
         self._hands_over = False
         try:
             self.store = SqliteStore(self.path, reads_only=self._reads_only)
-            self.engine = Engine(self.store)
-            self.methods = Methods(self.engine, self.hand_over)
-            if not self._reads_only:
-                await self.engine.take_over()
-                self._door = Door(self.store.path, self.methods, self.engine, self.store.tell_where)
-                await self._door.open()
+            try:
+                await self._begin()
+            except BaseException:  # or this process would keep the database from itself
+                await self.store.close()
+                raise
         except BaseException as error:
             self.ready.set_exception(error)
             raise
@@ -169,6 +168,14 @@ class Host:
             await asyncio.wait(self._tasks, timeout=END_SECONDS)
         self.engine.end()
         await self.store.close()
+
+    async def _begin(self) -> None:
+        self.engine = Engine(self.store)
+        self.methods = Methods(self.engine, self.hand_over)
+        if not self._reads_only:
+            await self.engine.take_over()
+            self._door = Door(self.store.path, self.methods, self.engine, self.store.tell_where)
+            await self._door.open()
 
 
 def running(path: Path) -> Host | None:
@@ -194,8 +201,7 @@ async def opened(path: Path) -> Host:
     with _lock:
         host = _hosts.get(path)
         if host is None:
-            if not _hosts:
-                _close_at_the_end()
+            _close_at_the_end()
             host = _hosts[path] = Host(path)
             host.ready.add_done_callback(partial(_opened, host))
     await asyncio.wrap_future(host.ready)
@@ -222,6 +228,7 @@ def close_all() -> None:
         _hosts.popitem()[1].close()
 
 
+@cache
 def _close_at_the_end() -> None:
     # Before the executors of the standard library end, which the store's last words need, if Python lets us say so.
     register = getattr(threading, "_register_atexit", atexit.register)
