@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from processes import STARTED
+from processes import PATIENCE_SECONDS, STARTED
 
+from nexum_agents import watching
 from nexum_runtime import Client
 from nexum_runtime.engines import host, near
 from nexum_runtime.server.app import Server, ServerConfig
@@ -14,6 +15,7 @@ from nexum_runtime.server.app import Server, ServerConfig
 os.environ["OPENAI_AGENTS_DISABLE_TRACING"] = "1"
 os.environ["OTEL_SDK_DISABLED"] = "true"
 os.environ["NEXUM_DATABASE_URL"] = "sqlite:////dev/null/no-test-has-said-which.db"  # never that of this folder
+watching.HELD_SECONDS = PATIENCE_SECONDS  # on a busy machine quick watchers look slow
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

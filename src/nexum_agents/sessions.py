@@ -13,7 +13,6 @@ session agree. A run that ended without a result is gone on with by the next one
 """
 
 import asyncio
-import copy
 import difflib
 import hashlib
 import inspect
@@ -25,7 +24,6 @@ from collections import Counter, defaultdict, deque
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from contextvars import ContextVar, Token
-from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, get_args
 from weakref import WeakSet
@@ -37,6 +35,7 @@ from nexum_agents.clients import nexum_client
 from nexum_agents.errors import DurableCallError, LimitReached, OutcomeUnknown, ending
 from nexum_agents.events import CallEvent, DurableEvent, OnEvent, Saved, question_text
 from nexum_agents.limits import Limits, Making
+from nexum_agents.watching import Watcher
 from nexum_agents.workflows import ASKED_ANEW, RUN_END, TURN_NODE
 from nexum_runtime import Client, NexumError, ServerUnavailable
 from nexum_runtime.logs import Log
@@ -89,8 +88,12 @@ class DurableSession:
         if tools not in get_args(Tools):
             raise ValueError(f"tools is {tools!r}; it can be {', '.join(get_args(Tools))}.")
         if on_event is not None and (not callable(on_event) or inspect.iscoroutinefunction(on_event)):
-            raise TypeError("on_event is called and not awaited: give durable_session a plain function.")
-        self.session_id, self.effects, self.turns, self.on_event = session_id, dict(effects), turns, on_event
+            raise TypeError(
+                "on_event is called in a thread of its own and not awaited: give durable_session a plain function. "
+                "asyncio.run_coroutine_threadsafe reaches your loop from there."
+            )
+        self.session_id, self.effects, self.turns = session_id, dict(effects), turns
+        self._watcher = Watcher(on_event) if on_event is not None else None
         self.is_cached_only = tools == "cached-only"
         self.limits = limits or Limits({})
         self._token: Token[Scope | None] | None = None
@@ -113,7 +116,6 @@ class DurableSession:
         self._opening: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
         self._tools_met: set[str] = set()
         self._names_told: set[str] = set()
-        self._watcher_failed = False
         self.root = Scope(self, None, "")
         self._outer: Scope | None = None
         self._left_elsewhere = False
@@ -310,20 +312,13 @@ class DurableSession:
         return [name for name in self.effects if name not in self._tools_met | self._names_told]
 
     def tell(self, event: DurableEvent) -> None:
-        """Tell who watches. What watchers do wrong is logged once, and is nobody's result."""
+        """Tell who watches."""
         if event.kind == "cached":
             self.saved.add(event)
-        if self.on_event is None:
+        if self._watcher is None:
             _log_approval(event)
-            return
-        try:
-            if isinstance(event, CallEvent):  # theirs, to change as they like: what is executed stays as it is
-                event = replace(event, tool_args=copy.deepcopy(event.tool_args))
-            self.on_event(event)
-        except Exception as error:
-            if not self._watcher_failed:
-                self._watcher_failed = True
-                log.warning("on_event raised, which changes nothing for the run: %s", error, exc_info=error)
+        else:
+            self._watcher.tell(event)
 
 
 class Scope:
@@ -559,7 +554,8 @@ def durable_session(
     `effects` says of a tool, by its name, what a crash in the middle of a call may have done: "read" or "idempotent"
     (the default; it is executed again) or "once" (it is not: the model is told that it may or may not have run). A tool
     with "replay" is executed again in every run, for what it does to the run's context; its own steps come from the
-    store. `turns=False` records the calls alone. `on_event(event)` is told of every turn and call.
+    store. `turns=False` records the calls alone. `on_event(event)` is told of every turn and call, in order and in a
+    thread of its own: the run does not wait for a slow one.
     `tools="cached-only"` calls no tool and runs no step: one that is not recorded ends the run with NotRecorded. Turns
     are asked. It is for trying another prompt or model on what a session has recorded: see `fork_session`.
     `max_turns`, `max_calls` and `max_tokens` are what the session may use at most, over all its runs and processes: the

@@ -5,8 +5,13 @@ import contextvars
 import gc
 import itertools
 import json
+import os
+import subprocess
+import sys
+import textwrap
 import threading
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -34,6 +39,7 @@ from agents import (
 from agents.models.interface import Model
 from agents.sandbox import SandboxAgent
 from agents.testing import ScriptedModel, assistant_message, function_call
+from processes import PATIENCE_SECONDS, eventually
 from pydantic import BaseModel
 
 from nexum_agents import (
@@ -46,6 +52,7 @@ from nexum_agents import (
     durable_step,
     stop_session,
     submit_tool_call,
+    watching,
 )
 from nexum_agents.clients import nexum_client
 from nexum_runtime import Client
@@ -690,6 +697,103 @@ async def test_what_a_watcher_raises_is_logged_once_and_is_nobodys_result(caplog
     assert happened == ["charge"]
     assert caplog.text.count("the browser has gone") >= 1
     assert len([record for record in caplog.records if record.name == "nexum_agents"]) == 1
+
+
+async def test_a_slow_watcher_holds_up_no_run_and_hears_of_everything_in_order(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watching, "HELD_SECONDS", 0.05)
+    looks, heard = threading.Event(), list[str]()
+    asks = contextvars.ContextVar("asks", default="")
+
+    def watch(event: Any) -> None:
+        looks.wait(PATIENCE_SECONDS)
+        heard.append(f"{asks.get()} {event.kind}")
+
+    asks.set("ann")
+    with durable_session("s", on_event=watch):
+        result = await Runner.run(Agent(name="A", model=Fake([("look", {})], "done"), tools=[tool("look")]), "go")
+    assert (result.final_output, heard) == ("done", [])
+    looks.set()
+    expected = [f"ann {kind}" for kind in ("started", "stored", "started", "stored", "started", "stored")]
+    await eventually(lambda: heard == expected)
+    assert caplog.text.count("on_event is slow") == 1
+
+
+async def test_a_quick_watcher_hears_of_each_event_before_the_run_goes_on() -> None:
+    order: list[str] = []
+
+    async def look() -> str:
+        order.append("the tool runs")
+        return "seen"
+
+    agent = Agent(name="A", model=Fake([("look", {})], "done"), tools=[function_tool(look)])
+    with durable_session("s", on_event=lambda event: order.append(f"{type(event).__name__} {event.kind}")):
+        await Runner.run(agent, "go")
+        order.append("the run has ended")
+    turn, call = ["TurnEvent started", "TurnEvent stored"], ["CallEvent started", "the tool runs", "CallEvent stored"]
+    assert order == [*turn, *call, *turn, "the run has ended"]
+
+
+async def test_a_watcher_that_looks_for_an_event_loop_is_told_how_to_reach_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def watch(event: Any) -> None:
+        asyncio.get_running_loop()
+
+    with durable_session("s", on_event=watch):
+        await durable_step("look", asyncio.sleep, 0)
+    assert "asyncio.run_coroutine_threadsafe" in caplog.text
+
+
+async def test_a_watcher_with_too_much_to_hear_loses_what_comes_then_and_that_is_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(watching, "HELD_SECONDS", 0.05)
+    monkeypatch.setattr(watching, "MAX_WAITING", 3)
+    looks = threading.Event()
+    heard: list[str] = []
+
+    def watch(event: Any) -> None:
+        looks.wait(PATIENCE_SECONDS)
+        heard.append(event.kind)
+
+    with durable_session("s", on_event=watch):
+        for number in range(4):
+            await durable_step(f"step {number}", asyncio.sleep, 0)
+        looks.set()
+        await eventually(lambda: len(heard) == 4)  # the one that it heard, and three
+        await durable_step("the last", asyncio.sleep, 0)
+        await eventually(lambda: len(heard) == 6)
+    assert caplog.text.count("loses those that come now") == 1
+
+
+async def test_what_a_slow_watcher_has_still_to_hear_is_told_before_the_process_ends(address: str) -> None:
+    code = """
+        import asyncio, time
+        from nexum_agents import durable_session, durable_step
+
+        def watch(event):
+            time.sleep(0.1)
+            print(event.kind, flush=True)
+
+        async def look() -> str:
+            return "seen"
+
+        async def main() -> None:
+            with durable_session("s", on_event=watch):
+                for number in range(4):
+                    await durable_step(f"step {number}", look)
+                print("the session has ended", flush=True)
+
+        asyncio.run(main())
+    """
+    environment = os.environ | ({"NEXUM_ADDRESS": address} if address else {})
+    run = partial(subprocess.run, env=environment, capture_output=True, text=True, check=True)
+    ran = await asyncio.to_thread(run, [sys.executable, "-c", textwrap.dedent(code)])
+    lines = ran.stdout.split("\n")[:-1]
+    assert sorted(lines) == sorted(["the session has ended", *["started", "stored"] * 4])
+    assert lines[-1] != "the session has ended"
 
 
 async def test_a_name_in_effects_that_no_tool_has_is_said(caplog: pytest.LogCaptureFixture) -> None:

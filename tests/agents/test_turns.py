@@ -6,6 +6,7 @@ import itertools
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -868,10 +869,11 @@ async def test_a_server_that_goes_away_while_the_model_answers_is_waited_for(
     def on_event(event: TurnEvent) -> None:
         if event.kind == "waiting" and not again:
             again.append(Server(ServerConfig(tmp_path / "own.db", port=first.port)))
-            starting.append(asyncio.create_task(again[0].start()))
+            starting.append(asyncio.run_coroutine_threadsafe(again[0].start(), loop))
 
+    loop = asyncio.get_running_loop()
     again: list[Server] = []
-    starting: list[asyncio.Task[None]] = []
+    starting: list[Future[None]] = []
     try:
         this = await run(adder(), answer, on_event=on_event)
         assert this.answer
@@ -880,7 +882,7 @@ async def test_a_server_that_goes_away_while_the_model_answers_is_waited_for(
         assert this.events[-1].kind == "stored"
         assert (await run(adder(), answer)).asked == 0
     finally:
-        await asyncio.gather(*starting)
+        await asyncio.gather(*map(asyncio.wrap_future, starting))
         await again[0].stop()
 
 
