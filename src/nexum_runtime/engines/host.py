@@ -97,8 +97,13 @@ class Host:
                 return
             task = self.loop.create_task(job)
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            task.add_done_callback(ended)
+            task.add_done_callback(over)
+
+        def over(done: "asyncio.Task[T]") -> None:
+            nonlocal task
+            task = None  # its frames refer to who may leave, and so to here
+            self._tasks.discard(done)
+            ended(done)
 
         def leave() -> None:
             nonlocal is_left

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from collections.abc import Sequence
 from typing import Any
 
 from nexum_runtime.server.model.contract import (
@@ -37,7 +38,10 @@ FEW = 5  # executions of a session that are named
 
 class SqliteReader:
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self._sql = connection.execute
+        self._execute = connection.execute
+
+    def _sql(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+        return self._execute(sql, parameters)
 
     def workflow(self, workflow_id: str, version_hash: str) -> Workflow | None:
         row = self._sql(

@@ -86,8 +86,7 @@ class SqliteTransaction(SqliteReader):
 
     def __init__(self, connection: sqlite3.Connection, numbers: Iterator[int]) -> None:
         super().__init__(connection)
-        self._execute, self._execute_many = connection.execute, connection.executemany
-        self._sql = self._flush_and_execute  # type: ignore[assignment]  # how a reader asks
+        self._execute_many = connection.executemany
         self._numbers = numbers  # of tasks
         self._executions: list[Execution] = []
         self._heard: list[tuple[str, int]] = []  # of these, when they began
@@ -113,7 +112,7 @@ class SqliteTransaction(SqliteReader):
         for rows in added:
             rows.clear()
 
-    def _flush_and_execute(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+    def _sql(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
         self.flush()
         return self._execute(sql, parameters)
 
