@@ -13,7 +13,6 @@ from nexum_runtime.client.outgoing import Completion, Outgoing
 from nexum_runtime.client.way import RPC_SECONDS, Claim, Fields, Metadata, Told
 from nexum_runtime.engines.host import Crossing, Host
 from nexum_runtime.errors import DatabaseUnavailable, InvalidRequest, LimitExceeded, NexumError
-from nexum_runtime.server.engine.streams import Stream
 from nexum_runtime.server.methods.methods import Call
 from nexum_runtime.server.methods.orders import (
     lease_ms,
@@ -195,7 +194,8 @@ class Embedded:
                 if under_way:
                     await asyncio.wait(under_way)
             finally:
-                await _closed(engine, stream)
+                if not stream.closed:
+                    await engine.close_stream(stream, [])
 
         async def send(record: Callable[[str, str], None]) -> None:
             async def send_all(waiting: deque[Completion]) -> None:
@@ -282,11 +282,6 @@ def _acknowledgement(task_id: str, recording: "asyncio.Future[str]") -> dict[str
     return {"task_id": task_id, "node_type": code, "input_json": str(error)}
 
 
-async def _closed(engine: Any, stream: Stream) -> None:
-    if not stream.closed:
-        await engine.close_stream(stream, [])
-
-
 async def _first(*events: asyncio.Event) -> None:
     """Return when one of them is set."""
     waiting = [asyncio.create_task(event.wait()) for event in events]
@@ -297,15 +292,11 @@ async def _first(*events: asyncio.Event) -> None:
             task.cancel()
 
 
-def _response(told: dict[str, Any]) -> Any:
-    return _nested(told)
-
-
-def _nested(value: Any) -> Any:
+def _response(value: Any) -> Any:
     """As messages have it: fields are attributes."""
     if isinstance(value, dict):
-        return SimpleNamespace(**{name: _nested(each) for name, each in value.items()})
-    return [_nested(each) for each in value] if isinstance(value, list) else value
+        return SimpleNamespace(**{name: _response(each) for name, each in value.items()})
+    return [_response(each) for each in value] if isinstance(value, list) else value
 
 
 def _fulfil(answer: "asyncio.Future[T]", result: T) -> None:

@@ -123,14 +123,12 @@ class Door:
 
 
 async def _grpc_server(methods: Methods, engine: Engine, token: str | None) -> Any:
-    def build() -> Any:
+    def build() -> Any:  # importing it takes a while, and others are served meanwhile
         from nexum_runtime.server.rpc.listening import grpc_server
         from nexum_runtime.server.rpc.peers import Waiting
         from nexum_runtime.server.rpc.traffic import Traffic
 
         return grpc_server, Waiting(), Traffic()
 
-    grpc_server, waiting, traffic = await asyncio.to_thread(
-        build
-    )  # importing it takes a while, and others are served meanwhile
+    grpc_server, waiting, traffic = await asyncio.to_thread(build)
     return grpc_server(methods, engine, waiting, traffic, token)
