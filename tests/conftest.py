@@ -1,6 +1,7 @@
 """What the tests share: a real server in this process, on a free port and with its database in tmp_path."""
 
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from nexum_runtime.server.app import Server, ServerConfig
 os.environ["OPENAI_AGENTS_DISABLE_TRACING"] = "1"
 os.environ["OTEL_SDK_DISABLED"] = "true"
 os.environ["NEXUM_DATABASE_URL"] = "sqlite:////dev/null/no-test-has-said-which.db"  # never that of this folder
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as a shell does in the background; children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 watching.HELD_SECONDS = PATIENCE_SECONDS  # on a busy machine quick watchers look slow
 
 
