@@ -1,6 +1,7 @@
 """`nexum dev`: a server in this process."""
 
 import asyncio
+import gc
 import os
 import time
 from pathlib import Path
@@ -131,6 +132,7 @@ def dev(
         server = await opened()
         server.store.watch = events.EventLog()
         await server.start()
+        gc.freeze()  # what is loaded stays; to look through all of it now and then would hold up every call
         shown_host = "localhost" if host == "127.0.0.1" else f"[{host}]" if ":" in host else host
         guards = "".join(f" · {what}" for what, on in (("TLS", config.tls), ("token demanded", config.token)) if on)
         ready = f"Nexum is ready at {shown_host}:{server.port} · database {server.store.path}{guards}"
