@@ -519,7 +519,7 @@ async def test_a_process_that_is_killed_in_the_middle_is_followed_at_once_by_one
     stage.gate.touch()
     assert await stage.said(second) == ["COMPLETED", f"by {second.pid}"]
     assert stage.begun() == [first.pid, second.pid]
-    assert (await lost(stage.client)).startswith(f"Worker process-{first.pid}-")
+    assert (await lost(stage.client)).startswith(f"The program (process {first.pid}) ")
     assert (await lost(stage.client)).endswith(" has gone.")
 
 

@@ -129,12 +129,12 @@ class Attempts:
             assert task.worker_id is not None, "a RUNNING task has a worker"
             notices.silent.add(task.worker_id)
             seconds = task.lease_ms / 1000
-            self._lose(tx, notices, task, f"Worker {task.worker_id} was silent for {seconds:g} s.")
+            self._lose(tx, notices, task, f"{_named(task.worker_id)} was silent for {seconds:g} s.")
 
     def lose_all(self, tx: Transaction, notices: Notices, worker_id: str) -> None:
         """Give up every attempt of a worker that is gone."""
         for task in tx.held(worker_id):
-            self._lose(tx, notices, task, f"Worker {worker_id} has gone.")
+            self._lose(tx, notices, task, f"{_named(worker_id)} has gone.")
 
     def _lose(self, tx: Transaction, notices: Notices, task: Task, reason: str) -> None:
         """An attempt ended without a word on its outcome: another one begins at once, if one is left."""
@@ -156,6 +156,14 @@ class Attempts:
     def _retry_delay_ms(self, tries_so_far: int) -> int:
         delay_ms = min(RETRY_DELAY_MS_MIN * 2 ** (tries_so_far - 1), RETRY_DELAY_MS_MAX)
         return int(delay_ms * (1 - RETRY_JITTER * self._jitter()))
+
+
+def _named(worker_id: str) -> str:
+    """As people know it: who executes its own tasks never called itself a worker."""
+    if not worker_id.startswith(wire.LOCAL_WORKER):
+        return f"Worker {worker_id}"
+    number, _, _ = worker_id.removeprefix(wire.EMBEDDED_WORKER).removeprefix(wire.LOCAL_WORKER).partition("-")
+    return f"The program (process {number})"
 
 
 def tries(task: Task, execution: Execution) -> int:
