@@ -5,13 +5,14 @@ import json
 import signal
 import stat
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from processes import NEXUM, TESTS, Finished, NexumDev, Process, environment, eventually, run
+from processes import NEXUM, PATIENCE_SECONDS, TESTS, Finished, NexumDev, Process, environment, eventually, run
 
 from nexum_runtime.engines import host
 from nexum_runtime.server.engine.engine import Engine
@@ -250,6 +251,26 @@ async def test_an_engine_that_could_not_begin_leaves_the_database_to_the_next_tr
             with pytest.raises(StoreUnavailable, match="its disk is full"):
                 await host.opened(tmp_path / "nexum.db")
         assert (await host.opened(tmp_path / "nexum.db")).engine
+    finally:
+        host.close_all()
+
+
+async def test_whoever_no_longer_waits_for_an_engine_that_opens_takes_it_from_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opens, take_over = threading.Event(), Engine.take_over
+
+    async def slowly(self: Engine) -> None:
+        await asyncio.to_thread(opens.wait, PATIENCE_SECONDS)
+        await take_over(self)
+
+    monkeypatch.setattr(Engine, "take_over", slowly)
+    try:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(host.opened(tmp_path / "nexum.db"), 0.05)
+        second = asyncio.create_task(host.opened(tmp_path / "nexum.db"))
+        opens.set()
+        assert (await second).engine
     finally:
         host.close_all()
 

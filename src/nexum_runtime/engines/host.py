@@ -79,6 +79,10 @@ class Host:
         self._thread = threading.Thread(target=self._run, name="nexum-engine", daemon=True)
         self._thread.start()
 
+    async def opened(self) -> None:
+        """Wait until it is `ready`; whoever is cancelled meanwhile cancels it for nobody else."""
+        await asyncio.shield(asyncio.wrap_future(self.ready))
+
     def begin(
         self, job: Coroutine[Any, Any, T], ended: "Callable[[asyncio.Task[T] | None], None]", there: Crossing
     ) -> Callable[[], None]:
@@ -209,14 +213,14 @@ async def opened(path: Path) -> Host:
             _close_at_the_end()
             host = _hosts[path] = Host(path)
             host.ready.add_done_callback(partial(_opened, host))
-    await asyncio.wrap_future(host.ready)
+    await host.opened()
     return host
 
 
 async def looking_at(path: Path) -> Host:
     """A host that only reads this database, which nobody has. Raises StoreUnavailable."""
     host = Host(path, reads_only=True)
-    await asyncio.wrap_future(host.ready)
+    await host.opened()
     return host
 
 

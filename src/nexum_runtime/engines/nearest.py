@@ -181,7 +181,7 @@ class Nearest:
         while True:
             path = Path(os.path.realpath(self._database))
             if (here := host.running(path)) is not None:
-                await asyncio.wrap_future(here.ready)
+                await here.opened()
                 return embedded.Embedded(here)
             if (remote := await _of_owner(path)) is not None:
                 return remote
