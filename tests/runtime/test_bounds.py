@@ -25,6 +25,8 @@ from nexum_runtime.server.app import Server
 from nexum_runtime.server.engine import engine
 from nexum_runtime.server.model.shapes import Resolution
 from nexum_runtime.server.rpc import peers
+from nexum_runtime.server.rpc.outbox import Answer, Answers
+from nexum_runtime.server.rpc.traffic import Traffic
 from nexum_runtime.server.rules import course, executions
 from nexum_runtime.server.store.sqlite import SqliteStore
 
@@ -123,6 +125,27 @@ async def test_a_client_that_leaves_while_it_is_answered_is_no_error_of_the_serv
     assert caplog.text == ""
     answer(RuntimeError("what this server did wrong"))
     assert "what this server did wrong" in caplog.text
+
+
+async def test_a_stream_whose_client_leaves_while_it_is_answered_fails_only_of_what_the_server_did_wrong() -> None:
+    class Leaving:
+        """As gRPC has it for a moment: it cannot send any more, and does not say yet that the call is over."""
+
+        def __init__(self, error: Exception) -> None:
+            self._error = error
+
+        async def write(self, message: bytes) -> None:
+            raise self._error
+
+        def done(self) -> bool:
+            return False
+
+    async def answer(error: Exception) -> None:
+        await Answers(Leaving(error), Traffic()).answer(Answer("1"), {}, pb.StatusResponse())
+
+    await answer(ExecuteBatchError("Failed to start the batch"))
+    with pytest.raises(RuntimeError, match="did wrong"):
+        await answer(RuntimeError("what this server did wrong"))
 
 
 async def test_a_client_has_2000_calls_waiting_and_no_more_while_others_go_on(

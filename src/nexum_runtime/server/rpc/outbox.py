@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import grpc
 from nexum.proto import nexum_pb2 as pb
 
 from nexum_runtime import wire
@@ -161,8 +162,8 @@ class Answers:
                 taken = waiting[: len(waiting) - len(self._queue)]
                 try:
                     await write(self._context, batches.pack(messages))
-                except Exception:
-                    if not self._context.done():  # else the client has gone
+                except Exception as error:  # which is gRPC's own where the client has gone, before the context says so
+                    if not isinstance(error, grpc.aio.InternalError) and not self._context.done():
                         raise
                 finally:
                     self._sent(taken)
