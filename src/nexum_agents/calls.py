@@ -6,6 +6,7 @@ Function and MCP tools, the SDK's other tools, guardrails, what the SDK's sessio
 import json
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from nexum_agents.clients import nexum_client
@@ -93,122 +94,182 @@ async def recorded(
     of that error is no result.
     Raises what `call()` raises, OutcomeUnknown, ToolFailed for a call that is not made again, and DurableCallError.
     """
-    scope, session = place.scope, place.scope.session
-    started = time.monotonic()
-    returned: list[Any] = []
-    raised: list[BaseException] = []
-    written: list[dict[str, Any]] = []
+    made = _Recorded(
+        place,
+        name,
+        arguments,
+        effect,
+        returns=returns,
+        keep_error=keep_error,
+        note=note,
+        exactly=exactly,
+        quietly=quietly,
+    )
+    try:
+        return await made.outcome(call, again, refusable)
+    finally:
+        made.raised = None  # its traceback refers to here
 
-    def tell(kind: Any, **more: Any) -> None:
-        if quietly and kind in ("started", "stored", "cached", "waiting"):
-            return
-        elapsed_ms = round((time.monotonic() - started) * 1000)
-        session.tell(CallEvent(kind, place.execution_id, name, shown_arguments(arguments), elapsed_ms, **more))
 
-    def replayed(outputs: dict[str, Any]) -> Any:
-        found = record_of(scope, name, outputs, LOCAL_NODE)
-        value = value_of(scope, name, found, returns)
-        tell("cached", saved_ms=found.duration_ms)
-        if note is not None:
-            note.update(found.note)
-        if found.form == ERROR:
-            raise ToolFailed(value)
-        return value
+class _Recorded:
+    """See `recorded`."""
 
-    async def run(call: Call) -> dict[str, Any]:
-        tell("started")
+    def __init__(
+        self,
+        place: Place,
+        name: str,
+        arguments: dict[str, Any] | str,
+        effect: Effect,
+        *,
+        returns: Any,
+        keep_error: Callable[[BaseException], bool],
+        note: dict[str, Any] | None,
+        exactly: bool,
+        quietly: bool,
+    ) -> None:
+        self._place, self._name, self._arguments, self._effect = place, name, arguments, effect
+        self._returns, self._keep_error, self._note = returns, keep_error, note
+        self._exactly, self._quietly = exactly, quietly
+        self._scope, self._session = place.scope, place.scope.session
+        self._began = time.monotonic()
+        self._has_returned, self._returned = False, None
+        self.raised: BaseException | None = None
+        self._written: dict[str, Any] | None = None
+
+    async def outcome(self, call: Call, again: Call | None, refusable: bool) -> Any:
+        try:
+            if (outputs := await self._session.recorded(self._place.execution_id)) is not None:
+                return self._replayed(outputs)
+            outcome = await self._refused() if refusable else None
+            if outcome is None:
+                outcome = await self._made(call, again)
+        except BaseException as error:
+            return self._failed(error)
+        if outcome.error_code == "OUTCOME_UNKNOWN":
+            self._tell("unknown", detail=outcome.error or "")
+            self._scope.unknown = unknown_outcome(self._name, outcome)
+            raise self._scope.unknown
+        if outcome.status != "COMPLETED":
+            self._tell("failed", detail=outcome.error or "")
+            raise ToolFailed(outcome.error or f"The call was {outcome.status.lower()}.")
+        if not self._is_ours(outcome):  # another process was first to record
+            return self._replayed(outcome.outputs)
+        self._tell("stored")
+        if self.raised is not None:
+            raise self.raised
+        return self._returned
+
+    async def _refused(self) -> Outcome | None:
+        """How it has ended, if this session makes no more calls; None if it does. Raises why, if it has not ended."""
+        scope, place = self._scope, self._place
+        refusal: DurableCallError | None = None
+        if self._session.is_cached_only:
+            refusal = not_recorded(scope, self._name, self._arguments)
+        elif place.is_call:
+            refusal = await scope.limit_reached("calls")
+        if refusal is None:
+            return None
+        ended = await ended_as(place)
+        is_unknown = ended is not None and ended.error_code == "OUTCOME_UNKNOWN"
+        is_once = self._effect == "once" and (self._session.is_cached_only or is_unknown)
+        if ended is None or (ended.status != "COMPLETED" and not is_once):  # a run would make it again
+            raise scope.stop(refusal)
+        return ended
+
+    async def _made(self, call: Call, again: Call | None) -> Outcome:
+        with self._scope.making(self._place) as making:
+            outcome = await nexum_client().run_local(
+                LOCAL_CALL,
+                ToolCall(tool_name=self._name, tool_args=self._arguments).model_dump(),
+                partial(self._run, call),
+                again=partial(self._run, again or call),
+                synced=again is not None,
+                execution_id=self._place.execution_id,
+                restart="failed" if self._effect == "once" else "unknown",
+                effect=self._effect,
+                timeout=WAIT_SECONDS,
+                labels=self._place.labels(self._arguments),
+                on_wait=self._waiting,
+            )
+            if self._is_ours(outcome):
+                self._session.limits.use(making)
+        return outcome
+
+    def _is_ours(self, outcome: Outcome) -> bool:
+        return self._written is not None and outcome.outputs.get(LOCAL_NODE) is self._written
+
+    async def _run(self, call: Call) -> dict[str, Any]:
+        self._tell("started")
         began = time.monotonic()
         try:
-            with scope.inside(place) as inside:
+            with self._scope.inside(self._place) as inside:
                 try:
                     result = await call()
                 except Exception:
                     if not inside.is_cut_short:
                         raise
                 if inside.is_cut_short:  # what it made of an error that ends the run is no result
-                    raise _CutShort(f"It was cut short: {scope.run.stopped}", unknown=effect == "once") from None
-                value = to_value(result, returns)
+                    why = f"It was cut short: {self._scope.run.stopped}"
+                    raise _CutShort(why, unknown=self._effect == "once") from None
+                value = to_value(result, self._returns)
         except BaseException as error:
-            raised.append(error)
-            if isinstance(error, _CutShort) or not keep_error(error):
+            self.raised = error
+            if isinstance(error, _CutShort) or not self._keep_error(error):
                 raise
             value = Value(None, _words(error), ERROR)
         else:
-            returned.append(result if exactly else value.value)
-            if exactly and value.form == TEXT:
-                raise Unrecordable(f"{name} returned what would not come back as it is")
+            self._has_returned, self._returned = True, result if self._exactly else value.value
+            if self._exactly and value.form == TEXT:
+                raise Unrecordable(f"{self._name} returned what would not come back as it is")
         record = {"result": value.recorded, "duration_ms": round((time.monotonic() - began) * 1000)}
-        written.append(record | {name: more for name, more in (("form", value.form), ("note", note)) if more})
-        return written[0]
+        self._written = record | {what: more for what, more in (("form", value.form), ("note", self._note)) if more}
+        return self._written
 
-    try:
-        if (outputs := await session.recorded(place.execution_id)) is not None:
-            return replayed(outputs)
-        refusal: DurableCallError | None = None
-        if refusable and session.is_cached_only:
-            refusal = not_recorded(scope, name, arguments)
-        elif refusable and place.is_call:
-            refusal = await scope.limit_reached("calls")
-        if refusal is not None:
-            ended = await ended_as(place)
-            is_once = effect == "once" and (session.is_cached_only or (ended and ended.error_code == "OUTCOME_UNKNOWN"))
-            if ended is None or (ended.status != "COMPLETED" and not is_once):  # a run would make it again
-                raise scope.stop(refusal)
-            outcome = ended
-        else:
-            with scope.making(place) as making:
-                outcome = await nexum_client().run_local(
-                    LOCAL_CALL,
-                    ToolCall(tool_name=name, tool_args=arguments).model_dump(),
-                    lambda: run(call),
-                    again=lambda: run(again or call),
-                    synced=again is not None,
-                    execution_id=place.execution_id,
-                    restart="failed" if effect == "once" else "unknown",
-                    effect=effect,
-                    timeout=WAIT_SECONDS,
-                    labels=place.labels(arguments),
-                    on_wait=lambda waiting: tell("waiting", detail=waiting),
-                )
-                if written and outcome.outputs.get(LOCAL_NODE) is written[0]:
-                    session.limits.use(making)
-    except BaseException as error:
-        if raised and error is raised[0]:  # by the call itself
-            scope.give_back(place)
+    def _failed(self, error: BaseException) -> Any:
+        """Raises what comes of an error, or returns what was returned, and cannot be recorded."""
+        scope = self._scope
+        if error is self.raised:  # by the call itself
+            scope.give_back(self._place)
             if isinstance(error, TaskError) and error.unknown:
-                scope.unknown = OutcomeUnknown(_unknown(name, str(error)))
+                scope.unknown = OutcomeUnknown(_unknown(self._name, str(error)))
             if isinstance(error, Exception):
-                tell("failed", detail=str(error) if isinstance(error, _CutShort) else error_text(error))
+                self._tell("failed", detail=str(error) if isinstance(error, _CutShort) else error_text(error))
             if isinstance(error, _CutShort):
                 scope.check()  # raises what ended the run
-            raise
-        if isinstance(error, LimitExceeded | Unrecordable) and (
-            raised or returned
-        ):  # it was executed, and cannot be recorded
-            tell("unrecorded", detail=str(error))
-            if raised:
-                raise raised[0] from None
-            return returned[0]
+            raise error
+        was_made = self.raised is not None or self._has_returned
+        if isinstance(error, LimitExceeded | Unrecordable) and was_made:
+            self._tell("unrecorded", detail=str(error))
+            if self.raised is not None:
+                raise self.raised from None
+            return self._returned
         if isinstance(error, NotRecorded | LimitReached):
-            scope.give_back(place)
-            tell("failed", detail=str(error))
+            scope.give_back(self._place)
+            self._tell("failed", detail=str(error))
         if isinstance(error, NexumError):
-            tell("failed", detail=str(error))
+            self._tell("failed", detail=str(error))
             raise scope.stop(error) from None
-        raise
-    if outcome.error_code == "OUTCOME_UNKNOWN":
-        tell("unknown", detail=outcome.error or "")
-        scope.unknown = unknown_outcome(name, outcome)
-        raise scope.unknown
-    if outcome.status != "COMPLETED":
-        tell("failed", detail=outcome.error or "")
-        raise ToolFailed(outcome.error or f"The call was {outcome.status.lower()}.")
-    if written and outcome.outputs[LOCAL_NODE] is written[0]:  # and not what another process was first to record
-        tell("stored")
-        if raised:
-            raise raised[0]
-        return returned[0]
-    return replayed(outcome.outputs)
+        raise error
+
+    def _replayed(self, outputs: dict[str, Any]) -> Any:
+        found = record_of(self._scope, self._name, outputs, LOCAL_NODE)
+        value = value_of(self._scope, self._name, found, self._returns)
+        self._tell("cached", saved_ms=found.duration_ms)
+        if self._note is not None:
+            self._note.update(found.note)
+        if found.form == ERROR:
+            raise ToolFailed(value)
+        return value
+
+    def _waiting(self, waiting: str) -> None:
+        self._tell("waiting", detail=waiting)
+
+    def _tell(self, kind: Any, **more: Any) -> None:
+        if self._quietly and kind in ("started", "stored", "cached", "waiting"):
+            return
+        elapsed_ms = round((time.monotonic() - self._began) * 1000)
+        arguments = shown_arguments(self._arguments)
+        self._session.tell(CallEvent(kind, self._place.execution_id, self._name, arguments, elapsed_ms, **more))
 
 
 async def ended_as(place: Place) -> Outcome | None:
