@@ -16,7 +16,7 @@ from contextvars import Context, copy_context
 from functools import cache, partial
 from pathlib import Path
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from nexum_runtime.errors import ForkedWhileConnected, ServerUnavailable
 from nexum_runtime.logs import Log
@@ -67,6 +67,39 @@ def _run_each(calls: list[tuple[Context, Callable[..., object], tuple[Any, ...]]
             log.exception("A call between two event loops failed.")
 
 
+class _Begun(Generic[T]):
+    """What the engine's loop runs for somebody: see `Host.begin`."""
+
+    def __init__(
+        self, host: "Host", job: Coroutine[Any, Any, T], ended: "Callable[[asyncio.Task[T] | None], None]"
+    ) -> None:
+        self._host, self._job, self._ended = host, job, ended
+        self._task: asyncio.Task[T] | None = None
+        self._is_left = False
+
+    def begin(self) -> None:
+        if self._is_left or self._host.is_leaving:
+            self._job.close()
+            self._ended(None)
+            return
+        self._task = self._host.loop.create_task(self._job)
+        self._host.tasks.add(self._task)
+        self._task.add_done_callback(self._over)
+
+    def _over(self, task: "asyncio.Task[T]") -> None:
+        self._task = None  # its frames refer to who may leave, and so to here
+        self._host.tasks.discard(task)
+        self._ended(task)
+
+    def leave(self) -> None:
+        call_soon(self._host.loop, self._leave)
+
+    def _leave(self) -> None:
+        self._is_left = True
+        if self._task is not None:
+            self._task.cancel()
+
+
 class Host:
     """Of the database at `path`, from its `ready` on: a future that has the error if it cannot be opened."""
 
@@ -75,7 +108,7 @@ class Host:
         self.ready: Future[None] = Future()
         self.is_leaving = False
         self._reads_only = reads_only
-        self._tasks: set[asyncio.Task[Any]] = set()  # for those who call
+        self.tasks: set[asyncio.Task[Any]] = set()  # for those who call
         self._thread = threading.Thread(target=self._run, name="nexum-engine", daemon=True)
         self._thread.start()
 
@@ -90,36 +123,12 @@ class Host:
 
         Returns what cancels it.
         """
-        task: asyncio.Task[T] | None = None
-        is_left = False
-
-        def begin() -> None:
-            nonlocal task
-            if is_left or self.is_leaving:
-                job.close()
-                ended(None)
-                return
-            task = self.loop.create_task(job)
-            self._tasks.add(task)
-            task.add_done_callback(over)
-
-        def over(done: "asyncio.Task[T]") -> None:
-            nonlocal task
-            task = None  # its frames refer to who may leave, and so to here
-            self._tasks.discard(done)
-            ended(done)
-
-        def leave() -> None:
-            nonlocal is_left
-            is_left = True
-            if task is not None:
-                task.cancel()
-
         if self.loop.is_closed():
             job.close()
             raise self.has_left()
-        there.call(begin)
-        return lambda: call_soon(self.loop, leave)
+        begun = _Begun(self, job, ended)
+        there.call(begun.begin)
+        return begun.leave
 
     def has_left(self) -> ServerUnavailable:
         return ServerUnavailable(f"This process has left the database {self.path} to another one.")
@@ -171,10 +180,10 @@ class Host:
             sweeping.cancel()
             await (self.engine.hand_over() if self._hands_over else self.engine.close())
             await self._door.close()
-        for task in self._tasks:
+        for task in self.tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=END_SECONDS)
+        if self.tasks:
+            await asyncio.wait(self.tasks, timeout=END_SECONDS)
         self.engine.end()
         await self.store.close()
 
