@@ -26,11 +26,11 @@ STATE = "run-state"  # what a state is called in an execution id
 
 
 async def run_with_approvals(agent: Agent[Any], input: Any, **run_options: Any) -> RunResult:
-    """What `Runner.run(agent, input, **run_options)` comes to once every approval that it asks for is answered.
+    """Run an agent as `Runner.run` does, and wait for a person's answer to each approval that it asks for.
 
-    Inside `with durable_session(...)`. Each approval waits, for as long as it takes, for `nexum approve ID` or `nexum
-    reject ID --reason "…"`. The state of the interrupted run is recorded, so that a run again goes on from there, also
-    after an edit of the agent. A context that JSON does not carry is to be given again.
+    Use it inside `with durable_session(...)`. Each approval waits for `nexum approve ID` or `nexum reject ID --reason
+    "…"`, however long that takes. The state of the interrupted run is recorded, so the next run goes on from there,
+    also after an edit of the agent. Give a context again that JSON cannot hold.
     The arguments of a function tool may be changed (`nexum approve ID --args`). The model is told of these, and of a
     `--comment`, after the tool's result, as by a `durable_tool`.
     Raises DurableCallError, also outside of a session, and what the run raises.

@@ -7,23 +7,25 @@ from nexum_runtime import NexumError, TaskError
 
 
 class DurableCallError(AgentsException):
-    """Nexum could not carry a turn or a call: no server, no result in time, a refused id. It ends the run."""
+    """Nexum could not record a turn or a call: no server, no result in time, a refused id. It ends the run."""
 
 
 class NotRecorded(DurableCallError):
-    """A call or a step that is not recorded, in a session that calls no tool. It ends the run."""
+    """A call or a step is not recorded, and the session is `tools="cached-only"`. It ends the run."""
 
 
 class SessionStopped(DurableCallError):
-    """A person has stopped the session (`nexum stop`): nothing of it begins until `nexum go`. It ends the run."""
+    """A person has stopped the session (`nexum stop`). Nothing of it begins until `nexum go`. It ends the run."""
 
 
 class LimitReached(DurableCallError):
-    """The session has used up what its `durable_session(…, max_…)` allows. It ends the run; raised, it goes on."""
+    """The session has used up a limit of its `durable_session(…)`, such as `max_turns`. It ends the run.
+
+    Raise the limit and run again: it goes on."""
 
 
 class RunFailed(AgentsException):
-    """The run whose `final_output` is asked for ended in an error; the text says which."""
+    """`final_output` was asked for a run that ended with an error. The text says which."""
 
 
 class ToolError(TaskError):
@@ -43,11 +45,11 @@ class ToolRejected(ToolFailed):
 
 
 class NoAnswer(AgentsException):
-    """A person was asked a question, and nobody answered in time, or a person said why they do not answer it."""
+    """Nobody answered a question in time, or a person rejected it, with a reason."""
 
 
 class OutcomeUnknown(ToolFailed):
-    """A tool that is attempted only once may or may not have run. The model is told so until someone settles it."""
+    """A `once` call may or may not have run. The model is told so until someone settles it."""
 
 
 def ending(error: NexumError) -> DurableCallError:

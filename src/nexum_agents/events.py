@@ -11,9 +11,10 @@ QUESTION_CHARS = 500  # shown of a question; `nexum approvals ID` has the whole
 
 @dataclass(frozen=True)
 class CallEvent:
-    """Something happened to a call: of a tool, a step, a guardrail, the SDK's memory, or a question to a person.
+    """What happened to a call: of a tool, a step, a guardrail, the SDK's memory, or a question to a person.
 
     `kind` is one of
+
       started     it begins: it is not recorded yet
       waiting     it waits; `detail` says for what: server, database, worker, approval, answer, or result
       approved    a person said yes to it
@@ -49,7 +50,7 @@ class CallEvent:
 
 @dataclass(frozen=True)
 class TurnEvent:
-    """Something happened to a turn of a model. The kinds are those of `CallEvent`."""
+    """What happened to a turn of a model. The kinds are those of `CallEvent`."""
 
     kind: Literal["started", "waiting", "stored", "cached", "failed", "unrecorded"]
     execution_id: str

@@ -9,7 +9,7 @@ from nexum_runtime import InvalidRequest, NexumError
 async def fork_session(
     session_id: str, new_session_id: str, *, before: str | int | None = None, exist_ok: bool = False
 ) -> list[str]:
-    """Begin a new session with all that has ended of another one, or with what began there `before` a turn.
+    """Begin a new session with all that another session has recorded, or with what it had `before` a turn.
 
         await fork_session("yesterday", "cheaper", before=3)
         with durable_session("cheaper"):

@@ -45,7 +45,7 @@ async def go_session(session_id: str) -> bool:
 async def final_output(
     session_id: str, output_type: Any = None, *, wait: bool = True, timeout: float | None = None
 ) -> Any:
-    """What the latest run of a session came to, from any process: its final output, as recorded when it ended.
+    """Return the final output of a session's latest run, in any process.
 
     With `output_type`, any type that pydantic can validate, it is of that type; else it is JSON: a text, or what the
     agent's output type became. While the session has no run that ended, or goes on after one, it is waited for: for

@@ -33,7 +33,7 @@ WAITING = {
 
 
 def print_events(event: DurableEvent, *, stderr: bool = False) -> None:
-    """Print what a durable session does, a line an event: `durable_session("s1", on_event=print_events)`.
+    """Print a line for each event of a durable session: `durable_session("s1", on_event=print_events)`.
 
     Coloured in a terminal, plain when piped. A call that waits for a person is printed with the commands that answer.
     With `stderr` it goes there, as a command needs it whose result is on stdout.

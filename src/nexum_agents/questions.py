@@ -19,13 +19,13 @@ NAME = "ask_person"  # in events
 async def ask_person(
     question: str, *, choices: Sequence[str] = (), timeout: float | None = None, default: str | None = None
 ) -> str:
-    """What a person answers, however long that takes: `nexum answer ID TEXT`.
+    """Ask a person a question, and wait for the answer: `nexum answer ID TEXT`.
 
         account = await ask_person("Which account?", choices=["main", "savings"], timeout=3600, default="main")
 
-    Inside `with durable_session(...)`: in a tool, a step or a hook, or beside the agent. The answer is recorded. A run
-    again, in any process, gets it, or goes on waiting for it, and asks nothing twice. A question is known by its words
-    and choices, where it is asked, and its number among those alike there.
+    Use it inside `with durable_session(...)`: in a tool, a step or a hook, or beside the agent. The answer is recorded.
+    The next run, in any process, gets it from the store, or goes on waiting, and asks nothing twice. A question is
+    known by its words and choices, its place, and its number among the same ones there.
 
     `choices` are up to 100 texts; when there are any, the answer is one of them. `timeout` is how many seconds the
     question stays open, from when it was first asked; the server keeps that time, whatever else has died. Then the

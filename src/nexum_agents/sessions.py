@@ -64,7 +64,7 @@ log = Log("nexum_agents")
 
 
 class DurableSession:
-    """What `durable_session` makes: a block in which all that runs is recorded, or comes from the store.
+    """The block that `durable_session` makes.
 
     `session_id`, and `saved`: what came from the store so far in this block.
     """
@@ -544,7 +544,7 @@ def durable_session(
     max_calls: int | None = None,
     max_tokens: int | None = None,
 ) -> DurableSession:
-    """A block, `with` or `async with`, in which all that the Agents SDK runs is recorded, or comes from the store.
+    """Make a block in which all that the Agents SDK runs is recorded, or comes from the store.
 
     Recorded are the turns of every model, function and MCP tools, guardrails, agents as tools, the SDK's sessions, and
     `durable_step`s. Run the same block again, in any process, and it replays to where it broke, and goes on. What may

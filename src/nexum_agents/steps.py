@@ -41,7 +41,7 @@ def durable_step(
     effect: Effect = "idempotent",
     **named: Any,
 ) -> Any:
-    """Run a piece of your own code once, and record what it returns: a replay gets that, and does not run it.
+    """Run a piece of your own code, and record its result. A replay gets the result, and does not run the code.
 
         room = await durable_step("book hotel", book, city, effect="once")     # book(city), sync or async
 

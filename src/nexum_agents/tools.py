@@ -48,7 +48,7 @@ async def submit_tool_call(
     attempt_timeout: float | None = None,
     needs_approval: bool = False,
 ) -> Any:
-    """The result of one call by a worker: from the store if this session has it, else as soon as it is recorded.
+    """Have a worker make one call, and return its result: from the store if this session has it already.
 
     `tool_args` is anything JSON can carry. `timeout` is how many seconds to wait here for the result: a server that
     restarts meanwhile is waited for. `attempt_timeout` is how many seconds one attempt may take. For `effect` and
@@ -265,7 +265,7 @@ def durable_tool(
     needs_approval: bool | Callable[..., bool] = False,
     **function_tool_options: Any,
 ) -> FunctionTool | Callable[[Callable[..., Any]], FunctionTool]:
-    """The tool that `function_tool(function, **options)` makes, with every call of it executed by a worker.
+    """Make the tool that `function_tool(function, **options)` makes, but have a worker execute its calls.
 
     Or give it a FunctionTool, or use it as a decorator, as `function_tool`. A worker (`serve`) finds the tool by its
     name. What travels is the JSON that the model wrote; it is validated where it is executed, once. The result is what

@@ -46,7 +46,7 @@ log = Log("worker")
 
 
 class Worker:
-    """Executes the calls of these tools: functions, `function_tool`s or `durable_tool`s, each by its own name.
+    """A worker that executes the calls of these tools: functions, `function_tool`s or `durable_tool`s.
 
     `workflows` are workflows of your own that it executes as well, as nexum-py's `workflow(…).build()` returns them.
     `concurrency` is how many calls run at once; `address` where the server is, by default NEXUM_ADDRESS,
@@ -170,7 +170,7 @@ def serve(
     concurrency: int = CONCURRENCY,
     log_json: bool = False,
 ) -> None:
-    """Execute the calls of these tools until Ctrl-C or SIGTERM: what a worker's script ends with.
+    """Execute the calls of these tools until Ctrl-C or SIGTERM. A worker's script ends with it.
 
         serve(tools=[web_search, visit_webpage])
 

@@ -2,11 +2,11 @@
 
 
 class NexumError(Exception):
-    """Base of everything this package raises on purpose."""
+    """The base class of all errors that this package raises on purpose."""
 
 
 class ServerUnavailable(NexumError):
-    """UNAVAILABLE: no Nexum server answered, for as long as the caller was willing to wait."""
+    """UNAVAILABLE: no Nexum server answered in time."""
 
 
 class DatabaseUnavailable(ServerUnavailable):
@@ -18,32 +18,31 @@ class InvalidRequest(NexumError):
 
 
 class NotFound(NexumError):
-    """NOT_FOUND: the server knows no workflow, execution or task of this name."""
+    """NOT_FOUND: the server has no workflow, execution or task of this name."""
 
 
 class SessionStopped(NexumError):
-    """FAILED_PRECONDITION: a person has stopped the session, and nothing of it begins; the text says who, and why."""
+    """FAILED_PRECONDITION: a person has stopped the session. The text says who, and why."""
 
 
 class ExecutionCancelled(NexumError):
-    """What this process executes was cancelled, and has been cut short."""
+    """An execution was cancelled while this process executed it."""
 
 
 class LimitExceeded(NexumError):
-    """RESOURCE_EXHAUSTED: a message, or a number of calls, is over one of the server's limits; the text names it."""
+    """RESOURCE_EXHAUSTED: a message, or a number of calls, is over a limit of the server. The text names the limit."""
 
 
 class Unauthenticated(NexumError):
-    """UNAUTHENTICATED or PERMISSION_DENIED: the server demands a token, and got none or another one, or it is another
-    user's."""
+    """UNAUTHENTICATED or PERMISSION_DENIED: the token is missing or wrong, or the server is another user's."""
 
 
 class ForkedWhileConnected(NexumError):
-    """This process was forked while its parent had an open connection; it cannot have one. See `forking`."""
+    """This process was forked while its parent had a connection, and so cannot have one. See `forking`."""
 
 
 class ExecutionTimeout(NexumError):
-    """The execution had not ended when the caller's time was up. It goes on; asking again finds it."""
+    """The execution had not ended when the caller's time was over. It goes on: ask again for its result."""
 
     def __init__(self, message: str, execution_id: str) -> None:
         super().__init__(message)

@@ -9,7 +9,7 @@ _key: ContextVar[str] = ContextVar("nexum_idempotency_key")
 
 
 def idempotency_key() -> str:
-    """Inside a handler: a text that is the same for every attempt of this task, in every process.
+    """Return a text that is the same for every attempt of this task, in every process. Call it inside a handler.
 
     Ready for an `Idempotency-Key` header. Raises LookupError outside of a handler that a Worker or `run_local` runs.
     """

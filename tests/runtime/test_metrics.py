@@ -27,7 +27,7 @@ from nexum_runtime.server.web.scrape import CONNECTIONS_LIMIT
 
 __all__ = ["pem"]
 
-OPERATING = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+OBSERVABILITY = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
 TOKEN = "correct-horse-battery-staple"
 
 
@@ -163,7 +163,7 @@ async def test_the_docs_name_the_metrics_that_there_are(server: Server) -> None:
         labels = sorted({label for sample in family.samples for label in sample.labels} - {"le"})
         name = family.name + ("_total" if family.type == "counter" else "")
         served[name] = (family.type, ", ".join(labels), family.documentation)
-    listed = re.findall(r"(?m)^\| `(nexum_\w+)`(?: \(([\w, ]+)\))? \| (\w+) \| (.+) \|$", OPERATING)
+    listed = re.findall(r"(?m)^\| `(nexum_\w+)`(?: \(([\w, ]+)\))? \| (\w+) \| (.+) \|$", OBSERVABILITY)
     assert {name: (kind, ", ".join(sorted(labels.split(", "))), text) for name, labels, kind, text in listed} == served
 
 

@@ -24,7 +24,7 @@ from test_demo import ROOT, Stage
 from nexum_runtime import Client, TaskError, Worker, tracing
 from nexum_runtime.server.app import Server
 
-OPERATING = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+OBSERVABILITY = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
 TRACE = "ab" * 16
 TRACEPARENT = f"00-{TRACE}-{'cd' * 8}-01"
 
@@ -98,7 +98,7 @@ async def test_one_trace_goes_through_agent_server_and_worker_and_tells_no_secre
             assert span.attributes["openai_agents.span_id"].startswith("span_")
     assert b"secret" not in told.received
     said = {name for span in told.spans for name in (span.name, *span.attributes)}
-    assert said <= set(re.findall(r"`([\w.]+)`", OPERATING))
+    assert said <= set(re.findall(r"`([\w.]+)`", OBSERVABILITY))
 
 
 async def test_a_server_hands_a_trace_on_to_each_attempt_and_forgets_it_at_the_end(

@@ -34,7 +34,7 @@ class Watcher:
 
 @dataclass(frozen=True)
 class Outcome:
-    """An execution as the server told it."""
+    """What the server told of an execution: its status, outputs and error."""
 
     execution_id: str
     status: str  # RUNNING, COMPLETED, FAILED or CANCELLED

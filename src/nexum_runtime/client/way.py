@@ -1,6 +1,6 @@
 """How a client reaches an engine: the methods of both services, wherever that engine is.
 
-A method takes the fields of its request's message and metadata, as `wire` and docs/how-it-works.md have them, and
+A method takes the fields of its request's message and metadata, as `wire` and docs/protocol.md have them, and
 answers with whatever has the fields of its response's message, and with the trailing metadata.
 """
 
