@@ -1,23 +1,37 @@
-# make demo, test, test-embedded, check, benchmark, chaos, far, fuzz, dist, sdk-suite: each sets up .venv first when it
-# is missing or old.
+# make demo, test, test-quick, test-embedded, check, docs, pictures, benchmark, chaos, far, fuzz, dist, sdk-suite: each
+# sets up .venv first when it is missing or old. With uv on the PATH it takes seconds, with pip a minute or two.
 
 NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	if $$p -c '$(NEW_ENOUGH)' 2>/dev/null; then echo $$p; break; fi; done)
 BIN = .venv/bin
-INSTALL = $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check
+UV := $(shell command -v uv)
+INSTALL = $(if $(UV),$(UV) pip install --quiet --python $(1)/bin/python,$(1)/bin/python -m pip install --quiet \
+	--quiet --disable-pip-version-check)
+INSTALLER = $(if $(UV),uv: some seconds,pip: a minute or two)
+PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 8
 
-.PHONY: demo test test-embedded check benchmark chaos far fuzz dist sdk-suite constraints
+# What breaks first when something basic is broken: the store, the engine, sessions, the seams, the pages, the layers.
+QUICK = tests/runtime/test_engine.py tests/runtime/test_store.py tests/runtime/test_house.py \
+	tests/agents/test_sessions.py tests/agents/test_seams.py tests/example/test_docs.py
+
+.PHONY: demo test test-quick test-embedded check docs pictures benchmark chaos far fuzz dist sdk-suite constraints
 
 demo: .venv/for-use
 	$(BIN)/python demo.py --offline --worker
 
 test: .venv/for-development
-	$(BIN)/python -m pytest -n auto --maxprocesses 8
+	@echo "Running all tests; about 15 minutes on two cores. A choice of them in less than a minute: make test-quick"
+	@$(PYTEST)
+
+test-quick: .venv/for-development
+	@echo "Running a choice of the tests; less than a minute. All of them: make test"
+	@$(PYTEST) $(QUICK)
 
 # The tests of nexum_agents once more, with the engine in their own process.
 test-embedded: .venv/for-development
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 --embedded tests/agents
+	@echo "Running the tests of nexum_agents with the engine in their own process; some minutes."
+	@$(PYTEST) --embedded tests/agents
 
 # make fuzz TRIES=1000000 SEED=2
 TRIES = 100000
@@ -27,6 +41,7 @@ fuzz: .venv/for-development
 	$(BIN)/python tests/chaos/fuzz.py --tries $(TRIES) --seed $(SEED)
 
 check: .venv/for-development
+	@echo "Checking style and types; mypy takes a minute the first time."
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -52,27 +67,32 @@ sdk-suite: .venv/for-development
 # A wheel in dist/, tried in an empty environment.
 dist: .venv/for-use
 	@rm -rf dist
+	@echo "Building a wheel."
 	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@echo "Installing it into an empty environment, with $(INSTALLER)."
 	@$(PYTHON) -m venv dist/tried
-	@dist/tried/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
+	@$(call INSTALL,dist/tried) -c constraints.txt dist/*.whl
 	@cd dist && tried/bin/python -c "from nexum_agents import durable_session" && tried/bin/nexum dev --help > /dev/null
 	@rm -rf dist/tried
 	@ls dist
 
 .venv/for-use: requirements.txt constraints.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one with: make PYTHON=/path/to/python"; exit 1; }
-	@echo "Setting up .venv with $(PYTHON); this takes a minute or two, once."
+	@echo "Setting up .venv with $(PYTHON), once."
 	@$(PYTHON) -m venv --clear .venv
-	@$(INSTALL) -r requirements.txt
+	@echo "Installing what a user needs, with $(INSTALLER)."
+	@$(call INSTALL,.venv) -r requirements.txt
 	@touch $@
 
 .venv/for-development: .venv/for-use requirements-dev.txt
-	@$(INSTALL) -r requirements-dev.txt
+	@echo "Installing what the tests need, with $(INSTALLER)."
+	@$(call INSTALL,.venv) -r requirements-dev.txt
 	@touch $@
 
 # The newest versions that the bounds in the requirements allow, written down. Run `make check test` afterwards.
 constraints:
 	@$(PYTHON) -m venv --clear .venv
 	@sed -i.bak '/^[^#]/d' constraints.txt && rm constraints.txt.bak
-	@$(INSTALL) -r requirements-dev.txt
+	@echo "Looking for the newest versions, with $(INSTALLER)."
+	@$(call INSTALL,.venv) -r requirements-dev.txt
 	@$(BIN)/python -m pip freeze --all --exclude-editable --exclude pip >> constraints.txt

@@ -26,15 +26,15 @@ def first_sentence(thing: object) -> str:
     return re.split(r"(?<=[.:]) (?=[A-Z`])|:$", text)[0].rstrip(":")
 
 
-def own_doc(thing: object) -> bool:
-    return isinstance(thing, type) or inspect.isfunction(thing)
+OF_ALIASES = {
+    "DurableEvent": "What `on_event` is called with: a `CallEvent` or a `TurnEvent`."
+}  # they have no docstring
 
 
 def table(module: ModuleType) -> str:
     rows = [
-        f"| `{name}` | {first_sentence(thing)} |"
+        f"| `{name}` | {OF_ALIASES.get(name) or first_sentence(getattr(module, name))} |"
         for name in sorted(module.__all__, key=str.lower)
-        if own_doc(thing := getattr(module, name))
     ]
     return "\n".join([f"## {module.__name__}", "", "| name | what it is |", "|---|---|", *rows])
 
