@@ -46,6 +46,13 @@ check: .venv/for-development
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The site, in site/: strict, so a dead link or a warning ends it.
+docs: .venv/docs/done
+	@echo "Building the site; some seconds."
+	@$(PYTHON) docs/scripts/site_pages.py
+	@.venv/docs/bin/zensical build --strict --clean
+	@echo "Look at it with: $(PYTHON) -m http.server --directory site"
+
 benchmark: .venv/for-use
 	$(BIN)/python benchmark.py
 
@@ -87,6 +94,12 @@ dist: .venv/for-use
 .venv/for-development: .venv/for-use requirements-dev.txt
 	@echo "Installing what the tests need, with $(INSTALLER)."
 	@$(call INSTALL,.venv) -r requirements-dev.txt
+	@touch $@
+
+.venv/docs/done: requirements-docs.txt
+	@echo "Setting up .venv/docs, once, with $(INSTALLER)."
+	@$(PYTHON) -m venv --clear .venv/docs
+	@$(call INSTALL,.venv/docs) -r requirements-docs.txt
 	@touch $@
 
 # The newest versions that the bounds in the requirements allow, written down. Run `make check test` afterwards.

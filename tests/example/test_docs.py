@@ -284,12 +284,17 @@ def test_the_features_that_the_page_says_are_refused_are_refused() -> None:
     assert hasattr(agents.realtime.RealtimeRunner.run, "_nexum_plain")
 
 
-def test_the_api_page_is_what_its_script_makes_of_the_docstrings() -> None:
+def script(name: str) -> Any:
+    """A module of docs/scripts."""
     sys.path.insert(0, str(DOCS / "scripts"))
     try:
-        api = importlib.import_module("api")
+        return importlib.import_module(name)
     finally:
         sys.path.remove(str(DOCS / "scripts"))
+
+
+def test_the_api_page_is_what_its_script_makes_of_the_docstrings() -> None:
+    api = script("api")
     assert PAGES["docs/api.md"] == api.page(), "run: python docs/scripts/api.py"
     for name in (*nexum_agents.__all__, *nexum_runtime.__all__):
         assert f"`{name}`" in PAGES["docs/api.md"], name
@@ -336,3 +341,19 @@ async def test_the_backup_of_a_live_database_is_restored_by_the_commands_of_the_
     listed = await run(NEXUM, "sessions", env=env, cwd=tmp_path)
     assert "before" in listed.stdout
     assert "after" not in listed.stdout
+
+
+# The site
+
+
+def test_the_site_has_every_page_and_the_readme() -> None:
+    named = re.findall(r"([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(named) == sorted(["first.md", *(path.name for path in DOCS.glob("*.md"))])
+
+
+def test_the_sites_pages_lead_to_each_other() -> None:
+    site = script("site_pages")
+    first = site.first_page()
+    assert [link for link in re.findall(r"\]\((?!https?:)([^)#]+)", first) if not (DOCS / link).exists()] == []
+    api = site.with_docstrings(PAGES["docs/api.md"])
+    assert [name for name in nexum_agents.__all__ if f"::: nexum_agents.{name}\n" not in api] == []
