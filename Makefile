@@ -53,6 +53,10 @@ docs: .venv/docs/done
 	@.venv/docs/bin/zensical build --strict --clean
 	@echo "Look at it with: $(PYTHON) -m http.server --directory site"
 
+# Those of the README, in docs/pictures.
+pictures: .venv/for-use
+	@$(BIN)/python docs/scripts/pictures.py
+
 benchmark: .venv/for-use
 	$(BIN)/python benchmark.py
 

@@ -8,6 +8,7 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
+from html import unescape
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -357,3 +358,30 @@ def test_the_sites_pages_lead_to_each_other() -> None:
     assert [link for link in re.findall(r"\]\((?!https?:)([^)#]+)", first) if not (DOCS / link).exists()] == []
     api = site.with_docstrings(PAGES["docs/api.md"])
     assert [name for name in nexum_agents.__all__ if f"::: nexum_agents.{name}\n" not in api] == []
+
+
+# Pictures
+
+
+def test_every_picture_is_there_in_light_and_dark_and_asks_no_other_server() -> None:
+    named = re.findall(r'(?:src|srcset)="docs/(pictures/[^"]+)"', PAGES["README.md"])
+    assert sorted(named) == sorted(f"pictures/{path.name}" for path in (DOCS / "pictures").iterdir())
+    for name in named:
+        assert re.findall(r"""url\(["']?http|(?:href|src)=""", (DOCS / name).read_text("utf-8")) == [], name
+
+
+def test_the_picture_of_the_parts_is_what_its_script_draws() -> None:
+    pictures = script("pictures")
+    for mode, colors in pictures.MODES.items():
+        drawn = (DOCS / "pictures" / f"parts-{mode}.svg").read_text("utf-8")
+        assert drawn == pictures.parts(colors), "run: make pictures"
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_the_picture_of_the_crash_shows_what_the_transcripts_show(mode: str) -> None:
+    drawn = (DOCS / "pictures" / f"crash-{mode}.svg").read_text("utf-8")
+    shown = "".join(unescape("".join(re.findall(r"<text [^>]*>([^<]*)</text>", drawn))).split())
+    for name in ("crash", "again"):
+        told = PAGES["README.md"].split(f"<!-- transcript: {name} -->")[1].split("\n```\n")[0]
+        for line in re.findall(r"(?m)^\[Nexum\] (.+?)(?: [\d.]+ m?s)?$", told):
+            assert "".join(line.split()) in shown, line
