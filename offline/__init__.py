@@ -7,6 +7,10 @@ ever be mistaken for one of its pages.
 
 import re
 
+from offline import needed
+
+needed.check()
+
 HOST = "offline.example"
 SITE = f"site:{HOST}"  # the search operator that sends a query to this site instead of the search engines
 

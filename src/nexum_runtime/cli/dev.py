@@ -78,9 +78,13 @@ def dev(
     from nexum_runtime.engines.nearest import LOOK_SECONDS, ask_to_hand_over, database_from_environment
     from nexum_runtime.errors import InvalidRequest
     from nexum_runtime.logs import Log, log_to_stderr
-    from nexum_runtime.server.app import CannotBind, Server, ServerConfig, Tls
-    from nexum_runtime.server.model.contract import StoreInUse, StoreUnavailable
     from nexum_runtime.signals import stop_requested
+
+    try:
+        from nexum_runtime.server.app import CannotBind, Server, ServerConfig, Tls
+        from nexum_runtime.server.model.contract import StoreInUse, StoreUnavailable
+    except ImportError as error:  # on Windows
+        fail(str(error))
 
     log_to_stderr("%(asctime)s %(levelname)s %(message)s", as_json=log_json)
     log = Log("nexum.dev")

@@ -5,7 +5,6 @@ for useless. What was acknowledged may be in there, or it is another program's; 
 """
 
 import errno
-import fcntl
 import os
 import re
 import stat
@@ -17,6 +16,14 @@ from typing import IO
 from nexum_runtime.server.model.contract import StoreInUse
 from nexum_runtime.server.store.sqlite.failures import LOST_LOG, OTHER_FILE, unusable, unusable_because
 from nexum_runtime.wire.beside import Owner, lock_of
+
+try:
+    import fcntl
+except ModuleNotFoundError:
+    raise ImportError(
+        "Nexum's engine needs file locks, which Windows does not have. Run it inside of WSL, with the folder in WSL's "
+        "own file system."
+    ) from None
 
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 MOUNTS = Path("/proc/self/mountinfo")
