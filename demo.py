@@ -18,7 +18,6 @@ import argparse
 import asyncio
 import logging
 import os
-import secrets
 import signal
 import sys
 from contextlib import AsyncExitStack
@@ -124,7 +123,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    session_id = os.environ.get("SESSION_ID") or f"demo-{secrets.token_hex(3)}"
+    session_id = screen.session_id()
     model, mode = choose_model(arguments.offline)
     again = screen.command_line(session_id, arguments)
     ctrl_c.says(f"Interrupted. Go on with: {again}")

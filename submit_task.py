@@ -14,6 +14,7 @@ if __name__ == "__main__":
 import argparse
 import asyncio
 import json
+import re
 import secrets
 import sys
 from functools import partial
@@ -44,6 +45,8 @@ def parse_arguments() -> argparse.Namespace:
     if not isinstance(arguments.arguments, dict):
         parser.error(f"the arguments must be a JSON object, by name: {json.dumps(arguments.arguments)}")
     arguments.session = arguments.session or f"call-{secrets.token_hex(3)}"
+    if not re.fullmatch("[A-Za-z0-9._-]{1,64}", arguments.session):
+        parser.error(f"--session is {arguments.session!r}; it must be 1 to 64 characters of A-Za-z0-9._-")
     return arguments
 
 

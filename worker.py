@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Execute the tool calls that agents submit to Nexum.")
     parser.add_argument("--concurrency", type=int, default=8, metavar="N", help="calls at once (default 8)")
     parser.add_argument("--offline", action="store_true", help="never use the network: only the offline web")
-    parser.add_argument("--log-json", action="store_true", help="log JSON, an object a line")
+    parser.add_argument("--log-json", action="store_true", help="log one JSON object per line")
     arguments = parser.parse_args()
     if arguments.concurrency < 1:
         parser.error("--concurrency must be at least 1")

@@ -17,7 +17,6 @@ if __name__ == "__main__":
     ctrl_c.listen()  # from the first moment on
 
 import asyncio
-import os
 import re
 import sys
 from functools import cache
@@ -29,6 +28,7 @@ from pydantic import BaseModel
 import tools
 from nexum_agents import ToolError
 from nexum_runtime import NexumError, human_approval, near
+from offline import screen
 
 DAY_SECONDS = 86_400.0
 
@@ -94,6 +94,6 @@ if __name__ == "__main__":
     ctrl_c.says("Interrupted. Run it again, and it goes on.")
     try:
         asked = " ".join(sys.argv[1:]) or "What is durable execution?"
-        asyncio.run(main(asked, os.environ.get("SESSION_ID") or "report"))
+        asyncio.run(main(asked, screen.session_id("report")))
     except NexumError as error:
         raise SystemExit(str(error)) from None

@@ -112,6 +112,6 @@ async def kinds(context: Context) -> list[Kind]:
 def sentence(results: Results) -> str:
     cold, cached = results.median("calls.idempotent"), results.median("calls.tool_cached")
     return (
-        f"A call takes {shown(cold)} ms more than what it does, once; from then on it takes {shown(cached)} ms, "
-        "whatever it did."
+        f"Cold: a call that is executed and recorded takes {shown(cold)} ms more than its tool. "
+        f"Cached: from then on it takes {shown(cached)} ms, whatever the tool does."
     )

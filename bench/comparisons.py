@@ -7,13 +7,13 @@ TOOL_CALL = Comparison("agent, a tool call above plain", "agent.cold_tools", "ag
 CALL_AND_TURN = Comparison("… and its turn", "agent.cold", "agent.plain", per=CALLS, goal=7)
 
 COMPARISONS = [
-    Comparison("cold call ÷ F2", "calls.idempotent", "floor.call", goal=1),
-    Comparison("… ÷ F2, tuned", "calls.idempotent", "floor.call_tuned"),
+    Comparison("cold call ÷ the least", "calls.idempotent", "floor.call", goal=1),
+    Comparison("… ÷ the least, tuned gRPC", "calls.idempotent", "floor.call_tuned"),
     Comparison("… its p99 ÷ p50", "calls.idempotent", tail=True, goal=4),
-    Comparison("… p99 ÷ p50 of F2", "floor.call", tail=True),
-    Comparison("cold call of effect once ÷ F2", "calls.once", "floor.call", goal=1.2),
-    Comparison("… ÷ F2, tuned", "calls.once", "floor.call_tuned"),
-    Comparison("50 calls at a time ÷ F2", "calls.at_50", "floor.at_50", goal=0.8, at_least=True),
+    Comparison("… p99 ÷ p50 of the least", "floor.call", tail=True),
+    Comparison("cold call, once ÷ the least", "calls.once", "floor.call", goal=1.2),
+    Comparison("… once ÷ the least, tuned gRPC", "calls.once", "floor.call_tuned"),
+    Comparison("50 calls at a time ÷ the least", "calls.at_50", "floor.at_50", goal=0.8, at_least=True),
     Comparison("cached call of a tool", "calls.tool_cached", goal=0.05),
     Comparison("server's memory", "calls.memory", goal=80),
     TOOL_CALL,

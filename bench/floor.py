@@ -1,11 +1,11 @@
 """The floor: what one synced commit, one round trip, and a call written by hand cost here and now.
 
-C    one insert into SQLite, committed and synced
-E    one round trip of Python's grpc.aio
-F2   caller → server → worker → server → caller, two synced commits on the way, and nothing else (floor_processes)
+commit     one insert into SQLite, committed and synced
+echo       one round trip of Python's grpc.aio
+the least  caller → server → worker → server → caller, two synced commits on the way, and nothing else (floor_processes)
 
-The server and the worker of F2 have gRPC as it comes; those of the tuned F2 have it as Nexum sets it. The caller, which
-is this process, has it as Nexum sets it in either case.
+The server and the worker of the least have gRPC as it comes; with tuned gRPC they have it as Nexum sets it. The
+caller, which is this process, has it as Nexum sets it in either case.
 """
 
 from collections.abc import Callable
@@ -50,12 +50,20 @@ async def kinds(context: Context) -> list[Kind]:
         return await one_by_one(work() for _ in range(context.slice_calls))
 
     return [
-        Kind("floor.commit", "C: one synced commit", "ms", partial(latency, insert), SLICES),
-        Kind("floor.echo", "E: one gRPC round trip", "ms", partial(latency, echo), SLICES),
-        Kind("floor.call", "F2: a call by hand", "ms", partial(latency, execute), SLICES),
-        Kind("floor.call_tuned", "F2, tuned", "ms", partial(latency, partial(call, tuned("Execute"))), SLICES),
+        Kind("floor.commit", "one synced commit", "ms", partial(latency, insert), SLICES),
+        Kind("floor.echo", "one gRPC round trip", "ms", partial(latency, echo), SLICES),
+        Kind("floor.call", "the least: 2 synced commits, 3 processes", "ms", partial(latency, execute), SLICES),
+        Kind(
+            "floor.call_tuned",
+            "the least, tuned gRPC",
+            "ms",
+            partial(latency, partial(call, tuned("Execute"))),
+            SLICES,
+        ),
         *(
-            Kind(f"floor.at_{n}", f"F2 with {n} at a time", "/s", partial(per_second, execute, context.calls_by(n), n))
+            Kind(
+                f"floor.at_{n}", f"the least, {n} at a time", "/s", partial(per_second, execute, context.calls_by(n), n)
+            )
             for n in CALLERS
         ),
     ]
@@ -84,7 +92,10 @@ async def _by_hand(context: Context, name: str, **environment: str) -> Callable[
 
 def sentence(results: Results) -> str:
     commit, call = results.median("floor.commit"), results.median("floor.call")
-    text = f"No call that crosses three processes and syncs twice can take much less than {shown(call)} ms here."
+    text = (
+        "The least that this machine can do: a call written by hand, with two synced commits and three processes. "
+        f"It takes {shown(call)} ms. No call that does the same can take much less."
+    )
     if commit < NO_SYNC_MS:
         text += " But this folder's disk syncs nothing: set TMPDIR to one that does."
     return text

@@ -56,7 +56,7 @@ def show_comparisons(console: Console, results: Results) -> None:
                 f"{shown(statistics.median(values))} {each.unit(results)}",
                 f"{shown(min(values))} – {shown(max(values))}",
                 each.goal_text,
-                {True: "[green]✓[/]", False: "[red]✗[/]", None: ""}[each.holds(results)],
+                {True: "[green]✓[/]", False: "[yellow]missed[/]", None: ""}[each.holds(results)],
             )
     if table.row_count:
         console.print(table)

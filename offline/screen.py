@@ -4,6 +4,8 @@ import argparse
 import asyncio
 import io
 import os
+import re
+import secrets
 import shlex
 import shutil
 import sys
@@ -15,6 +17,14 @@ T = TypeVar("T")
 
 QUESTION_CHARS = 300
 FLAGS = {"offline": "--offline", "worker": "--worker", "save_report": "--save-report"}
+
+
+def session_id(default: str = "") -> str:
+    """SESSION_ID, or else the default, or else a new one. Raises SystemExit for what is none."""
+    named = os.environ.get("SESSION_ID") or default or f"demo-{secrets.token_hex(3)}"
+    if not re.fullmatch("[A-Za-z0-9._-]{1,64}", named):
+        sys.exit(f"SESSION_ID is {named!r}; it must be 1 to 64 characters of A-Za-z0-9._-")
+    return named
 
 
 def header(question: str, session_id: str, model: str, mode: str) -> None:

@@ -79,8 +79,8 @@ class RunView(EventPrinter):
         is_not = "is not" if count == 1 else "are not"
         self.console.print(f"[red]Unsettled: {calls} may or may not have run, and {is_not} run again.[/]")
         self.as_it_is(
-            "Find out, and say it with the command and one of\n"
-            "--result 'what it returned', --failed 'why', or --retry to have it attempted again:"
+            "Find out what happened. Then type the command with one of these after it:\n"
+            "--result 'what it returned', --failed 'why', or --retry to attempt it again"
         )
         for event in self.unsettled:
             self.as_it_is(f"  {call_text(event)}\n    {nexum_command('resolve', event)}")

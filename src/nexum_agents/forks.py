@@ -24,7 +24,7 @@ async def fork_session(
     new id already, when there is no such session or turn, or when no server answers.
     """
     check_session_id(session_id)
-    check_session_id(new_session_id)
+    check_session_id(new_session_id, "new_session_id")
     client = nexum_client()
     try:
         try:

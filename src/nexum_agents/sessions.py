@@ -89,7 +89,7 @@ class DurableSession:
             raise ValueError(f"tools is {tools!r}; it can be {', '.join(get_args(Tools))}.")
         if on_event is not None and (not callable(on_event) or inspect.iscoroutinefunction(on_event)):
             raise TypeError(
-                "on_event is called in a thread of its own and not awaited: give durable_session a plain function. "
+                "on_event must be a plain function, not an async one: it is called in a thread of its own. "
                 "asyncio.run_coroutine_threadsafe reaches your loop from there."
             )
         self.session_id, self.effects, self.turns = session_id, dict(effects), turns
@@ -123,7 +123,8 @@ class DurableSession:
     def __enter__(self) -> "DurableSession":
         if self._token is not None:
             raise DurableCallError(
-                f"This block of session {self.session_id!r} is entered already: make another durable_session for it."
+                f"This block of session {self.session_id!r} is open already. "
+                "Call durable_session(…) again for another block."
             )
         self._is_to_be_entered = False
         from nexum_agents import refusals  # which knows of sessions
@@ -301,12 +302,12 @@ class DurableSession:
         for name in self._unknown_names():
             if near := difflib.get_close_matches(name, self._tools_met - self.effects.keys(), 1, ALIKE):
                 self._names_told.add(name)
-                log.warning("effects names %r, which no tool is called; there is a tool %r. Is it meant?", name, *near)
+                log.warning("effects names %r, but no tool has that name. Did you mean %r?", name, *near)
 
     def _tell_of_unknown_names(self) -> None:
         for name in self._unknown_names() if self._tools_met else ():
             known = ", ".join(sorted(self._tools_met))
-            log.warning("effects names %r, which no tool was called; the tools were %s. Is it spelled so?", name, known)
+            log.warning("effects names %r, but no tool with that name was there. The tools were %s.", name, known)
 
     def _unknown_names(self) -> list[str]:
         return [name for name in self.effects if name not in self._tools_met | self._names_told]
@@ -546,27 +547,27 @@ def durable_session(
 ) -> DurableSession:
     """Make a block in which all that the Agents SDK runs is recorded, or comes from the store.
 
-    Recorded are the turns of every model, function and MCP tools, guardrails, agents as tools, the SDK's sessions, and
-    `durable_step`s. Run the same block again, in any process, and it replays to where it broke, and goes on. What may
-    run again is your own code around them: hooks, dynamic instructions, filters.
+    Use it with `with` or `async with`. Recorded are the turns of every model, function and MCP tools, guardrails,
+    agents as tools, the SDK's sessions, and `durable_step`s. Run the same block again, in any process: it replays what
+    is recorded, and goes on from there. Your own code around them runs again: hooks, dynamic instructions, filters.
 
-    `session_id` is 1 to 64 of `A-Za-z0-9._-`, and names one piece of work: take a new one for each new question.
-    `effects` says of a tool, by its name, what a crash in the middle of a call may have done: "read" or "idempotent"
-    (the default; it is executed again) or "once" (it is not: the model is told that it may or may not have run). A tool
-    with "replay" is executed again in every run, for what it does to the run's context; its own steps come from the
-    store. `turns=False` records the calls alone. `on_event(event)` is told of every turn and call, in order and in a
-    thread of its own: the run does not wait for a slow one.
-    `tools="cached-only"` calls no tool and runs no step: one that is not recorded ends the run with NotRecorded. Turns
-    are asked. It is for trying another prompt or model on what a session has recorded: see `fork_session`.
-    `max_turns`, `max_calls` and `max_tokens` are what the session may use at most, over all its runs and processes: the
-    turns and tool calls that are recorded, and the total tokens of those turns. When one is used up, no new turn begins
-    (of calls, no new call). What has begun in this run is let finish and recorded, and the run ends with LimitReached;
-    raise the limit and run again to go on. A turn or a call counts from its beginning, its tokens when it has answered:
-    turns side by side may use more. What other processes use meanwhile is counted when the block is entered anew.
+    - `session_id` has 1 to 64 characters of `A-Za-z0-9._-`. It names one piece of work: take a new one for each new
+      question.
+    - `effects` says for a tool, by its name, what a second attempt would do. "read" and "idempotent" (the default)
+      tools are tried again after a crash. A "once" tool is not: the model is told that it may or may not have run. A
+      "replay" tool is executed in every run, for what it does to the run's context. Its own steps come from the store.
+    - `turns=False` records the calls alone.
+    - `tools="cached-only"` calls no tool and runs no step. One that is not recorded ends the run with NotRecorded.
+      Turns are asked. Use it to try another prompt or model on a recorded session: see `fork_session`.
+    - `on_event(event)` is called for every turn and call, in order and in a thread of its own. The run does not wait
+      for a slow one.
+    - `max_turns`, `max_calls` and `max_tokens` are limits for the whole session, over all its runs and processes. At a
+      limit, what has begun is let finish, and the run ends with LimitReached. Raise the limit and run again to go on.
+      A turn or a call counts from its beginning, and its tokens when it has answered: turns side by side may use more.
+      What other processes use meanwhile is counted when the block is entered again.
 
-    Raises DurableCallError for an id that is none, ValueError for an effect, a limit or `tools` that are none,
-    TypeError for an `on_event` that would have to be awaited. What runs inside raises DurableCallError when Nexum
-    cannot carry it.
+    Raises DurableCallError for a bad `session_id`, ValueError for a bad effect, limit or `tools`, TypeError for an
+    `on_event` that is async. What runs inside raises DurableCallError when Nexum cannot record it.
     """
     limits = Limits({"turns": max_turns, "calls": max_calls, "tokens": max_tokens})
     effects = {} if effects is None else effects
@@ -610,10 +611,12 @@ def enter(scope: Scope) -> None:
     _scope.set(scope)
 
 
-def check_session_id(session_id: str) -> None:
-    """Raise DurableCallError unless it is 1 to 64 of `A-Za-z0-9._-`."""
+def check_session_id(session_id: str, name: str = "session_id") -> None:
+    """Raise DurableCallError unless the argument of this name is 1 to 64 characters of `A-Za-z0-9._-`."""
     if not isinstance(session_id, str) or not SESSION_ID.fullmatch(session_id):
-        raise DurableCallError(f"The session id is {session_id!r}; it must be 1 to {SESSION_ID_CHARS} of A-Za-z0-9._-")
+        raise DurableCallError(
+            f"{name} is {session_id!r}; it must be 1 to {SESSION_ID_CHARS} characters of A-Za-z0-9._-"
+        )
 
 
 def _inside(id: str) -> str:

@@ -267,28 +267,29 @@ def durable_tool(
 ) -> FunctionTool | Callable[[Callable[..., Any]], FunctionTool]:
     """Make the tool that `function_tool(function, **options)` makes, but have a worker execute its calls.
 
-    Or give it a FunctionTool, or use it as a decorator, as `function_tool`. A worker (`serve`) finds the tool by its
-    name. What travels is the JSON that the model wrote; it is validated where it is executed, once. The result is what
-    `function_tool` would have told the model: a text, JSON, an image, an object of the class that the function's return
-    annotation names; the `str()` of all else.
+    `function` may be a FunctionTool. It also works as a decorator, as `function_tool` does. A worker (`serve`) finds
+    the tool by its name. The JSON that the model wrote travels to the worker, and is validated there. The result is
+    what `function_tool` would have told the model: a text, JSON, an image, an object of the class that the function's
+    return annotation names, or the `str()` of anything else.
 
-    `effect` says what an attempt that was cut short may have done to the world, and so what a crash may do to a call:
-      "read"        nothing: it is tried again, up to `max_attempts` times (1 to 20, default 4)
-      "idempotent"  what another attempt does no second time (see `idempotency_key`): tried again as well
-      "once"        what must not be done twice: attempted at most once. If its worker vanished, it took too long, or
-                    its result could not be recorded, the model is told that it may or may not have run, and so it is
-                    by every run of the session until the worker's late word or a person (`nexum resolve`) settles it.
-                    A tool that raises has failed, unless by `ToolError(…, unknown=True)` it says that it cannot tell.
-                    A call that failed is not attempted again either, unless by `nexum resolve --retry`.
-    `timeout` is how many seconds one attempt may take. An async function is cancelled then; a sync one cannot be: its
-    thread runs on, and what it returns is dropped.
-    `needs_approval`, True or a function of the call's arguments that says so, lets no worker have a call before a
-    person has said yes to it: `nexum approve`. Other calls go on meanwhile. `nexum reject` tells the model why not.
+    `effect` says what a second attempt would do, and so what happens after a crash in the middle:
+
+    - "read": nothing. It is tried again, up to `max_attempts` times (1 to 20, default 4).
+    - "idempotent": nothing more (see `idempotency_key`). It is tried again as well.
+    - "once": harm. It is attempted at most once. If its worker vanished, it took too long, or its result could not be
+      recorded, every run tells the model that it may or may not have run, until the worker's late result or a person
+      (`nexum resolve`) settles it. A tool that raises has failed, unless it raises `ToolError(…, unknown=True)`. A call
+      that failed is attempted again only by `nexum resolve --retry`.
+
+    `timeout` is how many seconds one attempt may take. Then an async function is cancelled. A sync function cannot be
+    cancelled: its thread runs on, and what it returns is dropped.
+    `needs_approval`, True or a function of the call's arguments, keeps a call from the workers until a person says yes
+    to it: `nexum approve`. Other calls go on meanwhile. `nexum reject` tells the model why not.
     With `nexum approve --args` the call is made with other arguments. The model is told of these, and of a `--comment`,
     after a result that is a text, or a list of texts, images and files: `(Approved by anna: only this once)`.
 
-    Raises TypeError for a tool whose calls cannot travel: one that takes the run context, or that is an agent;
-    ValueError for an `effect`, `max_attempts` or `timeout` out of range.
+    Raises TypeError for a tool whose calls cannot travel: one that takes the run context, or that is an agent.
+    Raises ValueError for a bad `effect`, `max_attempts` or `timeout`.
     """
     if function is None:
         how: dict[str, Any] = {"effect": effect, "max_attempts": max_attempts, "timeout": timeout}
@@ -322,7 +323,7 @@ def plain_tool(function: Callable[..., Any] | FunctionTool, options: dict[str, A
     """The plain tool that is to be executed elsewhere. Raises TypeError if its calls cannot travel."""
     if isinstance(function, FunctionTool):
         if options:
-            raise TypeError(f"{function.name} is a FunctionTool already, which {min(options)} comes too late for.")
+            raise TypeError(f"{function.name} is a FunctionTool already. Give {min(options)} to function_tool instead.")
         if isinstance(function.on_invoke_tool, Submitter):
             raise TypeError(f"{function.name} is a durable tool already.")
         if seams.is_agent_tool(function):

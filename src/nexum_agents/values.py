@@ -42,7 +42,7 @@ def to_value(value: Any, returns: Any = None) -> Value:
     """
     if inspect.iscoroutine(value):
         value.close()
-        raise ToolError(f"It returned what {value.__qualname__}(…) gives, without `await` before it.", retryable=False)
+        raise ToolError(f"It returned a coroutine. Write `await` before {value.__qualname__}(…).", retryable=False)
     if isinstance(value, tuple) and seams.is_structured_output(value):
         with suppress(Unrecordable):
             return Value(value, to_recorded(list(value)), TUPLE)

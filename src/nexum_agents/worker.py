@@ -13,6 +13,7 @@ from agents import FunctionTool
 from agents.exceptions import ModelBehaviorError
 from agents.function_schema import FuncSchema, function_schema
 from agents.tool_context import ToolContext
+from pydantic import ValidationError
 
 from nexum_agents import seams
 from nexum_agents.consent import APPROVED, Yes, words_of
@@ -154,13 +155,21 @@ class _Tool:
         try:
             given = json.loads(asked or "{}") if isinstance(asked, str) else asked
             if not isinstance(given, dict):
-                raise ValueError("they are no JSON object")
+                raise ValueError("they are not a JSON object")
             return schema.to_call_args(schema.params_pydantic_model(**given))
         except (ValueError, RecursionError) as error:  # pydantic's errors are ValueErrors
             raise self._do_not_fit(error) from error
 
     def _do_not_fit(self, error: Exception) -> ToolError:
-        return ToolError(f"The arguments of {self.name} do not fit: {error}", retryable=False, begun=False)
+        return ToolError(f"The arguments of {self.name} do not fit: {_words_of(error)}", retryable=False, begun=False)
+
+
+def _words_of(error: Exception) -> str:
+    """What does not fit, for the model: pydantic's own text has the addresses of its website in it."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in found)
 
 
 def serve(

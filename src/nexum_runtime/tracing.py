@@ -68,7 +68,7 @@ def _nobodys() -> Iterator[None]:
     except Exception as error:
         if not _has_failed:
             _has_failed = True
-            log.warning("A span could not be told, which changes nothing else: %s", error, exc_info=error)
+            log.warning("A span could not be sent. Nothing else is affected: %s", error, exc_info=error)
 
 
 def span(

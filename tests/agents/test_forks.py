@@ -177,7 +177,7 @@ async def test_a_fork_that_is_there_is_refused_unless_that_is_said_to_be_well() 
             await fork_session(session, "s2", exist_ok=exist_ok)
     with pytest.raises(DurableCallError, match=r"No session 'ghost' is known"):
         await fork_session("ghost", "s3")
-    with pytest.raises(DurableCallError, match=r"The session id is 'a/b'"):
+    with pytest.raises(DurableCallError, match=r"new_session_id is 'a/b'"):
         await fork_session("s1", "a/b")
 
 

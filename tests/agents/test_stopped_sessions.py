@@ -185,7 +185,7 @@ async def test_every_process_of_the_session_is_stopped(client: Client) -> None:
 async def test_a_session_that_nothing_was_recorded_in_cannot_be_stopped() -> None:
     with pytest.raises(DurableCallError, match="No session 's' is known"):
         await stop()
-    with pytest.raises(DurableCallError, match="The session id is 'a/b'"):
+    with pytest.raises(DurableCallError, match="session_id is 'a/b'"):
         await stop_session("a/b")
 
 

@@ -292,7 +292,8 @@ async def test_a_person_may_change_the_arguments_and_the_model_is_told_which_the
 async def test_changed_arguments_that_do_not_fit_are_told_to_the_model(worker: Worker, client: Client) -> None:
     tool = durable_tool(weather, needs_approval=True)
     (first, _) = await approved("s1", client, tool, ROME, args={"town": "Bari"})
-    assert first.startswith("The arguments of weather do not fit: ")
+    assert first.startswith("The arguments of weather do not fit: city: Field required")
+    assert "://" not in first, "the website of pydantic is nothing to the model"
     assert executed == []
 
 
@@ -607,13 +608,13 @@ def test_tools_whose_calls_cannot_travel_are_refused_by_name() -> None:
             make(Agent(name="A").as_tool("ask", "Ask."))
     with pytest.raises(TypeError, match="add is a durable tool already"):
         durable_tool(durable_tool(add))
-    with pytest.raises(TypeError, match="add is a FunctionTool already, which name_override comes too late for"):
+    with pytest.raises(TypeError, match=r"add is a FunctionTool already\. Give name_override to function_tool instead"):
         durable_tool(function_tool(add), name_override="plus")
 
 
 @pytest.mark.parametrize("session_id", ["", "a/b", "a b", "é", "x" * 65, "s1\n"])
 async def test_a_session_id_that_cannot_be_one_is_refused(session_id: str) -> None:
-    with pytest.raises(DurableCallError, match=r"The session id is .*; it must be 1 to 64 of"):
+    with pytest.raises(DurableCallError, match=r"session_id is .*; it must be 1 to 64 characters of"):
         await submit_tool_call("add", {"a": 1, "b": 2}, session_id)
 
 

@@ -236,7 +236,7 @@ async def test_without_a_key_the_mode_says_so_and_the_answer_cites_the_pages_tha
         ({"NEXUM_ADDRESS": "localhost:1"}, "No Nexum server answers at localhost:1. Start one with `nexum dev`"),
         ({"NEXUM_ADDRESS": "nonsense"}, "The Nexum address is 'nonsense'; it must be host:port"),
         ({"NEXUM_ADDRESS": "no-such-host.invalid:50051"}, "No Nexum server answers at no-such-host.invalid:50051"),
-        ({"SESSION_ID": "no/slash"}, "The session id is 'no/slash'; it must be 1 to 64 of"),
+        ({"SESSION_ID": "no/slash"}, "SESSION_ID is 'no/slash'; it must be 1 to 64 characters of"),
     ],
     ids=lambda value: next(iter(value.values())) if isinstance(value, dict) else "",
 )

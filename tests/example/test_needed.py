@@ -43,3 +43,12 @@ async def test_on_windows_the_server_says_what_works_there() -> None:
     assert (finished.code, finished.stdout) == (1, "")
     assert "inside of WSL" in finished.stderr
     assert finished.stderr.count("\n") == 1, finished
+
+
+@pytest.mark.parametrize("script", ["demo.py", "workflow.py"])
+async def test_a_session_id_that_is_none_is_named_as_the_variable_that_it_came_from(
+    script: str, tmp_path: Path
+) -> None:
+    finished = await run(sys.executable, ROOT / script, env=environment(SESSION_ID="no/slash"), cwd=tmp_path)
+    assert finished.code == 1
+    assert finished.stderr == "SESSION_ID is 'no/slash'; it must be 1 to 64 characters of A-Za-z0-9._-\n"

@@ -140,9 +140,10 @@ async def test_a_call_without_a_worker_says_what_it_waits_for(stage: Stage) -> N
         (("web_search", '{"query": 1e999}'), "the arguments are no JSON (Out of range float values"),
         (("web_search", '{"query":' * 10_000), "the arguments are no JSON (maximum recursion depth exceeded"),
         (("web_search", "{}", "--effect", "twice"), "invalid choice: 'twice'"),
+        ((*SEARCH[:2], "--session", "no/slash"), "--session is 'no/slash'; it must be 1 to 64 characters of"),
         ((), "the following arguments are required: tool"),
     ],
-    ids=["no JSON", "a list", "NaN", "infinite", "nested too deeply", "an effect that is none", "nothing"],
+    ids=["no JSON", "a list", "NaN", "infinite", "nested too deeply", "an effect that is none", "a session", "nothing"],
 )
 async def test_what_is_no_call_is_refused_before_it_is_submitted(
     stage: Stage, words: tuple[str, ...], sentence: str
@@ -159,7 +160,6 @@ async def test_what_is_no_call_is_refused_before_it_is_submitted(
         (("ghost",), {}, "This worker knows no tool 'ghost'; it knows web_search, visit_webpage, save_report."),
         (("web_search", '{"words": "lease"}'), {}, "The arguments of web_search do not fit: "),
         (("web_search", '{"query": " "}'), {}, "The search query is empty; say what to look for."),
-        ((*SEARCH[:2], "--session", "no/slash"), {}, "The session id is 'no/slash'; it must be 1 to 64 of"),
         (
             SEARCH,
             {"NEXUM_ADDRESS": "localhost:1"},
@@ -167,7 +167,7 @@ async def test_what_is_no_call_is_refused_before_it_is_submitted(
         ),
         (SEARCH, {"NEXUM_ADDRESS": "nonsense"}, "The Nexum address is 'nonsense'; it must be host:port"),
     ],
-    ids=["an unknown tool", "other arguments", "a tool that fails", "a session", "no server", "an address"],
+    ids=["an unknown tool", "other arguments", "a tool that fails", "no server", "an address"],
 )
 async def test_what_cannot_be_done_is_told_in_a_sentence(
     stage: Stage, words: tuple[str, ...], changes: dict[str, str], sentence: str

@@ -215,8 +215,8 @@ def test_a_call_that_is_unknown_is_said_in_a_sentence_and_asked_about_at_the_end
     )
     assert footer_of(unknown) == [
         "Unsettled: 1 call that may or may not have run, and is not run again.",
-        "Find out, and say it with the command and one of",
-        "--result 'what it returned', --failed 'why', or --retry to have it attempted again:",
+        "Find out what happened. Then type the command with one of these after it:",
+        "--result 'what it returned', --failed 'why', or --retry to attempt it again",
         f"  {start}",
         "    nexum resolve s1/web_search/0/0",
         "Then run it again:",

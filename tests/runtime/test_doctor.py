@@ -197,7 +197,8 @@ async def test_an_outcome_that_nobody_knows_is_named(client: Client, address: st
     executing = asyncio.create_task(client.execute(ECHO, {}, execution_id="s/e", effect="once"))
     await client.fail(await claim(client, 60_000), "Its worker was stopped.", interrupted=True)
     await executing
-    said = "Nobody knows what came of s/e; find out, and say it: nexum resolve s/e"
+    resolve = "nexum resolve s/e --result 'what it returned'"
+    said = f"The outcome of s/e is unknown. Find out what happened, and say it: {resolve}"
     assert await diagnosed(address) == {"unknown": said}
 
 

@@ -240,7 +240,7 @@ async def test_a_database_url_that_is_not_nexum_s_is_told(tmp_path: Path) -> Non
     folder.mkdir()
     dev = Dev(folder, "--port", "0", DATABASE_URL="postgresql://localhost/shop")
     dev.start()
-    await dev.says("DATABASE_URL is set, and is not for Nexum: it reads NEXUM_DATABASE_URL")
+    await dev.says("DATABASE_URL is set, but Nexum reads NEXUM_DATABASE_URL")
     assert (await dev.ready())[1] == folder / ".nexum" / "local.db"
 
 

@@ -99,7 +99,7 @@ async def test_resolve_refuses_in_a_sentence_what_makes_no_sense(
 
 @pytest.mark.parametrize("words", [(), ("--retry", "--failed", "no")])
 async def test_resolve_wants_one_word_on_what_became_of_it(address: str, words: tuple[str, ...]) -> None:
-    sentence = "Say one of --result TEXT, --failed REASON and --retry."
+    sentence = "Add one of these: --result TEXT, --failed REASON, --retry."
     assert_refused(await nexum(address, "resolve", "e", *words), sentence, USAGE)
 
 
@@ -145,7 +145,7 @@ async def test_retry_leaves_alone_what_may_have_happened_and_happens_once(
     client: Client, address: str, name: str
 ) -> None:
     await unknown(client, execution_id="s/e")
-    said = "s/e may have happened, and happens once: nexum retry s/e --unknown, or settle it: nexum resolve s/e"
+    said = "s/e happens once, and may have happened. Say what happened: nexum resolve s/e --result 'what it returned'"
     assert_refused(await nexum(address, "retry", name), said)
     assert (await client.status("s/e")).error_code == "OUTCOME_UNKNOWN"
     assert (await nexum(address, "retry", name, "--unknown")).stdout == "Execution s/e is tried again.\n"

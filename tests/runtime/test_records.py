@@ -490,7 +490,7 @@ async def test_the_command_takes_back_and_says_where_it_can_be_read(client: Clie
 async def test_the_command_refuses_to_take_back_in_one_sentence(client: Client, address: str) -> None:
     await a_session(client, turns=1)
     for words in (("forget", "s1"), ("forget", "s1", "--after", "1", "--turn", "2")):
-        assert_refused(await nexum(address, *words), "Say from where on: one of --after N and --turn ID.", USAGE)
+        assert_refused(await nexum(address, *words), "Add one of these: --after N, --turn ID.", USAGE)
     assert_refused(await nexum(address, "forget", "ghost", "--after", "1"), "No session 'ghost' is known.", FAILED)
     assert_refused(await nexum(address, "forget", "s1", "--after", "1"), "there is none to take back", FAILED)
     assert_refused(await nexum("localhost:1", "forget", "s1", "--after", "1"), "No Nexum server answers", NO_SERVER)

@@ -296,7 +296,7 @@ async def test_sessions_are_listed(client: Client, address: str) -> None:
     (told,) = [json.loads(line) for line in (await nexum(address, "sessions", "s2", "--json")).stdout.splitlines()]
     assert told == (await client.sessions("s2"))[0]
     assert (await nexum(address, "sessions", "--limit", "1")).stdout.endswith(
-        "The latest 1; there may be more: --limit\n"
+        "Only the latest 1 are shown. For more add: --limit 10\n"
     )
 
 

@@ -24,7 +24,7 @@ HASH_CHARS = len("sha256:") + 12  # of a version's hash, where a person reads it
 
 app = typer.Typer(
     help="Nexum: durable executions, recorded in SQLite.",
-    epilog="Each command tells more with --help. They end with 0 when it is done, 1 when it could not be done, 2 when "
+    epilog="Each command has --help with examples. It ends with 0 when it is done, 1 when it could not be done, 2 when "
     "the command line is wrong, 3 when no server answers or its database cannot be used now, 130 after Ctrl-C.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -39,7 +39,7 @@ Address = Annotated[
         "--server",
         "-s",
         envvar="NEXUM_ADDRESS",
-        help="Where the server is. Without it: whoever has this folder's database.",
+        help="Where the server is. Without it: the process that has this folder's database.",
         metavar="HOST:PORT",
         show_default=False,
     ),
@@ -49,7 +49,7 @@ Address = Annotated[
 @app.callback()
 def nexum(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=lambda on: _tell_version(on), help="Say which this is.")
+        bool, typer.Option("--version", is_eager=True, callback=lambda on: _tell_version(on), help="Show the version.")
     ] = False,
 ) -> None:
     pass
@@ -63,7 +63,7 @@ def _tell_version(is_wanted: bool) -> None:
         raise typer.Exit
 
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
 
 
 def names(incomplete: str) -> list[str]:

@@ -79,7 +79,7 @@ def compare(
     as_json: Json = False,
     address: Address = None,
 ) -> None:
-    """Compare what two sessions did, and say where they part.
+    """Compare two sessions, and show where they differ.
 
     Their turns and calls side by side, in order, with how long each took and the tokens it used; then their answers.
     A line begins with ! where they differ, with < or > where only the first or the second one has something.

@@ -53,24 +53,24 @@ def dev(
             help="Serve metrics for Prometheus at /metrics on this port, and /healthz.",
         ),
     ] = None,
-    log_json: Annotated[bool, typer.Option("--log-json", help="Log JSON, an object a line.")] = False,
+    log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object per line.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Log each start, attempt, retry, loss and end of an execution.")
     ] = False,
     insecure: Annotated[
         bool,
         typer.Option(
-            "--insecure", help="Listen without a token: who reaches --host can read all results and run tools."
+            "--insecure", help="Listen without a token: anyone who reaches --host can read all results and run tools."
         ),
     ] = False,
     any_local_user: Annotated[
         bool,
-        typer.Option("--any-local-user", help="Let in every user of this machine, and not this one and root alone."),
+        typer.Option("--any-local-user", help="Let in every user of this machine, not only this user and root."),
     ] = False,
 ) -> None:
     """Run a server. NEXUM_DATABASE_URL (sqlite:///path) names the database when --db does not.
 
-    With another --host than 127.0.0.1, ::1 or localhost it demands a token, best with TLS.
+    On another --host than 127.0.0.1, ::1 or localhost it needs a token. Use TLS there too.
     """
     import logging
 
@@ -117,7 +117,9 @@ def dev(
             print(sentence, flush=True)
 
     if db is None and os.environ.get("DATABASE_URL") and not os.environ.get("NEXUM_DATABASE_URL"):
-        log.warning("DATABASE_URL is set, and is not for Nexum: it reads NEXUM_DATABASE_URL, and uses its own default.")
+        log.warning(
+            "DATABASE_URL is set, but Nexum reads NEXUM_DATABASE_URL, which is not set. It uses its own default."
+        )
 
     async def opened() -> Server:
         """Once the process that runs the engine itself, if there is one, has handed its database over."""

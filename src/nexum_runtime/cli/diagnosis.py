@@ -58,7 +58,8 @@ def findings(told: dict[str, Any], approvals: list[Any]) -> Iterator[Finding]:
     for execution_id in told.get("unknown", ()):
         yield Finding(
             "unknown",
-            f"Nobody knows what came of {execution_id}; find out, and say it: nexum resolve {execution_id}",
+            f"The outcome of {execution_id} is unknown. Find out what happened, and say it: "
+            f"nexum resolve {execution_id} --result 'what it returned'",
         )
 
 

@@ -37,7 +37,14 @@ if TYPE_CHECKING:
 SESSION_LIMIT = 10_000  # executions of a session that one command takes on
 
 Approver = Annotated[
-    str, typer.Option("--as", "--approver", metavar="NAME", help="Who says so.  [default: you]", show_default=False)
+    str,
+    typer.Option(
+        "--as",
+        "--approver",
+        metavar="NAME",
+        help="Your name in the record.  [default: your user name]",
+        show_default=False,
+    ),
 ]
 
 
@@ -50,14 +57,17 @@ Approver = Annotated[
 )
 def approvals(
     name: Annotated[
-        str, typer.Argument(metavar="EXECUTION_OR_SESSION", help="Only what waits in there.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="EXECUTION_OR_SESSION", help="Only what waits in this execution or session.", show_default=False
+        ),
     ] = "",
     as_json: Json = False,
     address: Address = None,
 ) -> None:
     """List what waits for a person's yes or answer.
 
-    With what is asked, whole when one execution is named, until when, and the commands that answer.
+    For each: what is asked, until when, and the commands that answer. Name one execution to see all of it.
     """
     from nexum_runtime.engines import Use, near
 
@@ -154,7 +164,7 @@ def answer(
 ) -> None:
     """Answer a question that waits for you.
 
-    When there are choices, the answer is one of them.
+    If the question has choices, the answer must be one of them.
     """
     from nexum_runtime.engines import Use, near
 
@@ -182,17 +192,18 @@ def approve(
     execution: Execution,
     node: Node = "",
     comment: Annotated[
-        str, typer.Option(metavar="TEXT", help="Kept with the yes, and told to the one who asked.", show_default=False)
+        str,
+        typer.Option(metavar="TEXT", help="Recorded with the yes, and shown to the one who asked.", show_default=False),
     ] = "",
     args: Annotated[
-        str | None, typer.Option(metavar="JSON", help="Other arguments to go on with, all of them, as an object.")
+        str | None, typer.Option(metavar="JSON", help="All arguments to use instead, as a JSON object.")
     ] = None,
     approver: Approver = "",
     address: Address = None,
 ) -> None:
-    """Say yes to what waits for it.
+    """Say yes to what waits for approval.
 
-    --args lets it go on with other arguments than it asks for, where it takes any.
+    With --args the call is made with other arguments, if it accepts them.
     """
     from nexum_runtime.engines import Use, near
 
@@ -209,12 +220,12 @@ def approve(
 @app.command(epilog=examples('nexum reject my-session/save_report/91c0/0 --reason "the second source is wrong"'))
 def reject(
     execution: Execution,
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; the one who asked is told.")],
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why. It is shown to the one who asked.")],
     node: Node = "",
     approver: Approver = "",
     address: Address = None,
 ) -> None:
-    """Say no to what waits for a yes, and why."""
+    """Say no to what waits for approval, and why."""
     from nexum_runtime.engines import Use, near
 
     if not reason.strip():
@@ -230,10 +241,10 @@ def reject(
 
 @app.command(epilog=examples("nexum cancel my-session/web_search/3fa2/0", "nexum cancel my-session"))
 def cancel(name: Name, address: Address = None) -> None:
-    """Cancel an execution, or all that runs of a session.
+    """Cancel an execution, or all that run in a session.
 
     Tools that run are told to stop.
-    An effect that happens once and has begun is not cut short; what came of it is unknown until it ends.
+    A call that happens once and has begun is not cut short. Its outcome is unknown until it ends.
     """
     from nexum_runtime.engines import Use, near
 
@@ -262,18 +273,18 @@ def resolve(
     execution: Execution,
     result: Annotated[str | None, typer.Option(metavar="TEXT", help="It happened, and this is its result.")] = None,
     failed: Annotated[str | None, typer.Option(metavar="REASON", help="It failed, for this reason.")] = None,
-    retry: Annotated[bool, typer.Option("--retry", help="Attempt it again, whatever came of it.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Attempt it again, whatever happened.")] = False,
     node: Annotated[str, typer.Option(help="Which node, when several are unknown.", show_default=False)] = "",
     address: Address = None,
 ) -> None:
-    """Settle an outcome that is unknown.
+    """Settle an unknown outcome.
 
-    Say what became of the execution, or have it attempted again.
+    Say what happened, or have it attempted again.
     """
     from nexum_runtime.engines import Use, near
 
     if sum((result is not None, failed is not None, retry)) != 1:
-        fail("Say one of --result TEXT, --failed REASON and --retry.", USAGE)
+        fail("Add one of these: --result TEXT, --failed REASON, --retry.", USAGE)
 
     async def send() -> str:
         async with near(address, use=Use.CHANGE) as client:
@@ -290,14 +301,14 @@ def resolve(
 def retry(
     name: Name,
     unknown: Annotated[
-        bool, typer.Option("--unknown", help="Also an effect that happens once and may have happened already.")
+        bool, typer.Option("--unknown", help="Try also once calls that may have happened already.")
     ] = False,
     address: Address = None,
 ) -> None:
-    """Try again what failed, of a session or alone.
+    """Try again what failed: one execution, or a session's.
 
-    An execution that was cancelled is tried again if it is named itself. What is recorded stays. An effect that
-    happens once, and may have happened, is left alone unless --unknown says that it may happen again.
+    A cancelled execution is tried again only if you name it. What is recorded stays. A call that happens once, and may
+    have happened, is left alone, unless you add --unknown.
     """
     from nexum_runtime.engines import Use, near
 
@@ -317,8 +328,11 @@ def retry(
 
     left = run(send())
     for each in left:
-        word = f"{each} may have happened, and happens once: nexum retry {each} --unknown, or settle it: "
-        print(f"{word}nexum resolve {each}", file=sys.stderr)
+        print(
+            f"{each} happens once, and may have happened. Say what happened: nexum resolve {each} --result 'what it "
+            f"returned'; or attempt it again: nexum retry {each} --unknown",
+            file=sys.stderr,
+        )
     if left:
         raise typer.Exit(FAILED)
 

@@ -63,7 +63,7 @@ def ps(
         str, typer.Option(metavar="WORKFLOW", help="Only those of this workflow.", show_default=False)
     ] = "",
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most this many, the newest.")] = 20,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on, and tell what changes, until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep printing what changes, until Ctrl-C.")] = False,
     as_json: Json = False,
     address: Address = None,
 ) -> None:
@@ -99,7 +99,7 @@ def ps(
         for line in _lines(executions, out.width if out.is_terminal else None):
             out.print(line, soft_wrap=True)
         if len(executions) == limit:
-            print(f"The newest {limit}; there may be more: --limit")
+            print(f"Only the newest {limit} are shown. For more add: --limit {10 * limit}")
     else:
         print("No such executions." if prefix or status or workflow else "No executions yet.")
 

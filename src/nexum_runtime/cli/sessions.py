@@ -41,9 +41,9 @@ def sessions(
     as_json: Json = False,
     address: Address = None,
 ) -> None:
-    """List sessions, the one that began something last first.
+    """List sessions, the most recently active first.
 
-    With the runs, the turns of models, the calls and steps of each, the tokens it has used, and what it waits for.
+    For each: its runs, turns, calls and steps, the tokens that it used, and what it waits for.
     """
     from nexum_runtime.engines import Use, near
 
@@ -65,7 +65,7 @@ def sessions(
         else:
             out.print(_table(found))
         if len(found) == limit:
-            print(f"The latest {limit}; there may be more: --limit")
+            print(f"Only the latest {limit} are shown. For more add: --limit {10 * limit}")
     else:
         print("No such sessions." if prefix else "No sessions yet.")
 
@@ -73,14 +73,16 @@ def sessions(
 @app.command(epilog=examples("nexum stop my-session", 'nexum stop my-session --reason "wrong customer"'))
 def stop(
     session: Session,
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="Told to whoever runs it.", show_default=False)] = "",
+    reason: Annotated[
+        str, typer.Option(metavar="TEXT", help="Why. It is shown to whoever runs the session.", show_default=False)
+    ] = "",
     by: Approver = "",
     address: Address = None,
 ) -> None:
-    """Stop a session: no turn and no call of it begins any more.
+    """Stop a session until `nexum go`.
 
-    What runs is cut short where it runs, but for calls that happen once: they are let finish, and recorded. A run of it
-    ends, and says who stopped it and why, until `nexum go`. What is recorded stays.
+    None of its turns and calls begins any more. What runs is cut short. Calls that happen once are let finish, and are
+    recorded. A run of the session ends, and says who stopped it and why. What is recorded stays.
     """
     from nexum_runtime.engines import Use, near
 
@@ -99,7 +101,7 @@ def stop(
 def go(session: Session, address: Address = None) -> None:
     """Let a stopped session go on.
 
-    Calls that a worker has to execute begin at once; for the rest, run its program again.
+    Calls on a worker begin at once. For the rest, run its program again.
     """
     from nexum_runtime.engines import Use, near
 
@@ -122,27 +124,26 @@ def forget(
     session: Session,
     after: Annotated[
         int | None,
-        typer.Option(metavar="N", min=0, help="Keep the first N turns, and what was called before the next one."),
+        typer.Option(metavar="N", min=0, help="Keep the first N turns, and the calls before the next one."),
     ] = None,
     turn: Annotated[
         str, typer.Option(metavar="ID", help="Take back this turn, and all that began after it.", show_default=False)
     ] = "",
     even_once: Annotated[
-        bool, typer.Option("--even-once", help="Also calls that happen once, or had a yes: they may happen again.")
+        bool, typer.Option("--even-once", help="Take back once calls and approved calls too: they may happen again.")
     ] = False,
     by: Approver = "",
     address: Address = None,
 ) -> None:
-    """Take back what a session has recorded from a turn on.
+    """Take back what a session recorded after a turn.
 
-    The next run of it asks anew from there. Turns count in the order in which they began. What is taken back stays
-    readable: what was s1 is s1~1 then, the next time s1~2. What has not ended is refused unless the session is
-    stopped.
+    The next run asks again from there. Turns are counted in the order in which they began. What is taken back can still
+    be read: s1 becomes s1~1, the next time s1~2. If something has not ended, stop the session first.
     """
     from nexum_runtime.engines import Use, near
 
     if (after is None) == (not turn):
-        fail("Say from where on: one of --after N and --turn ID.", USAGE)
+        fail("Add one of these: --after N, --turn ID.", USAGE)
     name = session.removesuffix("/")
 
     async def send() -> dict[str, Any]:
@@ -172,8 +173,8 @@ def fork(
 ) -> None:
     """Begin a new session with what another one has recorded.
 
-    A run of the new session gets all of that from the store, and goes on from there. What happens once and was done is
-    not done again, and a yes that was given counts. What has not ended is left out. The other session stays as it is.
+    A run of the new session gets all of that from the store, and goes on from there. A call that happens once
+    and was made is not made again, and a yes counts. What has not ended is left out. The old session does not change.
     """
     from nexum_runtime.engines import Use, near
 

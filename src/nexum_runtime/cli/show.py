@@ -55,10 +55,14 @@ SESSION_LIMIT = 10_000  # executions of a session that are shown
 )
 def show(
     name: Name,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on while it runs.")] = False,
-    events: Annotated[bool, typer.Option("--events", help="Tell every event of a session, too.")] = False,
-    output: Annotated[bool, typer.Option("--output", help="Its whole result instead; with --json as JSON.")] = False,
-    answer: Annotated[bool, typer.Option("--answer", help="What the last run of a session came to instead.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing while it runs.")] = False,
+    events: Annotated[bool, typer.Option("--events", help="List every event of a session too.")] = False,
+    output: Annotated[
+        bool, typer.Option("--output", help="Print its whole result instead; with --json as JSON.")
+    ] = False,
+    answer: Annotated[
+        bool, typer.Option("--answer", help="Print the answer of the session's last run instead.")
+    ] = False,
     as_json: Json = False,
     address: Address = None,
 ) -> None:

@@ -20,13 +20,13 @@ def prune(
             metavar="PREFIX", help="Only this session, such as s1 (not s10), or one tool of it: s1/web_search."
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count them, and delete nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them.")] = False,
     address: Address = None,
 ) -> None:
     """Delete what ended long ago.
 
-    Its disk space is given back. What runs stays, and so does what waits for a person's word: an outcome that is
-    unknown. A session that is run again after it was pruned executes its calls anew.
+    Its disk space is given back. What runs stays, and so do unknown outcomes. A session that is run again after
+    it was pruned executes its calls again.
     """
     from nexum_runtime.engines import Use, near
 

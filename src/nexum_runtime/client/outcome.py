@@ -29,7 +29,7 @@ class Watcher:
         except Exception as error:
             if not self._has_failed:
                 self._has_failed = True
-                log.warning("on_wait raised, which changes nothing for the call: %s", error, exc_info=error)
+                log.warning("on_wait raised an error. The call goes on: %s", error, exc_info=error)
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ class Host:
         if self._hands_over:
             _left[self.path] = monotonic()
             _hosts.pop(self.path, None)
-            log.info("The database %s is left to a server that starts.", self.path)
+            log.info("The database %s is handed over to a server that starts.", self.path)
         if sweeping is not None:
             sweeping.cancel()
             await (self.engine.hand_over() if self._hands_over else self.engine.close())

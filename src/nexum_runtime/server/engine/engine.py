@@ -746,7 +746,7 @@ class Engine:
             except StoreUnavailable as error:
                 self._commits.note_outage(error)
             except Exception:  # without a sweeper no lease would ever end
-                log.exception("A sweep failed, and the next one is made all the same.")
+                log.exception("A sweep for expired leases failed. The next one follows.")
             else:
                 self._commits.note_end_of_outage()
             await asyncio.sleep(pause_ms / 1000)
