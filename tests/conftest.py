@@ -16,6 +16,7 @@ from nexum_runtime.server.app import Server, ServerConfig
 os.environ["OPENAI_AGENTS_DISABLE_TRACING"] = "1"
 os.environ["OTEL_SDK_DISABLED"] = "true"
 os.environ["NEXUM_DATABASE_URL"] = "sqlite:////dev/null/no-test-has-said-which.db"  # never that of this folder
+os.environ["NEXUM_PORT"] = "0"  # nor a server that a developer runs
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell does in the background; children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 watching.HELD_SECONDS = PATIENCE_SECONDS  # on a busy machine quick watchers look slow

@@ -58,6 +58,7 @@ def environment(**changes: str) -> dict[str, str]:
     An address of "" is that of a test whose engine is found by the file.
     """
     own = {name: value for name, value in os.environ.items() if not name.startswith(("NEXUM_", "OTEL_"))}
+    own["NEXUM_PORT"] = "0"  # no server is looked for that a developer runs
     if "NEXUM_ADDRESS" in changes:
         own |= engine_at(changes["NEXUM_ADDRESS"])
     return own | {"PYTHONUNBUFFERED": "1"} | changes

@@ -289,6 +289,19 @@ async def test_a_server_of_this_folder_is_found_by_its_database(folder: Folder) 
     assert sorted(each.name for each in folder.database.parent.iterdir()) == ["local.db"]
 
 
+async def test_a_server_of_another_database_is_found_at_its_port_and_one_that_is_no_port_is_said(
+    folder: Folder, tmp_path: Path
+) -> None:
+    async with NexumDev(tmp_path) as nexum:
+        process = folder.process("s", 2, NEXUM_PORT=str(nexum.port))
+        assert await process.ended() == 0, process.output
+        assert f"ended at localhost:{nexum.port}" in process.output
+    assert not folder.database.exists()
+    refused = folder.process("s", 2, NEXUM_PORT="50O51")
+    assert await refused.ended() == 1
+    assert "NEXUM_PORT is '50O51'; it must be a whole number from 0 to 65535." in refused.output
+
+
 async def test_a_process_goes_on_by_itself_when_the_server_of_its_folder_is_killed(folder: Folder) -> None:
     async with NexumDev(folder.path, database=folder.database) as nexum:
         process = folder.process("s", 3, GATE=str(folder.gate), GATED="2")

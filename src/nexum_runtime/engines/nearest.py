@@ -2,7 +2,7 @@
 
 NEXUM_ADDRESS         that server, and no other
 this folder's file    whoever has it: another process, by the socket beside it, or this one
-localhost:50051       a server there, which may have another file: this process stays with it
+localhost:50051       a server there, or at NEXUM_PORT, which may have another file: this process stays with it
 nobody                this process opens the file itself, and serves it to whoever finds it
 """
 
@@ -49,12 +49,13 @@ def near(
 ) -> Client:
     """A client of the nearest engine; of the server at `address`, or at NEXUM_ADDRESS, when one is given.
 
-    Raises InvalidRequest for what is not an address, or no database.
+    Raises InvalidRequest for what is not an address, no port, or no database.
     """
     address = address or os.environ.get("NEXUM_ADDRESS")
     if address:
         return Client(address, span_attributes=span_attributes)
-    return Client(way=Nearest(database_from_environment(), use), span_attributes=span_attributes)
+    way = Nearest(database_from_environment(), use, port_from_environment())
+    return Client(way=way, span_attributes=span_attributes)
 
 
 def database_from_environment() -> Path:
@@ -71,12 +72,21 @@ def database_from_environment() -> Path:
         raise InvalidRequest(f"NEXUM_DATABASE_URL is {url!r}, and there is no such home directory.") from None
 
 
-class Nearest:
-    """A `Way` to whoever has the database."""
+def port_from_environment() -> int:
+    """Of a server of this machine that has another database; 0 if there is none. Raises InvalidRequest."""
+    port = os.environ.get("NEXUM_PORT") or str(wire.DEFAULT_PORT)
+    if not (port.isascii() and port.isdecimal() and int(port) < 1 << 16):
+        raise InvalidRequest(f"NEXUM_PORT is {port!r}; it must be a whole number from 0 to 65535.")
+    return int(port)
 
-    def __init__(self, database: Path, use: Use = Use.WORK) -> None:
+
+class Nearest:
+    """A `Way` to whoever has the database, or to the server at this `port` of localhost."""
+
+    def __init__(self, database: Path, use: Use, port: int) -> None:
         self._database = Path(os.path.abspath(database))  # as of now: the current folder may change
         self._use = use
+        self._port = port
         self._way: Way | None = None
         self._is_by_file = True  # the way that there is, or was last
         self._had_file = False  # there was such a way: no other database will do from then on
@@ -185,13 +195,14 @@ class Nearest:
                 return embedded.Embedded(here)
             if (remote := await _of_owner(path)) is not None:
                 return remote
-            if not self._had_file and await _listens(wire.DEFAULT_HOST, wire.DEFAULT_PORT):
+            if not self._had_file and self._port and await _listens(wire.DEFAULT_HOST, self._port):
                 self._is_by_file = False
-                return _remote(wire.DEFAULT_ADDRESS, is_near=False)
+                return _remote(f"{wire.DEFAULT_HOST}:{self._port}", is_near=False)
             if self._use is not Use.WORK and not path.exists():
+                elsewhere = f", and no server at localhost:{self._port}" if self._port else ""
                 raise ServerUnavailable(
-                    f"No Nexum is here: there is no database {path}, and no server at {wire.DEFAULT_ADDRESS}. Go to "
-                    "the folder of your agent, start a server with `nexum dev`, or set NEXUM_ADDRESS to where one runs."
+                    f"No Nexum is here: there is no database {path}{elsewhere}. Go to the folder of your agent, start "
+                    "a server with `nexum dev`, or set NEXUM_ADDRESS to where one runs."
                 )
             if host.is_left(path) and monotonic() < until:
                 await asyncio.sleep(LOOK_SECONDS)
