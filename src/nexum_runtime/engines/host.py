@@ -80,7 +80,8 @@ class _Begun(Generic[T]):
     def begin(self) -> None:
         if self._is_left or self._host.is_leaving:
             self._job.close()
-            self._ended(None)
+            if not self._is_left:
+                self._ended(None)
             return
         self._task = self._host.loop.create_task(self._job)
         self._host.tasks.add(self._task)
@@ -89,7 +90,10 @@ class _Begun(Generic[T]):
     def _over(self, task: "asyncio.Task[T]") -> None:
         self._task = None  # its frames refer to who may leave, and so to here
         self._host.tasks.discard(task)
-        self._ended(task)
+        if not self._is_left:
+            self._ended(task)
+        elif not task.cancelled():
+            task.exception()  # it is nobody's
 
     def leave(self) -> None:
         call_soon(self._host.loop, self._leave)
@@ -121,7 +125,7 @@ class Host:
     ) -> Callable[[], None]:
         """Have the engine's loop run this. `ended` is told there of its task, or of None if it was not begun.
 
-        Returns what cancels it.
+        Returns what cancels it; then `ended` is told nothing.
         """
         if self.loop.is_closed():
             job.close()
