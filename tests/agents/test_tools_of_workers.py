@@ -727,6 +727,11 @@ async def test_a_run_that_waits_gets_the_result_of_the_retry_that_a_person_asked
         await submit_tool_call("lose_track", {}, "s1", effect="once")
     (execution,) = await client.executions("s1/")
     worker.stop()  # so that the run is there before the attempt is
+
+    async def nobody_works() -> bool:
+        return not any(each["waits_for_task"] for each in (await client.inspect())["workers"])
+
+    await eventually(nobody_works)
     await client.resolve(execution.execution_id, "retry")
     running = asyncio.create_task(run("s1", [calls(("lose_track", {}))], durable_tool(lose_track, effect="once")))
     async with working(function_tool(let_the_other_go, name_override="lose_track")):
