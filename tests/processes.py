@@ -236,12 +236,12 @@ class NexumDev(Process):
 class Terminal:
     """A command on a terminal of its own, of 24 lines. It runs from the beginning."""
 
-    def __init__(self, *command: str, env: Mapping[str, str], columns: int = 80) -> None:
+    def __init__(self, *command: str, env: Mapping[str, str], columns: int = 80, cwd: Path | None = None) -> None:
         self._master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.raw = ""  # all that was written to it
         own = {name: value for name, value in env.items() if name not in ("COLUMNS", "LINES")}
-        self._popen = subprocess.Popen(command, env=own, stdin=slave, stdout=slave, stderr=slave)
+        self._popen = subprocess.Popen(command, env=own, cwd=cwd, stdin=slave, stdout=slave, stderr=slave)
         os.close(slave)
         os.set_blocking(self._master, False)
         self._decoder = codecs.getincrementaldecoder("utf-8")()

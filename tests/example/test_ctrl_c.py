@@ -94,7 +94,8 @@ async def test_a_demo_that_waits_for_a_person_ends_with_one_line(stage: Stage) -
 
 
 async def test_a_demo_in_a_terminal_ends_with_one_line_as_well(stage: Stage) -> None:
-    terminal = Terminal(*map(str, script("demo.py", "--worker", "--offline")), env=stage.environment(SESSION_ID="s1"))
+    command = map(str, script("demo.py", "--worker", "--offline"))
+    terminal = Terminal(*command, env=stage.environment(SESSION_ID="s1"), cwd=stage.folder)
     await terminal.says(r"\[Nexum\] turn 1")
     terminal.send(signal.SIGINT)
     assert await terminal.ended() == 130

@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import tomllib
 from collections import Counter
@@ -32,7 +33,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-BUILD = HERE.parents[1] / "build" / "sdk-suite"
+ROOT = HERE.parents[1]
+BUILD = (ROOT if os.access(ROOT, os.W_OK) else Path(tempfile.gettempdir()) / "nexum") / "build" / "sdk-suite"
 SHOWN = 40  # findings that are printed
 LOOK_SECONDS = 0.02  # between two looks whether the server is ready
 
