@@ -238,16 +238,19 @@ class DurableSession:
     async def _note_end(self, run: "Scope", agent: str, result: Any, error: BaseException | None) -> None:
         """One that is recorded already, as in a replay, is not recorded again.
 
-        A run that failed and goes on ends once more, and so does one that came to something else, as in a fork that
-        has another prompt: its ends are numbered.
+        A run that failed and goes on ends once more, and so does one in which something else happened, as with
+        another prompt, whatever it came to: its ends are numbered.
         """
+        trail = f"{run.trail % (1 << 64):016x}"
         prefix, number = f"{self.session_id}/{RUN_END_NAME}/{run.key}", 0
         last: dict[str, Any] | None = None
         while (ended := self._ends.get(f"{prefix}/{number}")) is not None:
             last, number = ended, number + 1
-        if last is not None and "error" not in last and (error or canonical(last["result"]) == canonical(result)):
-            return
-        record: dict[str, Any] = {"result": result, "agent": agent, "duration_ms": 0}
+        if last is not None and "error" not in last:
+            is_same = canonical(last["result"]) == canonical(result) and last.get("trail", trail) == trail
+            if error or is_same:
+                return
+        record: dict[str, Any] = {"result": result, "agent": agent, "duration_ms": 0, "trail": trail}
         if error is not None:
             record["error"] = shorten(error_text(error), WHY_CHARS)
         labels = {"kind": "run", "name": RUN_END_NAME, "text": agent[:LABEL_CHARS], "run": run.key}
@@ -331,6 +334,7 @@ class Scope:
         self.number: int | None = None  # of a call's scope: the call's, for the tool that submits it
         self.turns = 0  # so far
         self.is_replaying = True  # no model was asked in it so far
+        self.trail = 0  # of a run: the sum of the marks of all that happened in it, in whatever order
         self.stopped: DurableCallError | None = None  # of a run: why it cannot go on
         self.is_cut_short = False  # of a call: something inside ended the run
         self.last_turn: tuple[str, int] | None = None  # its id, and how often it was asked anew before
@@ -353,10 +357,13 @@ class Scope:
                 self._given_back[alike].remove(number)
             else:
                 self._made[alike] += 1
-        return Place(self, kind, alike, number, name)
+        place = Place(self, kind, alike, number, name)
+        self.run.trail += place.mark
+        return place
 
     def give_back(self, place: "Place") -> None:
         """It was not done after all: when it is done again, it is the same."""
+        self.run.trail -= place.mark
         self._given_back[place.alike].add(place.number)
 
     def expect(self, calls: Iterable[tuple[str, str, Any]]) -> None:
@@ -499,6 +506,11 @@ class Place:
         self.id = f"{scope.session.session_id}/{name}/{alike}/{number}"
         self.times = scope.session.times_anew(self.id)
         self.execution_id = f"{self.id}.{self.times}" if self.times else self.id
+
+    @property
+    def mark(self) -> int:
+        """A number that nothing else has in its session."""
+        return int(self.alike, 16) * (self.number + 1) + self.times
 
     @property
     def is_call(self) -> bool:

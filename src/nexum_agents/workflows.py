@@ -25,8 +25,8 @@ openai-agents-asked-anew           a note that a recorded turn or check ended a 
     output   {"result": {"id": "model-turn/…/0", "times": 1, "why": "ModelBehaviorError: …"}, "duration_ms": 0}
 
 openai-agents-run-end              how a run ended
-    output   {"result": "Durable execution is …", "agent": "Researcher", "duration_ms": 0}
-             {"result": null, "error": "MaxTurnsExceeded: …", "agent": …, "duration_ms": 0}
+    output   {"result": "Durable execution is …", "agent": "Researcher", "duration_ms": 0, "trail": "7d793037a0760186"}
+             {"result": null, "error": "MaxTurnsExceeded: …", "agent": …, "duration_ms": 0, "trail": …}
 
 `result` is a value as values.py writes it. In `tool_args` stands the text that the model wrote, where that is no JSON
 object that every language reads alike.

@@ -33,6 +33,7 @@ from nexum_agents import (
 )
 from nexum_agents.clients import nexum_client
 from nexum_agents.errors import SessionStopped
+from nexum_agents.sessions import DurableSession
 from nexum_runtime import Client
 
 
@@ -79,6 +80,31 @@ async def test_what_a_run_came_to_is_there_for_every_process_and_recorded_once(
     assert await state(client) == "COMPLETED"
     shown = await command(address, "show", "s", "--answer")
     assert (shown.code, shown.stdout) == (0, "answer\n")
+
+
+async def test_a_run_with_another_prompt_that_comes_to_the_same_has_ended_too_and_is_not_waited_for(
+    client: Client,
+) -> None:
+    for number, instructions in enumerate(("Be kind.", "Be brief.", "Be brief.")):
+        model = Fake([("look", {})], "Milk is ordered.")
+        await ask(Agent(name="A", instructions=instructions, model=model, tools=[tool("look")]))
+        assert await final_output("s", timeout=5) == "Milk is ordered."
+        assert await ends(client) == min(number + 1, 2)
+
+
+async def test_a_run_that_was_killed_before_it_said_how_it_ended_says_so_when_it_is_run_again(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def dies(*_: Any) -> None:
+        pass
+
+    await ask(Agent(name="A", instructions="Be kind.", model=Fake("Milk is ordered.")))
+    with monkeypatch.context() as killed:
+        killed.setattr(DurableSession, "note_end", dies)
+        await ask(Agent(name="A", instructions="Be brief.", model=Fake("Milk is ordered.")))
+    assert await ends(client) == 1
+    await ask(Agent(name="A", instructions="Be brief.", model=Fake()))
+    assert await final_output("s", timeout=5) == "Milk is ordered."
 
 
 async def test_an_output_type_is_had_again() -> None:
