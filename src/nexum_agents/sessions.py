@@ -98,12 +98,13 @@ class DurableSession:
         self.limits = limits or Limits({})
         self._token: Token[Scope | None] | None = None
         self._is_to_be_entered = True
+        self._made_at = _place_outside()
         self._begin()
 
     def __del__(self) -> None:
         if getattr(self, "_is_to_be_entered", False):  # as Python says of a coroutine that was never awaited
             text = f"durable_session({self.session_id!r}) was never entered: put it into a `with` statement."
-            warnings.warn(text, RuntimeWarning, stacklevel=2)
+            warnings.warn_explicit(text, RuntimeWarning, *self._made_at)
 
     def _begin(self) -> None:
         self.saved = Saved()
@@ -538,6 +539,14 @@ def _shown(arguments: "dict[str, Any] | str | None") -> str:
     return ", ".join(
         value if n == 0 else f"{name}={value}" for n, (name, value) in enumerate(zip(arguments, values, strict=True))
     )
+
+
+def _place_outside() -> tuple[str, int]:
+    """The file and the line outside of this package that this is called from."""
+    frame = inspect.currentframe()
+    while frame is not None and str(frame.f_globals.get("__name__", "")).startswith("nexum_agents"):
+        frame = frame.f_back
+    return (frame.f_code.co_filename, frame.f_lineno) if frame else ("", 0)
 
 
 _BLAMED = "_nexum_blamed"  # of an error: the ids of what is to be asked anew, how often that was done before, and why

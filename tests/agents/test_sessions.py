@@ -834,8 +834,10 @@ def test_a_session_that_is_made_and_never_entered_is_said_as_a_coroutine_that_is
         durable_session("s")
         gc.collect()
 
-    with pytest.warns(RuntimeWarning, match=r"durable_session\('s'\) was never entered"):
+    with pytest.warns(RuntimeWarning, match=r"durable_session\('s'\) was never entered") as warned:
         forget()
+    assert warned[0].filename == __file__
+    assert warned[0].lineno == forget.__code__.co_firstlineno + 1
 
 
 @pytest.mark.parametrize(

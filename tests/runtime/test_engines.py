@@ -296,7 +296,13 @@ async def test_a_server_of_another_database_is_found_at_its_port_and_one_that_is
         process = folder.process("s", 2, NEXUM_PORT=str(nexum.port))
         assert await process.ended() == 0, process.output
         assert f"ended at localhost:{nexum.port}" in process.output
-    assert not folder.database.exists()
+        assert not folder.database.exists()
+        own = folder.process("s", 2)
+        assert await own.ended() == 0, own.output
+        other = folder.process("s", 3, NEXUM_PORT=str(nexum.port))
+        assert await other.ended() == 0, other.output
+        assert f"which has another database than this folder's, {folder.database}" in other.output
+        assert f"ended at localhost:{nexum.port}" in other.output
     refused = folder.process("s", 2, NEXUM_PORT="50O51")
     assert await refused.ended() == 1
     assert "NEXUM_PORT is '50O51'; it must be a whole number from 0 to 65535." in refused.output

@@ -197,6 +197,13 @@ class Nearest:
                 return remote
             if not self._had_file and self._port and await _listens(wire.DEFAULT_HOST, self._port):
                 self._is_by_file = False
+                if path.exists():
+                    log.warning(
+                        "The server at localhost:%d is used, which has another database than this folder's, %s. To use "
+                        "that one, say NEXUM_PORT=0.",
+                        self._port,
+                        path,
+                    )
                 return _remote(f"{wire.DEFAULT_HOST}:{self._port}", is_near=False)
             if self._use is not Use.WORK and not path.exists():
                 elsewhere = f", and no server at localhost:{self._port}" if self._port else ""
