@@ -275,6 +275,18 @@ async def test_whoever_no_longer_waits_for_an_engine_that_opens_takes_it_from_no
         host.close_all()
 
 
+async def test_what_a_killed_program_executed_is_shown_to_wait_for_it(folder: Folder) -> None:
+    killed = folder.process("s", 3, GATE=str(folder.gate), GATED="1")
+    await killed.says("began 1")
+    assert "its program" not in (await folder.nexum("sessions")).stdout
+    killed.kill()
+    await killed.ended()
+    assert "RUNNING" in (listed := (await folder.nexum("sessions")).stdout), listed
+    assert "its program" in listed
+    shown = (await folder.nexum("show", "s")).stdout
+    assert "waits for its program to be run again" in shown, shown
+
+
 # A server, and this folder's database
 
 

@@ -245,5 +245,5 @@ def waits_for(each: dict[str, Any]) -> str:
     if each["unknown"] or each["asks"]:
         return "a person"
     if each["state"] == "RUNNING" and not each["running"]:
-        return "a worker" if each["waiting"] else "its program"
+        return "a worker" if each["waits_for_worker"] else "its program"
     return ""

@@ -458,7 +458,8 @@ class Client:
         """Sessions whose id begins with `prefix`, the one of which an execution was started last first.
 
         Each is `{"session_id", "state", "stopped", "began_at_ms", "heard_at_ms", "executions", "kinds", "recorded",
-        "runs", "numbers", "unknown", "asks", "waiting", "running", "end", "forked_from", "taken_back"}`;
+        "runs", "numbers", "unknown", "asks", "waiting", "waits_for_worker", "running", "end",
+        "forked_from", "taken_back"}`;
         docs/command.md says what they are.
         """
         metadata = {wire.PREFIX: prefix} if prefix else {}

@@ -385,6 +385,7 @@ def session_json(session: Session) -> dict[str, Any]:
         "unknown": session.unknown,
         "asks": session.asks,
         "waiting": session.waiting,
+        "waits_for_worker": session.waits_for_worker,
         "running": session.running,
         "forked_from": session.forked_from,
         "taken_back": session.taken_back,

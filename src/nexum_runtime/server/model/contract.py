@@ -144,6 +144,7 @@ class Session:
     unknown: list[str]  # ids of executions whose outcome is unknown, a few
     asks: list[str]  # ids of executions that wait for a person, a few
     waiting: list[str]  # ids of executions of which a task could be claimed and none runs, a few
+    waits_for_worker: bool  # and not all of these for their program
     running: list[str]  # ids of executions of which a task runs, a few
     last: Execution | None  # the one that was started last
     end: str | None  # id of the last one of the kind "run" that is COMPLETED: how a run ended

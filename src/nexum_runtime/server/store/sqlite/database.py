@@ -4,9 +4,11 @@ import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
 
+from nexum_runtime import wire
 from nexum_runtime.server.model.contract import StoreUnavailable
+from nexum_runtime.server.model.states import Event
 from nexum_runtime.server.store.sqlite import failures, files, inspection
-from nexum_runtime.server.store.sqlite.schema import APPLICATION_ID, MIGRATIONS, SCHEMA, SCHEMA_VERSION
+from nexum_runtime.server.store.sqlite.schema import APPLICATION_ID, EVENT_BITS, MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from nexum_runtime.text import MIB, printable_line, shorten
 
 BUSY_TIMEOUT_MS = 5_000  # a person's sqlite3 shell may hold the write lock for a moment
@@ -30,6 +32,30 @@ def connect(path: Path) -> sqlite3.Connection:
     except BaseException:
         connection.close()
         raise
+    return connection
+
+
+# Whatever the last engine's own process executed has gone with it, and is shown so.
+_GONE = f"t.status = 'RUNNING' AND t.worker_id LIKE '{wire.EMBEDDED_WORKER}%'"
+_AS_LEFT = f"""
+    CREATE TEMP VIEW tasks AS
+    SELECT seq, task_key, execution_id, workflow_id, version_hash, node_id, node_type,
+        iif({_GONE}, 'READY', status) AS status, attempt, attempt_limit, available_at_ms, worker_id, lease_ms,
+        lease_expires_at_ms, output_json, error, error_code, held
+    FROM main.tasks t;
+    CREATE TEMP VIEW story AS
+    SELECT execution_id, seq, at_ms, type, node_id, attempt, data_json FROM main.story
+    UNION ALL
+    SELECT execution_id, (x.seq << {EVENT_BITS}) + {(1 << EVENT_BITS) - 1}, lease_expires_at_ms - lease_ms,
+        '{Event.LEASE_EXPIRED}', node_id, attempt, json_object('worker', worker_id, 'error', 'Its program has gone.')
+    FROM main.executions x JOIN main.tasks t USING (execution_id) WHERE {_GONE};
+"""
+
+
+def connect_to_look(path: Path) -> sqlite3.Connection:
+    """To a database that nobody has open."""
+    connection = connect_to_read(path)
+    connection.executescript(_AS_LEFT)
     return connection
 
 

@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
+from nexum_runtime import wire
 from nexum_runtime.server.model.contract import (
     TAKEN_BACK,
     Approval,
@@ -125,14 +126,19 @@ class SqliteReader:
             of_it,
         )
         open_tasks: dict[str, list[str]] = {"WAITING": [], "READY": [], "RUNNING": []}
-        for execution_id, status, node_type in self._sql(
-            "SELECT execution_id, t.status, node_type FROM executions x JOIN tasks t USING (execution_id) "
+        local: set[str] = set()
+        for execution_id, status, node_type, is_local in self._sql(
+            f"SELECT execution_id, t.status, node_type, ifnull(worker_id LIKE '{wire.LOCAL_WORKER}%', 0) "
+            "FROM executions x JOIN tasks t USING (execution_id) "
             f"WHERE execution_id >= ? AND execution_id < ? AND x.status = 'RUNNING' AND t.{OPEN} ORDER BY t.seq",
             of_it,
         ):
             if status != "WAITING" or node_type == "HUMAN_APPROVAL":
                 open_tasks[status].append(execution_id)
+            if status == "READY" and is_local:
+                local.add(execution_id)
         row = self._sql(f"SELECT {EXECUTION} FROM executions WHERE seq = ?", (last,)).fetchone()
+        waiting = [each for each in open_tasks["READY"] if each not in open_tasks["RUNNING"]]
         return Session(
             session_id=session_id,
             began_at_ms=began_at_ms,
@@ -145,7 +151,8 @@ class SqliteReader:
             numbers=dict(numbers.fetchall()),
             unknown=[execution_id for (execution_id,) in unknown],
             asks=open_tasks["WAITING"][:FEW],
-            waiting=[each for each in open_tasks["READY"] if each not in open_tasks["RUNNING"]][:FEW],
+            waiting=waiting[:FEW],
+            waits_for_worker=any(each not in local for each in waiting),
             running=open_tasks["RUNNING"][:FEW],
             last=execution_of(row) if row else None,
             end=end[0] if end else None,

@@ -101,7 +101,7 @@ class SqliteStore(Store):
             with ExitStack() as on_failure:
                 if self._lock is None:
                     database.check_version(self.path)
-                    self._read_connection = database.connect_to_read(self.path)
+                    self._read_connection = database.connect_to_look(self.path)
                 else:
                     on_failure.callback(self._lock.release)
                     files.check(self.path)
