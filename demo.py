@@ -95,7 +95,8 @@ async def run(arguments: argparse.Namespace, session_id: str, view: Any, model: 
 
     async with AsyncExitStack() as stack:
         if arguments.worker:
-            stack.enter_context(worker_beside(Path(".nexum"), *(["--offline"] if arguments.offline else [])))
+            flags = ["--offline"] if arguments.offline else []
+            view.worker_is_starting = stack.enter_context(worker_beside(Path(".nexum"), *flags))
         turns, tools = arguments.durable_model, arguments.tools
         session = durable_session(session_id, turns=turns, tools=tools, on_event=on_event)
         view.saved = (await stack.enter_async_context(session)).saved

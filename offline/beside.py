@@ -6,7 +6,7 @@ It stops when the block ends, and by itself should this process be killed.
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,8 +17,11 @@ STOP_SECONDS = 15.0
 
 
 @contextmanager
-def worker_beside(folder: Path, *flags: str) -> Iterator[None]:
-    """worker.py, which finds the same engine as we do; its log is in `folder`. Raises NexumError."""
+def worker_beside(folder: Path, *flags: str) -> Iterator[Callable[[], bool]]:
+    """worker.py, which finds the same engine as we do; its log is in `folder`. Raises NexumError.
+
+    Yields what tells whether it is still starting.
+    """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         log = (folder / "worker.log").open("wb")
@@ -33,8 +36,12 @@ def worker_beside(folder: Path, *flags: str) -> Iterator[None]:
             stderr=log,
             start_new_session=True,  # Ctrl-C is for us; we tell it
         )
+
+        def is_starting() -> bool:
+            return worker.poll() is None and b"Connected to Nexum" not in Path(log.name).read_bytes()
+
         try:
-            yield
+            yield is_starting
         finally:
             worker.terminate()
             try:

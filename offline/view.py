@@ -1,7 +1,7 @@
 """What the demo prints around the events of its run: the answer, what was saved, how to go on, and what went wrong."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import openai
@@ -10,7 +10,7 @@ from rich.markdown import Markdown
 from rich.markup import escape
 
 from nexum_agents import CallEvent, DurableCallError
-from nexum_agents.events import Saved, counted
+from nexum_agents.events import DurableEvent, Saved, counted
 from nexum_agents.printing import EventPrinter, answers_to, call_text, nexum_command
 from nexum_runtime import NexumError
 from nexum_runtime.text import error_line, printable
@@ -25,6 +25,7 @@ class RunView(EventPrinter):
         self.saved = Saved()
         self.unsettled: list[CallEvent] = []  # calls that may or may not have run
         self.code = 0  # to exit with
+        self.worker_is_starting: Callable[[], bool] = lambda: False  # the demo's own
 
     @property
     def stored(self) -> str:
@@ -35,6 +36,11 @@ class RunView(EventPrinter):
     def interrupted(self) -> str:
         """What Ctrl-C says."""
         return f"Interrupted{f'; {self.stored} stored' if self.stored else ''}. Go on with: {self.again}"
+
+    def on_event(self, event: DurableEvent) -> None:
+        if event.kind == "waiting" and event.detail == "worker" and self.worker_is_starting():
+            return  # it is about to take the call
+        super().on_event(event)
 
     def answer(self, text: str) -> None:
         self.console.print()
