@@ -33,6 +33,7 @@ from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.model.contract import StoreUnavailable
 from nexum_runtime.server.model.shapes import StartOrder
 from nexum_runtime.server.store.sqlite import SqliteStore
+from nexum_runtime.server.store.sqlite.last import last_of
 
 KIB = 1024
 PAGE_BYTES = 4096
@@ -54,7 +55,7 @@ ECHO = workflow("echo").effect("run", Text, unused).build()
 
 async def finish(client: Client, execution_id: str, text: str = "é") -> None:
     """Start an execution, be its worker, and complete it."""
-    waiting = asyncio.create_task(client.execute(ECHO, {}, execution_id=execution_id))
+    waiting = asyncio.create_task(client.execute(ECHO, {}, execution_id=execution_id, labels={"kind": "turn"}))
     await client.register(ECHO)
     claimed = await client.poll("worker-1", ECHO, lease_ms=60_000, wait_ms=20_000)
     assert claimed is not None
@@ -75,7 +76,7 @@ async def a_database(folder: Path, *, killed: bool = False) -> Path:
             assert claimed is not None
             await engine.complete(claimed.task.task_id, json.dumps({"text": RESULT}))
         if killed:
-            for file in (store.path, log_of(store.path)):
+            for file in (store.path, log_of(store.path), last_of(store.path)):
                 shutil.copy(file, folder)
         await store.close()
     database = folder / "nexum.db"
@@ -206,6 +207,59 @@ async def test_results_in_a_damaged_log_are_not_thrown_away(tmp_path: Path, what
     )
     log.write_bytes(whole)
     assert await results(database) == CALLS
+
+
+@pytest.mark.parametrize("where", ["all", "middle", "end"])
+async def test_results_that_are_gone_with_their_log_or_a_part_of_it_are_missed(tmp_path: Path, where: str) -> None:
+    """SQLite itself says nothing of these: it goes on with what comes before."""
+    database = await a_database(tmp_path, killed=True)
+    log = log_of(database)
+    whole = log.read_bytes()
+    if where == "all":
+        log.unlink()
+    else:
+        with log.open("r+b") as file:
+            file.seek({"middle": len(whole) // 2, "end": len(whole) - PAGE_BYTES}[where])
+            file.write(os.urandom(KIB))
+    said = refused(database)
+    assert said == (
+        f"Cannot use the database {database}: what was recorded last, ExecutionCompleted of s/{CALLS - 1}, is not in "
+        "it: its log was damaged or deleted since, or it is an older copy. "
+        f"Put back what was there, or delete {last_of(database)} to go on with what there is."
+    )
+    assert await refused_by_dev(database) == said
+    log.write_bytes(whole)
+    assert await results(database) == CALLS
+
+
+async def test_one_can_go_on_without_what_is_gone(tmp_path: Path) -> None:
+    database = await a_database(tmp_path, killed=True)
+    log_of(database).unlink()
+    last_of(database).unlink()
+    assert await results(database) == CALLS - 1
+    assert not last_of(database).exists(), "it stopped well"
+
+
+@pytest.mark.parametrize("how", ["prune", "forget", "begin anew"])
+async def test_what_was_deleted_or_renamed_is_not_missed_after_kill_9(tmp_path: Path, how: str) -> None:
+    async with NexumDev(tmp_path) as nexum, Client(nexum.address) as client:
+        await finish(client, "s/1")
+        assert last_of(nexum.database).read_text().startswith("s/1 ExecutionCompleted ")
+        command = {"prune": ["prune", "--older-than", "0s"], "forget": ["forget", "s", "--after", "0"]}.get(how)
+        if command is not None:
+            told = await run(NEXUM, *command, env=environment(NEXUM_ADDRESS=nexum.address))
+            assert told.code == 0, told
+        nexum.kill()
+        await nexum.ended()
+        if how == "begin anew":
+            for file in (nexum.database, log_of(nexum.database)):
+                file.unlink()
+        await nexum.restart()
+        await client.check()
+        assert [each.execution_id for each in await client.executions()] == (["s~1/1"] if how == "forget" else [])
+        nexum.kill()
+        await nexum.restart()  # and again, before anything has happened
+        await client.check()
 
 
 async def test_a_log_that_a_pulled_plug_left_as_zeros_is_no_trouble(tmp_path: Path) -> None:
@@ -729,7 +783,9 @@ async def test_a_database_is_its_owner_s_alone_whatever_the_umask(tmp_path: Path
     try:
         modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "new").rglob("*")}
         assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == modes.pop("deep") == 0o700
-        assert modes == dict.fromkeys(["nexum.db", "nexum.db-wal", "nexum.db-shm", "nexum.db.lock"], 0o600)
+        assert modes == dict.fromkeys(
+            ["nexum.db", "nexum.db-wal", "nexum.db-shm", "nexum.db-last", "nexum.db.lock"], 0o600
+        )
     finally:
         await store.close()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from nexum_runtime import wire
 from nexum_runtime.server.model.contract import StoreUnavailable
 from nexum_runtime.server.model.states import Event
-from nexum_runtime.server.store.sqlite import failures, files, inspection
+from nexum_runtime.server.store.sqlite import failures, files, inspection, last
 from nexum_runtime.server.store.sqlite.schema import APPLICATION_ID, EVENT_BITS, MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from nexum_runtime.text import MIB, printable_line, shorten
 
@@ -110,6 +110,8 @@ def _is_ours(path: Path, how: str) -> bool:
                 "Use the Nexum that wrote it, or another file with --db."
             )
         _look_for_damage(path, connection)
+        if version == SCHEMA_VERSION:
+            last.check(path, connection)
         return True
 
 
@@ -132,12 +134,14 @@ def _look_for_damage(path: Path, connection: sqlite3.Connection) -> None:
         raise failures.damaged(path, found)
 
 
-def create_schema(connection: sqlite3.Connection) -> None:
-    if _is_empty(connection):
+def create_schema(connection: sqlite3.Connection) -> bool:
+    """Returns whether there was none."""
+    if is_new := _is_empty(connection):
         connection.executescript(
             f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION_ID};"
             f"PRAGMA user_version = {SCHEMA_VERSION};\n{SCHEMA}\nCOMMIT;"
         )
+    return is_new
 
 
 def migrate(connection: sqlite3.Connection) -> None:

@@ -23,6 +23,7 @@ from nexum_runtime.logs import Log
 from nexum_runtime.server.model.contract import Reader, Store, StoreUnavailable, Transaction
 from nexum_runtime.server.model.metrics import Metrics
 from nexum_runtime.server.store.sqlite import database, failures, files, inspection
+from nexum_runtime.server.store.sqlite.last import LastEvent
 from nexum_runtime.server.store.sqlite.reader import SqliteReader
 from nexum_runtime.server.store.sqlite.transaction import SqliteTransaction
 from nexum_runtime.wire.beside import Owner
@@ -113,7 +114,10 @@ class SqliteStore(Store):
                         )
                     self._write_connection = database.connect(self.path)
                     on_failure.callback(self._write_connection.close)
-                    database.create_schema(self._write_connection)
+                    self._last = LastEvent(self.path, files.FILE_MODE)
+                    on_failure.callback(self._last.close, remove=False)
+                    if database.create_schema(self._write_connection):
+                        self._last.forget()
                     database.migrate(self._write_connection)
                     self._write_connection.execute("PRAGMA busy_timeout = 0")  # see _begin
                     (last,) = self._write_connection.execute("SELECT ifnull(max(seq), 0) FROM tasks").fetchone()
@@ -159,6 +163,7 @@ class SqliteStore(Store):
         """In a process that was forked: all of it is the parent's."""
         if self._lock is not None:
             self._lock.forget()
+            self._last.close(remove=False)
 
     async def inspect(self, now_ms: int) -> dict[str, Any]:
         return await asyncio.to_thread(inspection.inspect, self.path, now_ms)
@@ -181,6 +186,7 @@ class SqliteStore(Store):
         self._disk.shutdown()
         self._reader.shutdown()
         if self._lock is not None:
+            self._last.close(remove=not files.wal_of(self.path).exists())
             self._lock.release()
 
     async def _on_disk(self, job: Callable[[], T]) -> T:
@@ -228,10 +234,15 @@ class SqliteStore(Store):
                 return
             if any(write.is_patient and write.has_begun for write, _ in results):
                 crash_point("begun-uncommitted")
+            if transaction.takes_away:
+                self._last.forget()
             is_long = took > LONG_MS / 1000  # and so is its commit
             self._group_limit = GROUP_LIMIT if took < GROUP_SECONDS else max(1, int(len(group) * GROUP_SECONDS / took))
             commit_seconds = await self._commit(in_thread=is_long or len(group) > ALONE)
             self._check_in_place()  # what went into a file that is gone is not acknowledged
+            committed = [write.events for write, _ in results]
+            if not transaction.takes_away:
+                self._remember_last(committed)
         except BaseException as error:
             self.metrics.failed_commits += 1
             with suppress(sqlite3.Error):  # the next group tries it again
@@ -244,11 +255,16 @@ class SqliteStore(Store):
             self._has_begun = False
         for write, result in results:
             write.settle(result)
-        committed = [write.events for write, _ in results]  # counted when those who wait have been woken
-        loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()  # they are counted when those who wait have been woken
         loop.call_soon(self.metrics.committed, commit_seconds, committed)
         if self.watch is not None:
             loop.call_soon(self.watch, [event for events in committed for event in events])
+
+    def _remember_last(self, committed: "list[Sequence[tuple[Any, ...]]]") -> None:
+        for events in reversed(committed):
+            if events:
+                self._last.remember(events[-1])
+                return
 
     def _next_of_group(self, size: int) -> "list[_Write]":
         return [self._waiting.popleft() for _ in range(min(len(self._waiting), self._group_limit - size))]

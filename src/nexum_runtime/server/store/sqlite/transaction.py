@@ -93,6 +93,7 @@ class SqliteTransaction(SqliteReader):
         self._tasks: list[tuple[Any, ...]] = []
         self._events: list[tuple[Any, ...]] = []
         self.added_events: list[tuple[Any, ...]] = []  # by the work that runs
+        self.takes_away = False  # events that were committed, or their names
 
     def flush(self) -> None:
         added: tuple[tuple[str, list[Any]], ...] = (
@@ -187,6 +188,7 @@ class SqliteTransaction(SqliteReader):
         )
 
     def delete_execution(self, execution_id: str) -> None:
+        self.takes_away = True
         self._sql("DELETE FROM events WHERE seq IN (SELECT seq FROM story WHERE execution_id = ?)", (execution_id,))
         for table in ("tasks", "executions"):
             self._sql(f"DELETE FROM {table} WHERE execution_id = ?", (execution_id,))
@@ -203,6 +205,7 @@ class SqliteTransaction(SqliteReader):
         )
 
     def take_back(self, span: Span, to: str, stop: Stop) -> int:
+        self.takes_away = True
         cut = len(span.session_id) + 1
         self._sql("PRAGMA defer_foreign_keys = ON")  # until the commit: tasks are renamed first, executions then
         self._sql(
