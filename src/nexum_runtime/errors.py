@@ -10,7 +10,8 @@ class ServerUnavailable(NexumError):
 
 
 class DatabaseUnavailable(ServerUnavailable):
-    """UNAVAILABLE, told by the server itself: it cannot use its database, whose disk is full, say."""
+    """UNAVAILABLE, told by the server itself: it cannot use its database, whose disk is full, say, or has no
+    memory left."""
 
 
 class InvalidRequest(NexumError):

@@ -80,6 +80,7 @@ async def test_doctor_as_json_has_this_shape(client: Client, address: str, serve
     assert database == {
         "path": str(server.store.path),
         "damage": None,
+        "log_problem": None,
         "problem": None,
         "failure": None,
         "failure_ms": None,

@@ -71,6 +71,8 @@ def _of_database(database: dict[str, Any]) -> Iterator[Finding]:
             f"The database {path} is damaged: {database['damage']}. Stop the server, and put a backup in its place, "
             f"or save what can be read: sqlite3 {path} .recover | sqlite3 saved.db",
         )
+    if problem := database.get("log_problem"):  # servers of before do not tell it
+        yield Finding("database", problem)
     if database["problem"]:
         yield Finding("database", f"Nothing can be recorded: {database['problem']}")
     elif database["failure"]:

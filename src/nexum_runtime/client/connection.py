@@ -134,7 +134,7 @@ class Connection:
 
     def error_of(self, code: grpc.StatusCode, details: str) -> NexumError:
         if code in PASSING or details == CUT_OFF:
-            if details.startswith("Cannot use"):  # the server's own words; the others are gRPC's
+            if details.startswith(("Cannot use", wire.NO_MEMORY)):  # the server's own words; the others are gRPC's
                 return DatabaseUnavailable(details)
             return ServerUnavailable(self.unreachable(details))
         return ERRORS.get(code, NexumError)(details or f"Nexum at {self.address} answered {code.name}.")

@@ -103,9 +103,15 @@ MESSAGE_MIB_DEFAULT = 16
 NESTING_LIMIT = 200  # levels of lists and objects in each other; parsers and printers of JSON give up at some depth
 ERROR_METADATA_BYTES = 4_000  # gRPC refuses more than 8 KiB of metadata in all
 
+NO_MEMORY = "The Nexum server has no memory left for this. Send it less at once, or give it more; it is tried again."
 SHOWN_CHARS = 40  # of a number in an error
 _TRACEPARENT = re.compile("00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    """Whether protobuf could not parse because of that, and not because of the bytes."""
+    return "alloc failed" in str(error)
 
 
 def split_address(address: str) -> tuple[str, int]:

@@ -12,6 +12,8 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from google.protobuf.proto import parse_length_prefixed, serialize_length_prefixed
 
+from nexum_runtime import wire
+
 BATCH_BYTES = 64 * 1024  # about, of several in one; what is larger travels alone
 BATCH_LIMIT = 1_000  # messages in one
 
@@ -42,7 +44,8 @@ def pack(messages: Sequence[Any]) -> bytes:
 
 
 def unpack(kinds: Sequence[Any], data: bytes) -> list[Any]:
-    """The messages, whose kinds follow each other in turn. Raises ValueError when the bytes are no such messages."""
+    """The messages, whose kinds follow each other in turn. Raises ValueError when the bytes are no such messages, and
+    MemoryError."""
     packed, messages = BytesIO(data), []
     try:
         for kind in cycle(kinds):
@@ -52,6 +55,8 @@ def unpack(kinds: Sequence[Any], data: bytes) -> list[Any]:
             if len(messages) > BATCH_LIMIT:
                 raise ValueError(f"it has more than {BATCH_LIMIT} messages")
     except (DecodeError, OverflowError) as error:
+        if wire.is_lack_of_memory(error):
+            raise MemoryError(wire.NO_MEMORY) from None
         raise ValueError(str(error)) from None
     if len(messages) % len(kinds):
         raise ValueError(f"a {kinds[len(messages) % len(kinds)].DESCRIPTOR.name} is missing")

@@ -11,6 +11,7 @@ stdout.
 import asyncio
 import pickle
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ T = TypeVar("T")
 
 APART_SECONDS = 60.0  # for one call
 APART_MIB = 2_048  # of memory for the process
+ENDS_SECONDS = 5.0  # for a process to have ended that says no more
 KEPT_MIB = 256  # a process that has grown larger than this is not kept
 
 
@@ -34,33 +36,50 @@ class Apart:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="nexum-apart")
         self._process: subprocess.Popen[bytes] | None = None
+        self._closed = False
 
     async def run(self, what: str, function: Callable[..., T], *args: Any) -> T:
         """What `function(*args)` returns or raises; a function of a module, whose arguments can be pickled.
 
-        Raises LimitExceeded when it takes more time or memory than there is; `what` names it.
+        Raises LimitExceeded when it takes more time or memory than it may, of which `what` is the name, and
+        MemoryError when the system has no more.
         """
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, what, function, args)
 
     def close(self) -> None:
         """End it. A call that is under way fails."""
+        self._closed = True
         if (process := self._process) is not None:
             process.kill()
             self._thread.submit(self._end)
         self._thread.shutdown()
 
     def _run(self, what: str, function: Callable[..., T], args: tuple[Any, ...]) -> T:
-        process = self._process = self._process or _start()
+        try:
+            process = self._process = self._process or _start()
+        except OSError as refused:
+            raise MemoryError from refused
         assert process.stdin is not None
         assert process.stdout is not None
-        timer = threading.Timer(APART_SECONDS, process.kill)
+        is_late = threading.Event()
+
+        def give_up() -> None:
+            is_late.set()
+            process.kill()
+
+        timer = threading.Timer(APART_SECONDS, give_up)
         timer.start()
         try:
             pickle.dump((function, args), process.stdin, pickle.HIGHEST_PROTOCOL)
             process.stdin.flush()
             result, error, is_full = pickle.load(process.stdout)
         except (OSError, EOFError, pickle.UnpicklingError):
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(ENDS_SECONDS)
+            is_killed = process.returncode == -signal.SIGKILL
             self._end()
+            if is_killed and not is_late.is_set() and not self._closed:
+                raise MemoryError from None  # the system, which has no more, ended it
             raise LimitExceeded(
                 f"{what} takes more than {APART_SECONDS:g} s or {APART_MIB:,} MiB of memory to check; make it smaller."
             ) from None

@@ -415,7 +415,8 @@ class Store(ABC):
     async def inspect(self, now_ms: int) -> dict[str, Any]:
         """What a person asks who wonders what is wrong. Durations are in milliseconds, lists cut after a few entries.
 
-        database    {"path", "size_bytes", "free_bytes" of its disk, "damage": what is wrong in it, or None}
+        database    {"path", "size_bytes", "free_bytes" of its disk, "damage": what is wrong in it, or None,
+                    "log_problem": why what is committed cannot leave its log, or None}
         executions  {state: how many}, see states.State
         stopped     [{"session_id", "at_ms", "by", "reason"}], the sessions that are
         held        {worker id: how many RUNNING tasks}

@@ -10,7 +10,7 @@ import grpc
 from nexum.proto import nexum_pb2 as pb
 
 from nexum_runtime import wire
-from nexum_runtime.errors import InvalidRequest, NexumError
+from nexum_runtime.errors import InvalidRequest
 from nexum_runtime.logs import Log
 from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.methods.methods import Call, LetOut
@@ -24,8 +24,7 @@ from nexum_runtime.server.methods.orders import (
     traced,
     whole_number,
 )
-from nexum_runtime.server.model.contract import StoreUnavailable
-from nexum_runtime.server.rpc.messages import CODES, DETAILS_LIMIT, Context, abort, details
+from nexum_runtime.server.rpc.messages import CODES, DETAILS_LIMIT, TOLD, Context, abort, check_memory, details
 from nexum_runtime.server.rpc.outbox import Answer, Answers
 from nexum_runtime.server.rpc.peers import Recording, Waiting
 from nexum_runtime.server.rpc.traffic import Traffic, client_of
@@ -94,7 +93,8 @@ class ClientCalls:
             end.add_done_callback(lambda _: answers.wake())
         try:
             await answers.send(lambda: (receiving.done() or closing.done()) and not calls.jobs)
-        except NexumError as error:
+            check_memory(receiving)
+        except TOLD as error:
             await abort(context, error)
         finally:
             for job in (receiving, closing, *calls.jobs.values()):
@@ -144,7 +144,7 @@ class ClientCalls:
                         return
                     fields, trailing = await self._execute(let_out, request, metadata)
                 response, told = _response(fields), _as_texts(trailing)
-        except (NexumError, StoreUnavailable) as error:
+        except TOLD as error:
             answers.refuse(number, CODES[type(error)].name, details(error))
         except asyncio.CancelledError:
             self._traffic.sent(answer)

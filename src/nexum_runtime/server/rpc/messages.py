@@ -1,5 +1,6 @@
 """How a method reads a request with its metadata, and answers with both, or with an error's status code."""
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, aclosing, nullcontext
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import DecodeError
 
+from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NexumError, NotFound, SessionStopped
 from nexum_runtime.server.methods.methods import Call
 from nexum_runtime.server.methods.orders import Fields
@@ -25,7 +27,9 @@ CODES: dict[type[Exception], grpc.StatusCode] = {
     LimitExceeded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     SessionStopped: grpc.StatusCode.FAILED_PRECONDITION,
     StoreUnavailable: grpc.StatusCode.UNAVAILABLE,
+    MemoryError: grpc.StatusCode.UNAVAILABLE,
 }
+TOLD = (NexumError, StoreUnavailable, MemoryError)  # by its code, whoever asked
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,22 @@ class Unreadable:
     """A request whose bytes are not the message that its method takes."""
 
     reason: str
+    lacks_memory: bool = False
 
 
 def readable(request: Any) -> Any:
+    """Raises InvalidRequest, or MemoryError."""
+    if isinstance(request, Unreadable) and request.lacks_memory:
+        raise MemoryError
     if isinstance(request, Unreadable):
         raise InvalidRequest(request.reason)
     return request
+
+
+def check_memory(receiving: "asyncio.Task[None]") -> None:
+    """Raise MemoryError if who received the messages of a stream ended by that: whose they were cannot be told."""
+    if receiving.done() and not receiving.cancelled() and isinstance(receiving.exception(), MemoryError):
+        raise MemoryError
 
 
 async def abort(context: Context, error: Exception) -> None:
@@ -46,7 +60,7 @@ async def abort(context: Context, error: Exception) -> None:
 
 
 def details(error: Exception) -> str:
-    return str(error)[:DETAILS_LIMIT].encode(errors="replace").decode()
+    return (str(error) or wire.NO_MEMORY)[:DETAILS_LIMIT].encode(errors="replace").decode()
 
 
 def streaming(
@@ -66,7 +80,7 @@ def streaming(
                         await _send_leading(context, call)
                         yield told
             await _send_leading(context, call)
-        except (NexumError, StoreUnavailable) as error:
+        except TOLD as error:
             await abort(context, error)
 
     return grpc.unary_stream_rpc_method_handler(answer, reader(request_type), writer(response_type))
@@ -89,7 +103,10 @@ def reader(message: Any) -> Callable[[bytes], Any]:
         try:
             return message.FromString(data)
         except DecodeError as error:
-            return Unreadable(f"The request is not a {message.DESCRIPTOR.name}: {error}.")
+            lacks_memory = wire.is_lack_of_memory(error)
+            return Unreadable(f"The request is not a {message.DESCRIPTOR.name}: {error}.", lacks_memory)
+        except MemoryError as error:
+            return Unreadable(str(error), lacks_memory=True)
 
     return read
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import grpc
 
-from nexum_runtime.errors import LimitExceeded, NexumError
+from nexum_runtime.errors import LimitExceeded
 from nexum_runtime.server.methods.methods import Call
-from nexum_runtime.server.model.contract import StoreUnavailable
 from nexum_runtime.server.rpc.messages import (
+    TOLD,
     Context,
     Method,
     Place,
@@ -111,7 +111,7 @@ class Traffic:
                     if call.trailing:
                         context.set_trailing_metadata(call.trailing)
                     await write(context, told)
-            except (NexumError, StoreUnavailable) as error:
+            except TOLD as error:
                 await abort(context, error)
             finally:
                 self.sent(answer)

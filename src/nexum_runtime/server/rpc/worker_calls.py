@@ -10,13 +10,21 @@ from nexum.proto import nexum_pb2 as pb
 
 from nexum_runtime import wire
 from nexum_runtime.crash import crash_point
-from nexum_runtime.errors import NexumError
 from nexum_runtime.logs import Log
 from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.engine.streams import Stream
 from nexum_runtime.server.methods.orders import lease_ms, whole_number
-from nexum_runtime.server.model.contract import StoreUnavailable
-from nexum_runtime.server.rpc.messages import CODES, Context, Unreadable, abort, metadata_of, reader
+from nexum_runtime.server.rpc.messages import (
+    CODES,
+    TOLD,
+    Context,
+    Unreadable,
+    abort,
+    check_memory,
+    details,
+    metadata_of,
+    reader,
+)
 from nexum_runtime.server.rpc.outbox import Outbox
 from nexum_runtime.server.rpc.peers import Recording, Registrations, Waiting
 from nexum_runtime.wire import batches
@@ -63,7 +71,8 @@ class WorkerCalls:
                 finally:
                     receiving.cancel()
                     await self._engine.close_stream(stream, outbox.take_back())
-        except (NexumError, StoreUnavailable) as error:
+                check_memory(receiving)
+        except TOLD as error:
             await abort(context, error)
 
     async def _receive(self, completions: AsyncIterator[Any], stream: Stream, outbox: Outbox) -> None:
@@ -71,6 +80,8 @@ class WorkerCalls:
         under_way = Recording()
         async for completion in completions:
             if isinstance(completion, Unreadable):  # whose it is cannot be told
+                if completion.lacks_memory:
+                    raise MemoryError
                 outbox.refuse("", grpc.StatusCode.INVALID_ARGUMENT.name, completion.reason)
                 continue
             recording = self._engine.record(completion.task_id, completion.output_json)
@@ -98,7 +109,7 @@ def _answer_completion(outbox: Outbox, task_id: str, recording: "asyncio.Future[
     if error is None:
         crash_point("completion-committed")
         outbox.acknowledge(task_id, recording.result())
-    elif isinstance(error, (NexumError, StoreUnavailable)):
-        outbox.refuse(task_id, CODES[type(error)].name, str(error))
+    elif isinstance(error, TOLD):
+        outbox.refuse(task_id, CODES[type(error)].name, details(error))
     else:
         log.error("%s: %s", task_id, error, exc_info=error)

@@ -47,7 +47,11 @@ def unavailable(path: Path, error: sqlite3.Error) -> StoreUnavailable:
     code = code_of(error)
     if code not in _NEXT_OF_SQLITE:
         return damaged(path, str(error))
-    return unusable(path, str(error), _NEXT_OF_SQLITE[code])
+    return unusable_now(path, str(error), error)
+
+
+def unusable_now(path: Path, why: str, error: sqlite3.Error) -> StoreUnavailable:
+    return unusable(path, why, _NEXT_OF_SQLITE.get(code_of(error), ROOM))
 
 
 def damaged(path: Path, found: str) -> StoreUnavailable:

@@ -26,6 +26,7 @@ from nexum_runtime.server.store.sqlite import database, failures, files, inspect
 from nexum_runtime.server.store.sqlite.last import LastEvent
 from nexum_runtime.server.store.sqlite.reader import SqliteReader
 from nexum_runtime.server.store.sqlite.transaction import SqliteTransaction
+from nexum_runtime.text import MIB
 from nexum_runtime.wire.beside import Owner
 
 T = TypeVar("T")
@@ -39,6 +40,8 @@ LONG_MS = 5.0  # of all statements before a commit
 ALONE = 2  # writes of one group, up to which nobody else is thought to be busy
 PATIENCE_MS = 4.0  # how long a commit that nobody waits for may wait for one that somebody does
 GROUP_SECONDS = 0.02  # of statements in one commit: after one that took longer, fewer share the next
+LOG_MIB = 16  # by which the log grows before it is seen whether SQLite can empty it
+LOG_LOOK_SECONDS = 10.0  # between two looks when it cannot
 GROUP_LIMIT = 100  # writes that share one commit
 
 
@@ -95,6 +98,12 @@ class SqliteStore(Store):
         self._group_limit = GROUP_LIMIT  # of the next one
         self._has_begun = False  # something may have, by a write that is not committed yet
         self._disk_is_quick = False  # as of the last commit
+        self._log_bytes = 0  # at the last look at the files
+        self._log_looked_bytes, self._log_looked = (
+            0,
+            0.0,
+        )  # at the last look whether it can be emptied, and when that was
+        self._log_problem: str | None = None  # why it cannot
         self._turn = asyncio.Lock()  # of the connection that writes
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-disk")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-read")
@@ -166,7 +175,9 @@ class SqliteStore(Store):
             self._last.close(remove=False)
 
     async def inspect(self, now_ms: int) -> dict[str, Any]:
-        return await asyncio.to_thread(inspection.inspect, self.path, now_ms)
+        told = await asyncio.to_thread(inspection.inspect, self.path, now_ms)
+        told["database"]["log_problem"] = self._log_problem
+        return told
 
     async def compact(self) -> int:
         given_back = 0
@@ -259,6 +270,8 @@ class SqliteStore(Store):
         loop.call_soon(self.metrics.committed, commit_seconds, committed)
         if self.watch is not None:
             loop.call_soon(self.watch, [event for events in committed for event in events])
+        if self._is_to_look_at_log():
+            await loop.run_in_executor(self._disk, self._look_at_log)
 
     def _remember_last(self, committed: "list[Sequence[tuple[Any, ...]]]") -> None:
         for events in reversed(committed):
@@ -355,6 +368,26 @@ class SqliteStore(Store):
         except sqlite3.Error as error:
             raise failures.unavailable(self.path, error) from error
 
+    def _is_to_look_at_log(self) -> bool:
+        if self._log_problem is None:
+            return self._log_bytes > self._log_looked_bytes + LOG_MIB * MIB
+        return time.monotonic() > self._log_looked + LOG_LOOK_SECONDS
+
+    def _look_at_log(self) -> None:
+        """Empty the log into the database, as SQLite does by itself after a commit, without a word when it cannot."""
+        self._log_looked_bytes, self._log_looked = self._log_bytes, time.monotonic()
+        try:
+            self._write_connection.execute("PRAGMA wal_checkpoint").fetchall()
+        except sqlite3.Error as error:
+            if self._log_problem is None:
+                problem = f"its log cannot be written into it, and grows ({error})"
+                self._log_problem = str(failures.unusable_now(self.path, problem, error))
+                log.warning("%s", self._log_problem)
+        else:
+            if self._log_problem is not None:
+                log.warning("The log of the database can be written into it again.")
+            self._log_problem = None
+
     def _check_in_place(self) -> None:
         """Raise StoreUnavailable when another file, or none, has the name of one that is open: a restart would not
         find what is written now."""
@@ -366,6 +399,7 @@ class SqliteStore(Store):
                     f"{path} was {'deleted' if now is None else 'replaced'} while this server had it open",
                     "Put it back, or stop this server and start it again with what is there.",
                 )
+            self._log_bytes = now.st_size  # the last of them is the log
 
     def _read(self, work: Callable[[Reader], T]) -> T:
         connection = self._read_connection
