@@ -197,8 +197,10 @@ class NexumDev(Process):
         port: int = 0,
         database: Path | None = None,
         env: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         self.port = port
+        self.prefix = prefix  # of its command
         self.database = database or folder / "nexum.db"
         self._options = options
         # Should the tests themselves be killed, the server goes with them.
@@ -211,7 +213,16 @@ class NexumDev(Process):
         return f"localhost:{self.port}"
 
     def start(self) -> None:
-        self.command = [NEXUM, "dev", "--port", str(self.port), "--db", str(self.database), *self._options]
+        self.command = [
+            *self.prefix,
+            NEXUM,
+            "dev",
+            "--port",
+            str(self.port),
+            "--db",
+            str(self.database),
+            *self._options,
+        ]
         super().start()
 
     async def ready(self) -> None:

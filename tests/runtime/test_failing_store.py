@@ -417,18 +417,18 @@ async def test_a_folder_that_cannot_be_used_is_named(tmp_path: Path, mode: int) 
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("limit_bytes", "existing"), [(0, True), (2 * KIB, False), (20 * KIB, False), (20 * KIB, True)]
+LIMITED = (
+    "import os, resource, sys; hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]; "
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), hard)); os.execv(sys.argv[2], sys.argv[2:])"
 )
-async def test_a_disk_that_is_full_from_the_start_is_told(tmp_path: Path, limit_bytes: int, existing: bool) -> None:
-    database = await a_database(tmp_path) if existing else tmp_path / "nexum.db"
-    limited = (
-        "import os, resource, sys; hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]; "
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit_bytes}, hard)); os.execv(sys.argv[1], sys.argv[1:])"
-    )
-    said = await refused_by_dev(database, sys.executable, "-c", limited)
+
+
+@pytest.mark.parametrize("limit_bytes", [2 * KIB, 20 * KIB])
+async def test_a_disk_that_is_full_from_the_start_is_told(tmp_path: Path, limit_bytes: int) -> None:
+    database = tmp_path / "nexum.db"
+    said = await refused_by_dev(database, sys.executable, "-c", LIMITED, str(limit_bytes))
     assert re.fullmatch(rf"Cannot use the database {database}: .*Make room on its disk .*\.", said)
-    assert await results(database) == (CALLS if existing else 0)  # there is room
+    assert await results(database) == 0  # there is room
 
 
 def mounted(folder: Path, options: str, then: str) -> list[str]:
@@ -639,6 +639,59 @@ async def test_a_disk_with_no_space_left_is_told_and_work_goes_on_when_there_is_
         assert not call.done()
         inside.unlink()
         assert len((await call).outputs["run"]["text"]) == BIG
+    assert "Traceback" not in dev.output
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["stopped", "killed"])
+@pytest.mark.parametrize("limit_bytes", [8 * KIB, 20 * KIB])
+async def test_a_server_that_starts_on_a_full_disk_can_be_read_and_goes_on_when_there_is_room(
+    tmp_path: Path, killed: bool, limit_bytes: int
+) -> None:
+    database, handler = await a_database(tmp_path, killed=killed), Handler()
+    async with (
+        NexumDev(tmp_path, database=database, prefix=(sys.executable, "-c", LIMITED, str(limit_bytes))) as nexum,
+        Client(nexum.address) as client,
+    ):
+        assert "nothing can be recorded until there is room" in nexum.output
+        assert (await client.status("s/1")).outputs == {"run": {"text": RESULT}}
+        async with handler.working(nexum.port):
+            call = asyncio.create_task(handler.call(client, "new", 1))
+            await nexum.says(rf"WARNING Cannot use the database {database}: .*Make room on its disk")
+            assert "in use by process" in await refused_by_dev(database), "it holds its lock"
+            doctor = await run(NEXUM, "doctor", env=environment(NEXUM_ADDRESS=nexum.address))
+            assert "Nothing can be recorded: Cannot use the database" in doctor.stdout
+            assert "damaged" not in doctor.stdout
+            assert not call.done()
+            limit(nexum, None)
+            await call
+            await nexum.says("The database can be used again.")
+            assert len(warnings(nexum)) == 2, nexum.output
+        nexum.prefix = ()
+        await nexum.restart()
+        await client.check()
+        assert [(await client.status(each)).status for each in ("s/1", "new")] == ["COMPLETED"] * 2
+        assert "Traceback" not in nexum.output
+
+
+async def test_a_server_starts_where_there_is_no_space_left_at_all(tmp_path: Path) -> None:
+    """On a real disk, small and in memory, with the log of a server that was killed."""
+    made, disk = tmp_path / "from", tmp_path / "disk"
+    made.mkdir()
+    await a_database(made, killed=True)
+    fill = f"cp {made}/* {disk}; cat /dev/zero > {disk}/filler 2> /dev/null"
+    commands = mounted(disk, "size=1m", f"{{ {fill}; exec {NEXUM} dev --port 0 --db {disk}/nexum.db; }}")
+    dev = Process(commands, tmp_path / "dev.log", env=environment(NEXUM_EXIT_WITH_PARENT="1"))
+    dev.start()
+    port = int((await dev.says(r"Nexum is ready at localhost:(\d+)"))[1])
+    async with Client(f"localhost:{port}") as client:
+        assert (await client.status(f"s/{CALLS - 1}")).outputs == {"run": {"text": RESULT}}, "it was in the log"
+        handler = Handler()
+        async with handler.working(port):
+            call = asyncio.create_task(handler.call(client, "new", 1))
+            await dev.says(rf"Cannot use the database {disk}/nexum.db: .*Make room on its disk")
+            Path(f"/proc/{dev.pid}/root{disk}/filler").unlink()  # only the server sees that disk
+            await call
+        assert (await client.status(f"s/{CALLS - 1}")).status == "COMPLETED"
     assert "Traceback" not in dev.output
 
 

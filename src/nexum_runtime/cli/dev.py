@@ -147,6 +147,8 @@ def dev(
         if server.metrics_port is not None:
             scheme = "https" if config.tls else "http"
             ready += f" · metrics at {scheme}://{shown_host}:{server.metrics_port}/metrics"
+        if server.store.lacks_room is not None:
+            ready += " · its disk is full, and nothing can be recorded until there is room"
         say(ready)
         if not wire.is_loopback(host) and not config.token:
             log.warning("Anyone who reaches %s can read every result and run your tools.", host)

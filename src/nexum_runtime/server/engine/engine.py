@@ -122,6 +122,7 @@ class Engine:
         self._apart = Apart()
         self._heavy = asyncio.Lock()  # of whoever records a heavy result
         self._last_sweep_ms = clock()
+        self._is_to_take_over = False  # what another engine has left: there was no room
         self.closing = asyncio.Event()  # set when this server stops
         self._workers = Workers(clock)
         self._commits = Commits(store, clock, self._watched, self._follow)
@@ -719,14 +720,24 @@ class Engine:
     # Time
 
     async def take_over(self) -> None:
-        """Begin with what another engine has left: its own process, and what that executed, has gone with it."""
+        """Begin with what another engine has left: its own process, and what that executed, has gone with it.
+
+        On a disk that is full the sweeper does it when there is room. Raises StoreUnavailable.
+        """
 
         def begin(tx: Transaction, notices: Notices) -> None:
             tx.restart_clock(self._clock(), RETRY_DELAY_MS_MAX)
             for worker_id in tx.holders(wire.EMBEDDED_WORKER):
                 self._attempts.lose_all(tx, notices, worker_id)
 
-        await self._commits.make(begin, renews=True)
+        self._is_to_take_over = True
+        try:
+            await self._commits.make(begin, renews=True)
+        except StoreUnavailable as error:
+            if not error.for_room:
+                raise
+        else:
+            self._is_to_take_over = False
 
     async def restart_clock(self) -> None:
         """While this server was away it could hear no worker, so each gets its whole lease from now."""
@@ -755,6 +766,10 @@ class Engine:
         """Fire the timers that are due, give up attempts whose lease has expired, and wake the polls that wait for a
         retry's time to come. Returns in how many milliseconds the next sweep is to be.
         """
+        if self._is_to_take_over:
+            await self.take_over()
+            if self._is_to_take_over:
+                return SWEEP_INTERVAL_MS
         now_ms = self._clock()
         self._commits.deaf = self._commits.deaf or abs(now_ms - self._last_sweep_ms) > ABSENCE_MS
         self._last_sweep_ms = now_ms

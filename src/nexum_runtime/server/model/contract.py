@@ -24,8 +24,12 @@ T = TypeVar("T")
 class StoreUnavailable(Exception):
     """The database cannot be used now: it cannot be opened, is held by another server, or the disk is full.
 
-    The text names the file. Nothing was committed.
+    The text names the file. Nothing was committed. With `for_room` its disk is full, or so it seems.
     """
+
+    def __init__(self, text: str, *, for_room: bool = False) -> None:
+        super().__init__(text)
+        self.for_room = for_room
 
 
 class StoreInUse(StoreUnavailable):

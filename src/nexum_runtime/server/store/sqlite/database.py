@@ -60,8 +60,26 @@ def connect_to_look(path: Path) -> sqlite3.Connection:
 
 
 def connect_to_read(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
-    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    return _look_at(path, "mode=ro")
+
+
+def connect_alone(path: Path) -> sqlite3.Connection:
+    """To read without another file of SQLite's, which a full disk has no room for. Nobody else can then.
+
+    Raises StoreUnavailable for what is not ours, damaged, or of an older schema, and what SQLite raises.
+    """
+    with closing(_look_at(path, "immutable=1")) as connection:  # which leaves it as it is
+        if _pragma(connection, "application_id") != APPLICATION_ID:
+            raise failures.unusable(path, "its disk is full", failures.ROOM)
+    connection = _look_at(path, "mode=rw")
+    try:
+        connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        _check_open(path, connection)
+        if _pragma(connection, "user_version") != SCHEMA_VERSION:
+            raise failures.unusable(path, "it is of an older version, and its disk is full", failures.ROOM)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -97,22 +115,31 @@ def check(path: Path) -> None:
 
 def _is_ours(path: Path, how: str) -> bool:
     """False for an empty one. Raises StoreUnavailable, or what SQLite raises."""
-    with closing(sqlite3.connect(f"{path.as_uri()}?{how}", uri=True, isolation_level=None)) as connection:
-        connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-        application_id, version = _pragma(connection, "application_id"), _pragma(connection, "user_version")
-        if application_id != APPLICATION_ID:
-            if _is_empty(connection):
-                return False
-            raise StoreUnavailable(f"{path} is {_whose(connection)}. Give this Nexum a file of its own with --db.")
-        if version != SCHEMA_VERSION and version not in MIGRATIONS:
-            raise StoreUnavailable(
-                f"{path} has schema version {version}, and this Nexum knows versions up to {SCHEMA_VERSION}. "
-                "Use the Nexum that wrote it, or another file with --db."
-            )
-        _look_for_damage(path, connection)
-        if version == SCHEMA_VERSION:
-            last.check(path, connection)
-        return True
+    with closing(_look_at(path, how)) as connection:
+        return _check_open(path, connection)
+
+
+def _look_at(path: Path, how: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(f"{path.as_uri()}?{how}", uri=True, isolation_level=None, check_same_thread=False)
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    return connection
+
+
+def _check_open(path: Path, connection: sqlite3.Connection) -> bool:
+    application_id, version = _pragma(connection, "application_id"), _pragma(connection, "user_version")
+    if application_id != APPLICATION_ID:
+        if _is_empty(connection):
+            return False
+        raise StoreUnavailable(f"{path} is {_whose(connection)}. Give this Nexum a file of its own with --db.")
+    if version != SCHEMA_VERSION and version not in MIGRATIONS:
+        raise StoreUnavailable(
+            f"{path} has schema version {version}, and this Nexum knows versions up to {SCHEMA_VERSION}. "
+            "Use the Nexum that wrote it, or another file with --db."
+        )
+    _look_for_damage(path, connection)
+    if version == SCHEMA_VERSION:
+        last.check(path, connection)
+    return True
 
 
 def _whose(connection: sqlite3.Connection) -> str:

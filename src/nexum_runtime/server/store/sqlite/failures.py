@@ -30,7 +30,7 @@ _NEXT_OF_SQLITE = {  # SQLite's error → what to do about it
 
 
 def unusable(path: Path, why: str, what_next: str) -> StoreUnavailable:
-    return StoreUnavailable(f"Cannot use the database {path}: {why}. {what_next}")
+    return StoreUnavailable(f"Cannot use the database {path}: {why}. {what_next}", for_room=what_next.endswith(ROOM))
 
 
 def unusable_because(path: Path, error: OSError) -> StoreUnavailable:

@@ -28,6 +28,8 @@ except ModuleNotFoundError:
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 MOUNTS = Path("/proc/self/mountinfo")
 NETWORK = re.compile(r"nfs\d?|cifs|smb\w*|9p|afs|ceph|glusterfs|lustre|fuse\.(sshfs|s3fs|rclone|gcsfuse|glusterfs)")
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ROOM_BYTES = 64 * 1024  # to begin with: of SQLite's index of a log, and some pages of that
 PID_BYTES = 20  # of the process in a lock file
 WAL_MAGICS = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")  # how logs of SQLite begin, by their byte order
 
@@ -49,8 +51,9 @@ class Lock:
         try:
             self.write(Owner(str(os.getpid())))
         except OSError as error:
-            self.release()
-            raise unusable_because(path, error) from error
+            if error.errno not in NO_ROOM:  # without its name it is held all the same
+                self.release()
+                raise unusable_because(path, error) from error
 
     def write(self, owner: Owner) -> None:
         """Tell who has it. Raises OSError."""
@@ -168,6 +171,24 @@ def check(path: Path) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE))
     except OSError as error:
         raise unusable_because(path, error) from error
+
+
+def check_room(path: Path) -> None:
+    """Raise StoreUnavailable when a full disk takes no more."""
+    probe = Path(f"{path}.room")
+    try:
+        try:
+            probe.write_bytes(bytes(ROOM_BYTES))
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise unusable_because(path, error) from error
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a database, if an empty one."""
+    found = identity(path)
+    return found is not None and found.st_size > 0
 
 
 def make_private(path: Path) -> None:

@@ -7,7 +7,8 @@ import json
 import shutil
 import sqlite3
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,11 @@ _STATES = f"""
 _STOPPED = f"SELECT session_id, stopped_json FROM sessions WHERE stopped_json IS NOT NULL LIMIT {LISTED_LIMIT}"
 
 
-def inspect(path: Path, now_ms: int) -> dict[str, Any]:
+def inspect(path: Path, now_ms: int, connection: sqlite3.Connection | None = None) -> dict[str, Any]:
     """`{"database": {"path", "size_bytes", "free_bytes", "damage"}, "executions", "held", "waiting", "running",
     "expired", "unknown", "stopped"}`, each as `Store.inspect` has it, as far as a damaged database can tell.
+
+    By the `connection`, if nobody else can have one.
     """
     database: dict[str, Any] = {
         "path": str(path),
@@ -74,13 +77,26 @@ def inspect(path: Path, now_ms: int) -> dict[str, Any]:
     }
     told: dict[str, Any] = {"database": database}
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None)) as connection:
-            connection.execute("BEGIN")  # one snapshot
-            told |= _state(connection, now_ms)
-            database["damage"] = damage_of(connection)
+        with _looking(path, connection) as looking:
+            looking.execute("BEGIN")  # one snapshot
+            told |= _state(looking, now_ms)
+            database["damage"] = damage_of(looking)
     except sqlite3.Error as error:
         database["damage"] = str(error)
     return told
+
+
+@contextmanager
+def _looking(path: Path, connection: sqlite3.Connection | None) -> Iterator[sqlite3.Connection]:
+    if connection is None:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None)) as own:
+            yield own
+        return
+    try:
+        yield connection
+    finally:
+        connection.set_progress_handler(None, 0)
+        connection.rollback()
 
 
 def _state(connection: sqlite3.Connection, now_ms: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +42,7 @@ ALONE = 2  # writes of one group, up to which nobody else is thought to be busy
 PATIENCE_MS = 4.0  # how long a commit that nobody waits for may wait for one that somebody does
 GROUP_SECONDS = 0.02  # of statements in one commit: after one that took longer, fewer share the next
 LOG_MIB = 16  # by which the log grows before it is seen whether SQLite can empty it
+ROOM_LOOK_SECONDS = 1.0  # between two looks whether a disk that was full at the start has room
 LOG_LOOK_SECONDS = 10.0  # between two looks when it cannot
 GROUP_LIMIT = 100  # writes that share one commit
 
@@ -107,36 +109,87 @@ class SqliteStore(Store):
         self._turn = asyncio.Lock()  # of the connection that writes
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-disk")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-read")
+        self.lacks_room: StoreUnavailable | None = None
+        self._room_looked = 0.0  # by the monotonic clock, when there was none
+        self._owner = Owner(str(os.getpid()))
         try:
-            with ExitStack() as on_failure:
-                if self._lock is None:
-                    database.check_version(self.path)
-                    self._read_connection = database.connect_to_look(self.path)
-                else:
-                    on_failure.callback(self._lock.release)
-                    files.check(self.path)
-                    database.check(self.path)
-                    files.make_private(self.path)
-                    if (folder := files.open_folder(self.path)) is not None:
-                        log.warning(
-                            "Every user may write to %s, and replace the database: chmod o-w %s", folder, folder
-                        )
-                    self._write_connection = database.connect(self.path)
-                    on_failure.callback(self._write_connection.close)
-                    self._last = LastEvent(self.path, files.FILE_MODE)
-                    on_failure.callback(self._last.close, remove=False)
-                    if database.create_schema(self._write_connection):
-                        self._last.forget()
-                    database.migrate(self._write_connection)
-                    self._write_connection.execute("PRAGMA busy_timeout = 0")  # see _begin
-                    (last,) = self._write_connection.execute("SELECT ifnull(max(seq), 0) FROM tasks").fetchone()
-                    self._task_numbers = count(last + 1)
-                    self._read_connection = database.connect(self.path)
-                self._read_connection.execute("PRAGMA query_only = ON")
-                self._opened = {str(path): found for path, found in files.identities(self.path)}
-                on_failure.pop_all()
+            if self._lock is None:
+                database.check_version(self.path)
+                self._read_connection = database.connect_to_look(self.path)
+                self._begin_to_read()
+            else:
+                self._open()
         except sqlite3.Error as error:
             raise failures.unavailable(self.path, error) from error
+
+    def _open(self) -> None:
+        """To write, or on a full disk to read alone."""
+        assert self._lock is not None
+        with ExitStack() as on_failure:
+            on_failure.callback(self._lock.release)
+            is_new = not files.is_there(self.path)
+            try:
+                self._open_to_write()
+            except (StoreUnavailable, sqlite3.Error) as refused:
+                error = failures.told(self.path, refused)
+                if is_new or not (isinstance(error, StoreUnavailable) and error.for_room):
+                    raise
+                self._open_to_read(error)
+            on_failure.pop_all()
+
+    def _open_to_write(self) -> None:
+        with ExitStack() as on_failure:
+            files.check(self.path)
+            files.check_room(self.path)
+            database.check(self.path)
+            files.make_private(self.path)
+            if (folder := files.open_folder(self.path)) is not None:
+                log.warning("Every user may write to %s, and replace the database: chmod o-w %s", folder, folder)
+            self._write_connection = database.connect(self.path)
+            on_failure.callback(self._write_connection.close)
+            self._last = LastEvent(self.path, files.FILE_MODE)
+            on_failure.callback(self._last.close, remove=False)
+            if database.create_schema(self._write_connection):
+                self._last.forget()
+            database.migrate(self._write_connection)
+            self._write_connection.execute("PRAGMA busy_timeout = 0")  # see _begin
+            (last,) = self._write_connection.execute("SELECT ifnull(max(seq), 0) FROM tasks").fetchone()
+            self._task_numbers = count(last + 1)
+            self._read_connection = database.connect(self.path)
+            on_failure.callback(self._read_connection.close)
+            self._begin_to_read()
+            on_failure.pop_all()
+
+    def _open_to_read(self, why: StoreUnavailable) -> None:
+        self._read_connection = database.connect_alone(self.path)
+        self._begin_to_read()
+        self.lacks_room, self._room_looked = why, time.monotonic()
+
+    def _begin_to_read(self) -> None:
+        self._read_connection.execute("PRAGMA query_only = ON")
+        self._opened = {str(path): found for path, found in files.identities(self.path)}
+
+    async def _open_again(self) -> None:
+        """To write, if there is room by now. Raises StoreUnavailable."""
+        assert self.lacks_room is not None
+        if time.monotonic() - self._room_looked < ROOM_LOOK_SECONDS:
+            raise self.lacks_room
+        self._room_looked = time.monotonic()
+        await asyncio.get_running_loop().run_in_executor(self._reader, self._change_connections)
+
+    def _change_connections(self) -> None:
+        """In the thread that reads."""
+        files.check_room(self.path)
+        self._check_in_place()
+        self._read_connection.close()
+        try:
+            self._open_to_write()
+        except (StoreUnavailable, sqlite3.Error) as error:
+            self._open_to_read(StoreUnavailable(str(failures.told(self.path, error)), for_room=True))
+            raise
+        self.lacks_room = None
+        with suppress(OSError):  # it is only told to who wonders
+            self._write_owner()
 
     def begin_write(
         self,
@@ -165,17 +218,26 @@ class SqliteStore(Store):
 
     def tell_where(self, address: str, token: str) -> None:
         """Have it in the lock file where the engine of this database listens. Raises OSError."""
+        self._owner = Owner(str(os.getpid()), address, token)
+        self._write_owner()
+
+    def _write_owner(self) -> None:
         assert self._lock is not None, "it has the database"
-        self._lock.write(Owner(str(os.getpid()), address, token))
+        self._lock.write(self._owner)
 
     def forget(self) -> None:
         """In a process that was forked: all of it is the parent's."""
         if self._lock is not None:
             self._lock.forget()
+        if self._writes:
             self._last.close(remove=False)
 
     async def inspect(self, now_ms: int) -> dict[str, Any]:
-        told = await asyncio.to_thread(inspection.inspect, self.path, now_ms)
+        if self.lacks_room is None:
+            told = await asyncio.to_thread(inspection.inspect, self.path, now_ms)
+        else:  # nobody else can look
+            inspect = partial(inspection.inspect, self.path, now_ms, self._read_connection)
+            told = await asyncio.get_running_loop().run_in_executor(self._reader, inspect)
         told["database"]["log_problem"] = self._log_problem
         return told
 
@@ -191,14 +253,19 @@ class SqliteStore(Store):
         self._arrived.set()
         if self._writing is not None:
             await self._writing
-        if self._lock is not None:
+        if self._writes:
             await self._on_disk(self._write_connection.close)
         await asyncio.get_running_loop().run_in_executor(self._reader, self._read_connection.close)
         self._disk.shutdown()
         self._reader.shutdown()
-        if self._lock is not None:
+        if self._writes:
             self._last.close(remove=not files.wal_of(self.path).exists())
+        if self._lock is not None:
             self._lock.release()
+
+    @property
+    def _writes(self) -> bool:
+        return self._lock is not None and self.lacks_room is None
 
     async def _on_disk(self, job: Callable[[], T]) -> T:
         """It keeps its turn of the connection to its end, also when who has asked for it leaves before."""
@@ -221,6 +288,8 @@ class SqliteStore(Store):
         results: list[tuple[_Write, Any]] = []
         patient_until = time.monotonic() + PATIENCE_MS / 1000
         try:
+            if self.lacks_room is not None:
+                await self._open_again()
             self._check_in_place()  # before a worker is given what can only be lost
             _roll_back(self._write_connection)  # what an earlier failure may have left open
             await self._begin()
@@ -256,8 +325,9 @@ class SqliteStore(Store):
                 self._remember_last(committed)
         except BaseException as error:
             self.metrics.failed_commits += 1
-            with suppress(sqlite3.Error):  # the next group tries it again
-                _roll_back(self._write_connection)
+            if self._writes:
+                with suppress(sqlite3.Error):  # the next group tries it again
+                    _roll_back(self._write_connection)
             for write in group:
                 if not write.outcome.done() or write.outcome.cancelled():
                     write.settle(None, failures.told(self.path, error))
