@@ -9,10 +9,11 @@ import grpc
 import pytest
 from nexum.proto import nexum_pb2 as pb
 from processes import eventually
-from test_wire import ECHO, Wire, start_request, status_request, wired
+from test_wire import ECHO, Wire, poll_request, start_request, status_request, wired
 
 from nexum_runtime import Client
 from nexum_runtime.server.app import Server, ServerConfig
+from nexum_runtime.server.methods.methods import Call
 from nexum_runtime.server.rpc import listening, messages, outbox, traffic
 from nexum_runtime.server.rpc.traffic import Traffic
 from nexum_runtime.text import MIB
@@ -216,3 +217,55 @@ def test_on_a_unix_socket_whose_clients_cannot_be_told_apart_each_call_is_one_of
     peer = "ipv4:127.0.0.1:4711"
     assert traffic.client_of(peer) == traffic.client_of(peer) == peer
     assert traffic.client_of("unix:") != traffic.client_of("unix:")
+
+
+# Answers that cannot be sent
+
+
+@pytest.mark.parametrize("method", ["PollTask", "Execute", "StartExecution"])
+@pytest.mark.parametrize("effect", ["idempotent", "once"])
+async def test_a_claim_whose_answer_was_not_sent_is_for_others_at_once(
+    server: Server, wired: Wire, monkeypatch: pytest.MonkeyPatch, method: str, effect: str
+) -> None:
+    """A stock worker's poll that times out as its answer leaves, say. What happens once may have begun then."""
+    writing, gate = asyncio.Event(), asyncio.Event()
+
+    async def held(context: Any, message: Any) -> None:
+        writing.set()
+        await gate.wait()
+
+    if method == "PollTask":
+        await wired.start("e", effect=effect)
+        asking = asyncio.create_task(wired.answer("PollTask", poll_request("gone")))
+    else:
+        claim = {"claim": "gone", "lease_ms": "60000"}
+        asking = asyncio.create_task(wired.answer(method, start_request(), execution_id="e", effect=effect, **claim))
+    with monkeypatch.context() as slow:
+        slow.setattr(traffic, "write", held)
+        await eventually(writing.is_set)
+        asking.cancel()
+        await asyncio.wait([asking])
+    if effect == "once":
+        await eventually(lambda: not server.traffic._receiving)  # the call has ended
+        await server.engine.close()
+        assert len(await server.store.read(lambda reader: reader.held("gone"))) == 1
+    else:
+        claimed = await wired.answer("PollTask", poll_request("next"), wait_ms="20000")
+        assert claimed.execution_id == "e"
+        await wired.answer("CompleteTask", pb.CompleteRequest(task_id=claimed.task_id, output_json="{}"))
+        assert (await server.engine.snapshot("e")).attempts == 1
+
+
+@pytest.mark.parametrize(("left_seconds", "is_sent"), [(None, True), (1.0, True), (0.0, False)])
+async def test_an_answer_that_was_written_when_its_time_was_up_counts_as_not_sent(
+    left_seconds: float | None, is_sent: bool
+) -> None:
+    class Late:
+        async def write(self, message: Any) -> None: ...
+
+        def time_remaining(self) -> float | None:
+            return left_seconds
+
+    told: list[bool] = []
+    await traffic._answer(Late(), Call({}, unsent=told.append), {})
+    assert told == ([] if is_sent else [True])

@@ -533,6 +533,15 @@ class Engine:
             if found is not None:
                 await self._commits.make(lambda tx, notices: self._attempts.give_back(tx, notices, found.task))
 
+    def give_back(self, claimed: Claimed, may_be_known: bool) -> None:
+        """Undo a claim whose answer was not sent: its attempt has not begun.
+
+        It `may_be_known` when that was tried. What happens once is left to its lease then: it may happen.
+        """
+        if not (may_be_known and claimed.is_once):
+            giving_back = self._commits.make(lambda tx, notices: self._attempts.give_back(tx, notices, claimed.task))
+            self._jobs.spawn(giving_back).add_done_callback(for_nobody)
+
     async def complete(self, task_id: str, output_json: str, labels_json: str = "") -> str:
         """Record a task's result. The first word wins; returns "" if it was this one, else why nothing changed.
 

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 from nexum_runtime import wire
@@ -50,6 +51,7 @@ class Call:
     leading: Trailing = ()  # to be sent before the answer
     trailing: Trailing = ()  # … and after it
     workflow_ids: list[str] = field(default_factory=list)  # PollTask: whose tasks are meant by a hash alone
+    unsent: Callable[[bool], None] | None = None  # to be told that the answer was not sent: whether it may have been
     let_out: LetOut | None = None  # returns when there is room for the answer, where that has a bound
 
 
@@ -75,6 +77,8 @@ class Methods:
         with traced("StartExecution", order) as (span, order):
             started = await self._engine.start(order)
             span.tell(before=started.before)
+        if started.claimed is not None:
+            call.unsent = partial(self._engine.give_back, started.claimed)
         call.trailing = started_metadata(started)
         return {"execution_id": started.execution_id}
 
@@ -90,6 +94,7 @@ class Methods:
         )
         if claimed is None:
             return {"has_task": False}
+        call.unsent = partial(self._engine.give_back, claimed)
         crash_point("claim-committed")
         return task_fields(claimed)
 

@@ -24,6 +24,7 @@ from nexum_runtime.server.methods.orders import (
     traced,
     whole_number,
 )
+from nexum_runtime.server.model.shapes import Claimed
 from nexum_runtime.server.rpc.messages import CODES, DETAILS_LIMIT, TOLD, Context, abort, check_memory, details
 from nexum_runtime.server.rpc.outbox import Answer, Answers
 from nexum_runtime.server.rpc.peers import Recording, Waiting
@@ -67,10 +68,14 @@ class ClientCalls:
     async def Execute(self, request: Any, call: Call) -> Fields:
         """Start idempotently and wait for the end, or for the task that it claims, in one round trip."""
         assert call.let_out is not None
-        fields, call.trailing = await self._execute(call.let_out, request, call.metadata)
+        fields, call.trailing, claimed = await self._execute(call.let_out, request, call.metadata)
+        if claimed is not None:
+            call.unsent = partial(self._engine.give_back, claimed)
         return fields
 
-    async def _execute(self, let_out: LetOut, request: Any, metadata: dict[str, Any]) -> tuple[Fields, Trailing]:
+    async def _execute(
+        self, let_out: LetOut, request: Any, metadata: dict[str, Any]
+    ) -> tuple[Fields, Trailing, Claimed | None]:
         wait_ms = whole_number(metadata, wire.WAIT_MS, wire.WAIT_MS_LIMIT, 0, wire.WAIT_MS_LIMIT)
         with traced("Execute", start_order(request, metadata)) as (span, order):
             started, found = await self._engine.execute(order, wait_ms, lazily=True)
@@ -78,7 +83,7 @@ class ClientCalls:
             del found  # which may have to be let go of
             snapshot = await letting_out
             span.tell(before=started.before, outcome=snapshot.execution.status)
-        return status_fields(snapshot), told_of(started, snapshot)
+        return status_fields(snapshot), told_of(started, snapshot), started.claimed
 
     async def _let_out(self, let_out: LetOut, snapshot: Snapshot) -> Snapshot:
         execution_id = snapshot.execution.execution_id
@@ -142,7 +147,7 @@ class ClientCalls:
                     if wire.CLAIM in metadata:
                         await self._answer_claim(answer, let_out, request, metadata, answers)
                         return
-                    fields, trailing = await self._execute(let_out, request, metadata)
+                    fields, trailing, _ = await self._execute(let_out, request, metadata)
                 response, told = _response(fields), _as_texts(trailing)
         except TOLD as error:
             answers.refuse(number, CODES[type(error)].name, details(error))

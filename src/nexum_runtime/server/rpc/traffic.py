@@ -17,6 +17,7 @@ import grpc
 
 from nexum_runtime.errors import LimitExceeded
 from nexum_runtime.server.methods.methods import Call
+from nexum_runtime.server.methods.orders import Fields
 from nexum_runtime.server.rpc.messages import (
     TOLD,
     Context,
@@ -54,6 +55,20 @@ async def write(context: Context, message: Any) -> None:
             await context.write(message)
     except TimeoutError:
         raise LimitExceeded(f"An answer was not read within {WRITE_SECONDS:g} s; ask again.") from None
+
+
+async def _answer(context: Context, call: Call, told: Fields) -> None:
+    is_sent = is_tried = False
+    try:
+        if call.trailing:
+            context.set_trailing_metadata(call.trailing)
+        is_tried = True
+        await write(context, told)
+        left_seconds = context.time_remaining()
+        is_sent = left_seconds is None or left_seconds > 0  # a client that has given up does not read it
+    finally:
+        if not is_sent and call.unsent is not None:
+            call.unsent(is_tried)
 
 
 async def _read(context: Context) -> Any:
@@ -108,9 +123,7 @@ class Traffic:
                         await until_read.aclose()
                     with waiting(readable(request), call) if waiting else nullcontext():
                         told = await method(readable(request), call)
-                    if call.trailing:
-                        context.set_trailing_metadata(call.trailing)
-                    await write(context, told)
+                    await _answer(context, call, told)
             except TOLD as error:
                 await abort(context, error)
             finally:
