@@ -15,6 +15,7 @@ from processes import PATIENCE_SECONDS, eventually
 from slow_disk import hold_commits
 
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
+from nexum_runtime.server.engine.clock import Clock
 from nexum_runtime.server.engine.engine import ABSENCE_MS, SWEEP_INTERVAL_MS, Engine
 from nexum_runtime.server.engine.workers import POLLS_RENEW_MS
 from nexum_runtime.server.model.contract import StoreUnavailable
@@ -58,7 +59,7 @@ class Bench:
         self.engine = self.new_engine()
 
     def new_engine(self, **options: Any) -> Engine:
-        return Engine(self.store, clock=lambda: self.now_ms, jitter=lambda: self.jitter, **options)
+        return Engine(self.store, **({"clock": lambda: self.now_ms, "jitter": lambda: self.jitter} | options))
 
     async def pass_time(self, ms: int) -> None:
         """Let time pass as a running server sees it: in small steps, each with its sweep."""
@@ -629,6 +630,44 @@ async def test_a_pause_that_is_no_absence_renews_nothing(bench: Bench) -> None:
     bench.now_ms += ABSENCE_MS
     await bench.engine.sweep()
     assert (await bench.story())[-1] == "LeaseExpired run 1"
+
+
+@pytest.mark.parametrize("jump_ms", [3_000, -3_000, 3_600_000, -3_600_000])
+async def test_a_clock_that_is_set_neither_shortens_a_lease_nor_prolongs_it(bench: Bench, jump_ms: int) -> None:
+    ahead_ms = 0
+    clock = Clock(of_day=lambda: bench.now_ms + ahead_ms, steady=lambda: bench.now_ms - 1_700_000_000_000)
+    bench.engine = bench.new_engine(clock=clock)
+    await bench.register(ONE)
+    await bench.start()
+    await bench.claim(lease_ms=2_000)
+    await bench.pass_time(1_000)
+    ahead_ms = jump_ms
+    await bench.pass_time(999)
+    assert (await bench.story())[-1] == "AttemptStarted run 1"
+    await bench.pass_time(2)
+    assert (await bench.story())[-1] == "LeaseExpired run 1"
+    events = (await bench.engine.history("e"))[1]
+    assert abs(events[-1].at_ms - bench.now_ms - jump_ms) < 10, "and events tell the time of day"
+
+
+async def test_a_clock_that_is_set_while_nothing_can_be_written_is_followed_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ahead_ms = 0
+    clock = Clock(of_day=lambda: bench.now_ms + ahead_ms, steady=lambda: bench.now_ms)
+    bench.engine = bench.new_engine(clock=clock)
+    await bench.register(ONE)
+    await bench.start()
+    await bench.claim(lease_ms=2_000)
+    ahead_ms = 3_000
+    with monkeypatch.context() as full:
+        full.setattr(bench.store, "begin_write", no_room)
+        with pytest.raises(StoreUnavailable):
+            await bench.engine.sweep()
+    assert clock() == bench.now_ms
+    await bench.pass_time(1_999)
+    assert clock() == bench.now_ms + ahead_ms
+    assert (await bench.story())[-1] == "AttemptStarted run 1"
 
 
 def no_room(_: Any, *, settled: Callable[[Exception], None], **__: Any) -> asyncio.Future[Any]:

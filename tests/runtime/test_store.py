@@ -437,6 +437,10 @@ async def test_restarting_the_clock_gives_every_lease_its_whole_time_and_lets_no
     tasks = await store.read(lambda reader: reader.tasks("e"))
     assert [each.lease_expires_at_ms for each in tasks] == [now_ms + LEASE_MS, None, None, None]
     assert [each.available_at_ms - now_ms for each in tasks if each.status == TaskStatus.READY] == [30_000, 3]
+    await store.write(lambda tx: tx.shift_clock(-400))
+    tasks = await store.read(lambda reader: reader.tasks("e"))
+    assert [each.lease_expires_at_ms for each in tasks] == [now_ms + LEASE_MS - 400, None, None, None]
+    assert [each.available_at_ms - now_ms for each in tasks if each.status == TaskStatus.READY] == [29_600, -397]
 
 
 # What is read

@@ -6,7 +6,6 @@ waits (for an execution's end, for a task to become ready) is woken after the co
 
 import asyncio
 import random
-import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
@@ -18,6 +17,7 @@ from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
 from nexum_runtime.logs import Log
 from nexum_runtime.server.engine.apart import Apart
+from nexum_runtime.server.engine.clock import Clock
 from nexum_runtime.server.engine.commits import Commits, Given
 from nexum_runtime.server.engine.giving import Giver
 from nexum_runtime.server.engine.jobs import Jobs, for_nobody, pass_on, tell
@@ -89,26 +89,23 @@ log = Log("nexum.engine")
 operator = Log("nexum.operator")  # what whoever runs a server must know
 
 
-def wall_clock_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 class Engine:
     """The one owner of a store's state machine.
 
-    `clock` tells epoch milliseconds and `jitter` a number in [0, 1): tests pass their own.
+    `clock` tells epoch milliseconds, by default as `Clock` does, and `jitter` a number in [0, 1): tests pass their own.
     """
 
     def __init__(
         self,
         store: Store,
         *,
-        clock: Callable[[], int] = wall_clock_ms,
+        clock: Callable[[], int] | None = None,
         jitter: Callable[[], float] = random.random,
         max_message_bytes: int = wire.MESSAGE_MIB_DEFAULT * MIB,
     ) -> None:
         self.max_message_bytes = max_message_bytes
         self._store = store
+        clock = clock or Clock()
         self._clock = clock
         # execution id → who waits for its end, or for a task of it that can be taken
         self._watched = Waiters()
@@ -752,6 +749,30 @@ class Engine:
         """While this server was away it could hear no worker, so each gets its whole lease from now."""
         await self._commits.make(lambda tx, _: tx.restart_clock(self._clock(), RETRY_DELAY_MS_MAX), renews=True)
 
+    async def _follow_clock(self) -> None:
+        """When the time of day was set, leases move with it: none ends earlier or later for that."""
+        clock = self._clock
+        jump_ms = clock.jump_ms() if isinstance(clock, Clock) else 0
+        if not jump_ms:
+            return
+        is_followed = False
+
+        def follow(tx: Transaction, _: Notices) -> None:
+            nonlocal is_followed
+            tx.shift_clock(jump_ms)
+            assert isinstance(clock, Clock)
+            clock.follow(jump_ms)  # before any write after this one
+            is_followed = True
+
+        try:
+            await self._commits.make(follow)
+        except StoreUnavailable:
+            if is_followed and isinstance(clock, Clock):
+                clock.follow(-jump_ms)
+            raise
+        self._last_sweep_ms += jump_ms
+        operator.info("The clock was set by %g s, and leases with it.", jump_ms / 1000)
+
     async def hand_over(self) -> None:
         """End, as `close` does, and leave to another engine also what this process executes, which goes on."""
         await self.close()
@@ -779,6 +800,7 @@ class Engine:
             await self.take_over()
             if self._is_to_take_over:
                 return SWEEP_INTERVAL_MS
+        await self._follow_clock()
         now_ms = self._clock()
         self._commits.deaf = self._commits.deaf or abs(now_ms - self._last_sweep_ms) > ABSENCE_MS
         self._last_sweep_ms = now_ms

@@ -375,6 +375,10 @@ class Transaction(Reader, Protocol):
     def restart_clock(self, now_ms: int, delay_limit_ms: int) -> None:
         """From now every lease has its whole time again, and no READY task waits longer than the limit."""
 
+    @abstractmethod
+    def shift_clock(self, by_ms: int) -> None:
+        """Leases end so much later, and retries are due: the clock was set. Timers go by the time of day."""
+
     def add_event(
         self,
         execution_id: str,

@@ -63,20 +63,21 @@ def connect_to_read(path: Path) -> sqlite3.Connection:
     return _look_at(path, "mode=ro")
 
 
-def connect_alone(path: Path) -> sqlite3.Connection:
+def connect_alone(path: Path, why: StoreUnavailable) -> sqlite3.Connection:
     """To read without another file of SQLite's, which a full disk has no room for. Nobody else can then.
 
-    Raises StoreUnavailable for what is not ours, damaged, or of an older schema, and what SQLite raises.
+    Raises `why` that is so for what is not ours or of an older schema, StoreUnavailable for what is damaged, and what
+    SQLite raises.
     """
     with closing(_look_at(path, "immutable=1")) as connection:  # which leaves it as it is
         if _pragma(connection, "application_id") != APPLICATION_ID:
-            raise failures.unusable(path, "its disk is full", failures.ROOM)
+            raise why
     connection = _look_at(path, "mode=rw")
     try:
         connection.execute("PRAGMA locking_mode = EXCLUSIVE")
         _check_open(path, connection)
         if _pragma(connection, "user_version") != SCHEMA_VERSION:
-            raise failures.unusable(path, "it is of an older version, and its disk is full", failures.ROOM)
+            raise why
     except BaseException:
         connection.close()
         raise

@@ -161,7 +161,7 @@ class SqliteStore(Store):
             on_failure.pop_all()
 
     def _open_to_read(self, why: StoreUnavailable) -> None:
-        self._read_connection = database.connect_alone(self.path)
+        self._read_connection = database.connect_alone(self.path, why)
         self._begin_to_read()
         self.lacks_room, self._room_looked = why, time.monotonic()
 

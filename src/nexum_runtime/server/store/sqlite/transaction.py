@@ -363,6 +363,14 @@ class SqliteTransaction(SqliteReader):
             (now_ms + delay_limit_ms,),
         )
 
+    def shift_clock(self, by_ms: int) -> None:
+        self._sql(
+            "UPDATE tasks SET lease_expires_at_ms = lease_expires_at_ms + ? WHERE status = 'RUNNING' "
+            "AND lease_expires_at_ms IS NOT NULL",
+            (by_ms,),
+        )
+        self._sql("UPDATE tasks SET available_at_ms = available_at_ms + ? WHERE status = 'READY'", (by_ms,))
+
     def add_event(
         self,
         execution_id: str,
