@@ -443,6 +443,34 @@ async def test_restarting_the_clock_gives_every_lease_its_whole_time_and_lets_no
     assert [each.available_at_ms - now_ms for each in tasks if each.status == TaskStatus.READY] == [29_600, -397]
 
 
+async def test_a_long_write_keeps_nobody_from_reading_and_is_a_group_of_its_own(store: Store) -> None:
+    await add(store, an_execution("e"))
+    may_end, order = threading.Event(), []
+
+    def work(tx: Transaction) -> None:
+        assert may_end.wait(PATIENCE_SECONDS)
+        order.append("long")
+        tx.add_execution(an_execution("long"))
+
+    def fails(tx: Transaction) -> None:
+        raise ValueError("it cannot be done")
+
+    writes = [
+        store.begin_write(lambda tx: order.append("before")),
+        store.begin_write(work, is_long=True),
+        store.begin_write(fails, is_long=True),
+        store.begin_write(lambda tx: order.append("after")),
+    ]
+    await eventually(writes[0].done)
+    assert await store.read(lambda reader: reader.execution("e")) is not None
+    assert order == ["before"]
+    may_end.set()
+    told = await asyncio.gather(*writes, return_exceptions=True)
+    assert [str(each) for each in told] == ["None", "None", "it cannot be done", "None"]
+    assert order == ["before", "long", "after"]
+    assert await store.read(lambda reader: reader.execution("long")) is not None
+
+
 # What is read
 
 

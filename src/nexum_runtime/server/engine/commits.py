@@ -44,8 +44,8 @@ class Commits:
         self._outage_ms: int | None = None  # when the store last failed; None once that is over
         self.failure: tuple[int, str] | None = None  # when and why it last failed
 
-    async def make(self, work: Callable[[Transaction, Notices], T], *, renews: bool = False) -> T:
-        return await self.begin(work, renews=renews)
+    async def make(self, work: Callable[[Transaction, Notices], T], *, renews: bool = False, long: bool = False) -> T:
+        return await self.begin(work, renews=renews, long=long)
 
     def begin(
         self,
@@ -54,10 +54,12 @@ class Commits:
         given: "Sequence[Given] | None" = None,
         patient: bool = False,
         renews: bool = False,
+        long: bool = False,
     ) -> asyncio.Future[T]:
         """Run one transaction and have it followed, even if the caller has gone meanwhile.
 
         `work` adds to `given` what it claims for others. Who is `patient` waits for the end of that, not for this.
+        What takes `long` is run in a thread: calls are answered meanwhile, and other writes wait.
 
         When one that `renews` leases fails, none expires until all could be renewed. Any other is no such reason: a
         result that the disk has no room for is sent again and again, and would keep the tasks of dead workers.
@@ -98,7 +100,7 @@ class Commits:
             self._follow(notices, ended)
 
         executing = None if given is None else executed
-        return self._store.begin_write(run, executed=executing, settled=settled, is_patient=patient)
+        return self._store.begin_write(run, executed=executing, settled=settled, is_patient=patient, is_long=long)
 
     def note_outage(self, error: StoreUnavailable) -> None:
         """Say it once, however often it is met."""

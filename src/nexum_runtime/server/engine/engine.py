@@ -402,13 +402,13 @@ class Engine:
         """Take back what a session has recorded: see `Records.forget`."""
         if order.by:
             check_name("name of who takes it back", order.by)
-        return await self._commits.make(lambda tx, _: self._records.forget(tx, session_id, order))
+        return await self._commits.make(lambda tx, _: self._records.forget(tx, session_id, order), long=True)
 
     async def fork(self, session_id: str, order: Fork) -> dict[str, Any]:
         """Make a new session of what another one has recorded: see `Records.fork`."""
         if order.by:
             check_name("name of who forks it", order.by)
-        return await self._commits.make(lambda tx, _: self._records.fork(tx, session_id, order))
+        return await self._commits.make(lambda tx, _: self._records.fork(tx, session_id, order), long=True)
 
     async def first_session(self, prefix: str) -> str:
         """The session that the one of this prefix was first forked from; that one itself when it is no fork."""

@@ -407,6 +407,7 @@ class Store(ABC):
         executed: Callable[[], bool] | None = None,
         settled: Callable[[BaseException | None], None] | None = None,
         is_patient: bool = False,
+        is_long: bool = False,
     ) -> "asyncio.Future[T]":
         """`write`, begun at once: works are run in the order in which they were begun.
 
@@ -414,6 +415,7 @@ class Store(ABC):
         whether something has begun by it; if so, nobody waits for the commit of a write that `is_patient`, and that may
         come a few milliseconds later. `settled` is called once it is synced, or with the error, also when the caller
         has been cancelled meanwhile; a caller who is cancelled before `work` was begun has it not run at all.
+        A `work` that `is_long` is run in a thread: reads are made meanwhile, and other writes wait.
         """
 
     @abstractmethod

@@ -54,6 +54,7 @@ class _Write:
     settled: Callable[[BaseException | None], None] | None
     outcome: asyncio.Future[Any]
     is_patient: bool
+    is_long: bool = False
     has_begun: bool = False  # as `executed` has told
     events: Sequence[tuple[Any, ...]] = ()  # that it has added
 
@@ -198,12 +199,13 @@ class SqliteStore(Store):
         executed: Callable[[], bool] | None = None,
         settled: Callable[[BaseException | None], None] | None = None,
         is_patient: bool = False,
+        is_long: bool = False,
     ) -> asyncio.Future[T]:
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         if self._lock is None:
             outcome.set_exception(StoreUnavailable(f"{self.path} was opened to be read only."))
             return outcome
-        self._waiting.append(_Write(work, executed, settled, outcome, is_patient))
+        self._waiting.append(_Write(work, executed, settled, outcome, is_patient, is_long))
         self._arrived.set()
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write_groups())
@@ -300,7 +302,13 @@ class SqliteStore(Store):
                 begun = len(group)
                 self._arrived.clear()
                 began = time.monotonic()
-                self._run_each(writes, transaction, results)
+                run = partial(self._run_each, writes, transaction, results)
+                if any(write.is_long for write in writes):  # it is alone
+                    refused = await asyncio.get_running_loop().run_in_executor(self._disk, run)
+                else:
+                    refused = run()
+                for write, error in refused:
+                    write.settle(None, failures.told(self.path, error))
                 took += time.monotonic() - began
                 if any(write.has_begun for write in writes):
                     self._has_begun = True
@@ -350,7 +358,15 @@ class SqliteStore(Store):
                 return
 
     def _next_of_group(self, size: int) -> "list[_Write]":
-        return [self._waiting.popleft() for _ in range(min(len(self._waiting), self._group_limit - size))]
+        """Those that wait, in their order; a long one is a group of its own."""
+        group: list[_Write] = []
+        while self._waiting and size + len(group) < self._group_limit:
+            if self._waiting[0].is_long and (size or group):
+                break
+            group.append(self._waiting.popleft())
+            if group[-1].is_long:
+                break
+        return group
 
     async def _next_write(self, until: float) -> None:
         """Wait for another write, or somebody who reads, but not for long."""
@@ -388,11 +404,12 @@ class SqliteStore(Store):
 
     def _run_each(
         self, writes: "list[_Write]", transaction: SqliteTransaction, results: "list[tuple[_Write, Any]]"
-    ) -> None:
-        """Add what the works return to the results. One that raises is told so, and leaves nothing."""
+    ) -> "list[tuple[_Write, BaseException]]":
+        """Add what the works return to the results. Returns those that raise, which leave nothing."""
         connection = self._write_connection
         is_alone = not results and len(writes) == 1  # whatever becomes of it is all of the transaction
-        done = []
+        done: list[tuple[_Write, Any]] = []
+        refused: list[tuple[_Write, BaseException]] = []
         for write in writes:
             if not is_alone:
                 connection.execute("SAVEPOINT work")
@@ -407,7 +424,7 @@ class SqliteStore(Store):
                 transaction.forget()
                 if not is_alone:
                     connection.execute("ROLLBACK TO work")
-                write.settle(None, failures.told(self.path, error))
+                refused.append((write, error))
             else:
                 write.events = transaction.added_events
                 done.append((write, result))
@@ -419,6 +436,7 @@ class SqliteStore(Store):
         for write, _ in done:
             write.has_begun = write.executed is not None and write.executed()
         results += done
+        return refused
 
     def _vacuum(self) -> int:
         connection = self._write_connection
