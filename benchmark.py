@@ -12,7 +12,7 @@ Real servers and workers in a temporary folder, no key and no network. After two
     dbos     DBOS on its default SQLite, if it is installed (requirements-dev.txt)
     sizes    results from 1 KB to 5 MB
     growth   with a hundred, ten thousand, and by --full or --only growth a million stored calls
-    long     three hundred turns, plain and replayed; only by --full or --only long
+    long     three hundred turns, plain and replayed; this and weight, a small call beside the heaviest mix, by --full
 """
 
 from offline import ctrl_c
@@ -46,7 +46,7 @@ from nexum_runtime import NexumError
 from nexum_runtime.text import error_line, spell_what_cannot_be_printed
 from offline.screen import interruptible
 
-SECTIONS = ("floor", "calls", "agent", "embedded", "dbos", "sizes", "growth", "long")
+SECTIONS = ("floor", "calls", "agent", "embedded", "dbos", "sizes", "growth", "long", "weight")
 NOT_INSTALLED = "not installed; get it with: pip install -r requirements-dev.txt"
 TOGETHER = ("floor", "calls", "agent", "embedded", "dbos", "live")  # in the same rounds; others alone, in a few
 ROUNDS_FEW, ROUNDS, CALLS = 3, 9, 50  # and so many calls of each kind in a round
@@ -115,7 +115,7 @@ def main() -> None:
     names = (
         ["live"]
         if arguments.live
-        else arguments.only or [name for name in SECTIONS if arguments.full or name != "long"]
+        else arguments.only or [name for name in SECTIONS if arguments.full or name not in ("long", "weight")]
     )
     names += ["dbos"] if arguments.only == ["embedded"] else []
     if "dbos" in names and not dbos.is_installed():

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import pytest
@@ -23,6 +23,13 @@ __all__ = ["wired"]  # a fixture
 
 LARGE = json.dumps({"text": "x" * 300_000})
 ANSWERS = 20
+
+
+class Sized(NamedTuple):
+    """What Traffic asks of a snapshot."""
+
+    size_chars: int
+    unread_chars: int
 
 
 @pytest.fixture
@@ -217,6 +224,38 @@ def test_on_a_unix_socket_whose_clients_cannot_be_told_apart_each_call_is_one_of
     peer = "ipv4:127.0.0.1:4711"
     assert traffic.client_of(peer) == traffic.client_of(peer) == peer
     assert traffic.client_of("unix:") != traffic.client_of("unix:")
+
+
+async def test_answers_that_wait_for_room_get_it_in_their_order_and_are_not_woken_for_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ten thousand who wait for one large result, say: each answer that left woke all of them, for 12 s in all."""
+    monkeypatch.setattr(traffic, "UNREAD_MIB_LIMIT", 1)
+    room, waiting, looks, has_room = Traffic(), 300, 0, Traffic._has_room
+
+    def counted(*args: Any) -> bool:
+        nonlocal looks
+        looks += 1
+        return has_room(*args)
+
+    monkeypatch.setattr(Traffic, "_has_room", counted)
+    order: list[int] = []
+
+    async def answer(number: int) -> None:
+        snapshot: Any = Sized(MIB // 2, 0)
+
+        async def again() -> Any:
+            return snapshot
+
+        await room.let_out(number, "peer", snapshot, again)
+        order.append(number)
+        await asyncio.sleep(0)
+        room.sent(number)
+
+    await asyncio.gather(*(answer(number) for number in range(waiting)))
+    assert order == list(range(waiting))
+    assert looks < 5 * waiting
+    assert (room.unread_in_all, room._queues) == (0, {})
 
 
 # Answers that cannot be sent

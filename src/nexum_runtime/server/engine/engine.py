@@ -260,7 +260,12 @@ class Engine:
             return result
 
         try:
-            result = await self._commits.begin(work, given=given if stream or told else None, patient=patient)
+            result = await self._commits.begin(
+                work,
+                given=given if stream or told else None,
+                patient=patient,
+                long=len(order.input_json) > HEAVY_CHARS,
+            )
         finally:
             if stream is not None and not given:
                 stream.pool.free += 1
@@ -563,11 +568,11 @@ class Engine:
 
         return self._record(task_id, output_json, labels_json)
 
-    def _record(self, task_id: str, output_json: str, labels_json: str) -> asyncio.Future[str]:
+    def _record(self, task_id: str, output_json: str, labels_json: str, *, long: bool = False) -> asyncio.Future[str]:
         def work(tx: Transaction, notices: Notices) -> str:
             return self._attempts.complete(tx, notices, task_id, output_json, labels_json)
 
-        recording = self._commits.begin(work)
+        recording = self._commits.begin(work, long=long)
         recording.add_done_callback(partial(self._recorded, task_id))
         return recording
 
@@ -577,7 +582,7 @@ class Engine:
                 await self._check_json(what, output_json)
             except LimitExceeded as error:
                 return await self._fail_too_large(task_id, str(error))
-            return await self._record(task_id, output_json, labels_json)
+            return await self._record(task_id, output_json, labels_json, long=True)
 
     def _recorded(self, task_id: str, recording: asyncio.Future[str]) -> None:
         with suppress(Exception, asyncio.CancelledError), self._last_word(task_id):  # told to who waits

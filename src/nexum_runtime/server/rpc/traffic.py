@@ -7,9 +7,9 @@ is large is made when there is room for it.
 
 import asyncio
 import itertools
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -101,7 +101,8 @@ class Traffic:
         self._unread: Counter[str] = Counter()  # bytes of answers, by client
         self.unread_in_all = 0  # bytes of answers
         self._taken: dict[Hashable, tuple[str, int]] = {}  # by answer: whose, and how large it is
-        self._freed = asyncio.Event()  # set when one is sent, and replaced
+        # By client, in their order: answers that wait for room, how large they are, and how they are told of it.
+        self._queues: dict[str, deque[tuple[Hashable, int, asyncio.Future[None]]]] = {}
 
     def unary(self, name: str, method: Method, types: tuple[Any, Any], waiting: Place | None = None) -> Any:
         """The handler of a method that takes one message and answers by one.
@@ -155,21 +156,25 @@ class Traffic:
         size_chars = snapshot.size_chars
         if size_chars <= SMALL_BYTES:
             return snapshot
-        if self._has_room(peer, size_chars):
+        if peer not in self._queues and self._has_room(peer, size_chars):
             self._take(answer, peer, size_chars)
             return await again() if snapshot.unread_chars else snapshot
         del snapshot
-        with suppress(TimeoutError):
+        room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        place = (answer, size_chars, room)
+        self._queues.setdefault(peer, deque()).append(place)
+        try:
             async with asyncio.timeout(UNREAD_SECONDS):
-                while not self._has_room(peer, size_chars):
-                    await self._freed.wait()
-        if not self._has_room(peer, size_chars):
+                await room
+        except TimeoutError:
             raise LimitExceeded(
                 f"This client has not read answers of {size_text(self._unread[peer])}, and all have not of "
                 f"{size_text(self.unread_in_all)}; the limits are {UNREAD_MIB_LIMIT} and {UNREAD_MIB_LIMIT_IN_ALL} "
                 "MiB. Read them, and ask again."
-            )
-        self._take(answer, peer, size_chars)
+            ) from None
+        finally:
+            room.cancel()
+            self._give_room()
         return await again()
 
     def sent(self, answer: Hashable) -> None:
@@ -181,8 +186,21 @@ class Traffic:
         self._unread[peer] -= size_bytes
         if not self._unread[peer]:
             del self._unread[peer]
-        self._freed.set()
-        self._freed = asyncio.Event()
+        self._give_room()
+
+    def _give_room(self) -> None:
+        """To the first ones of each client: thousands may wait, and most of them are not to be woken for nothing."""
+        for peer, queue in list(self._queues.items()):
+            while queue:
+                answer, size_bytes, room = queue[0]
+                if not room.done():
+                    if not self._has_room(peer, size_bytes):
+                        break
+                    self._take(answer, peer, size_bytes)
+                    room.set_result(None)
+                queue.popleft()
+            else:
+                del self._queues[peer]
 
     def _has_room(self, peer: str, size_bytes: int) -> bool:
         """Who has nothing unread has room for one answer, whatever the others do."""

@@ -302,11 +302,14 @@ class SqliteStore(Store):
                 begun = len(group)
                 self._arrived.clear()
                 began = time.monotonic()
-                run = partial(self._run_each, writes, transaction, results)
+                run = partial(self._run_each, writes, transaction, is_alone=not results and len(writes) == 1)
                 if any(write.is_long for write in writes):  # it is alone
-                    refused = await asyncio.get_running_loop().run_in_executor(self._disk, run)
+                    done, refused = await asyncio.get_running_loop().run_in_executor(self._disk, run)
                 else:
-                    refused = run()
+                    done, refused = run()
+                results += done
+                for write, _ in done:
+                    write.has_begun = write.executed is not None and write.executed()
                 for write, error in refused:
                     write.settle(None, failures.told(self.path, error))
                 took += time.monotonic() - began
@@ -403,11 +406,11 @@ class SqliteStore(Store):
             await asyncio.sleep(BUSY_LOOK_MS / 1000)
 
     def _run_each(
-        self, writes: "list[_Write]", transaction: SqliteTransaction, results: "list[tuple[_Write, Any]]"
-    ) -> "list[tuple[_Write, BaseException]]":
-        """Add what the works return to the results. Returns those that raise, which leave nothing."""
+        self, writes: "list[_Write]", transaction: SqliteTransaction, *, is_alone: bool
+    ) -> "tuple[list[tuple[_Write, Any]], list[tuple[_Write, BaseException]]]":
+        """What the works return, and those that raise, which leave nothing. Whatever becomes of one that `is_alone` is
+        all of the transaction."""
         connection = self._write_connection
-        is_alone = not results and len(writes) == 1  # whatever becomes of it is all of the transaction
         done: list[tuple[_Write, Any]] = []
         refused: list[tuple[_Write, BaseException]] = []
         for write in writes:
@@ -431,12 +434,9 @@ class SqliteStore(Store):
             if not is_alone:
                 connection.execute("RELEASE work")
             crash_point("in-commit")
-            if len(results) + len(done) > 1:
+            if not is_alone and len(writes) > 1:
                 crash_point("in-group-commit")
-        for write, _ in done:
-            write.has_begun = write.executed is not None and write.executed()
-        results += done
-        return refused
+        return done, refused
 
     def _vacuum(self) -> int:
         connection = self._write_connection
