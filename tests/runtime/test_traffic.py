@@ -2,16 +2,19 @@
 
 import asyncio
 import json
+import resource
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
 import pytest
 from nexum.proto import nexum_pb2 as pb
-from processes import eventually
+from processes import PATIENCE_SECONDS, eventually
 from test_wire import ECHO, Wire, poll_request, start_request, status_request, wired
 
-from nexum_runtime import Client
+from nexum_runtime import Client, wire
 from nexum_runtime.server.app import Server, ServerConfig
 from nexum_runtime.server.methods.methods import Call
 from nexum_runtime.server.rpc import listening, messages, outbox, traffic
@@ -218,6 +221,32 @@ async def test_a_connection_without_a_call_is_closed_and_a_client_opens_another_
     async with Client(f"localhost:{server.port}") as client:
         assert await client.register(ECHO) == "NEW"
     await server.stop()
+
+
+async def test_more_connections_than_a_server_takes_are_hung_up_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "CONNECTIONS_LIMIT", 2)
+    server = Server(ServerConfig(tmp_path / "nexum.db", port=0))
+    await server.start()
+    idle = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(2)]
+    refused, refused_writer = await asyncio.open_connection("127.0.0.1", server.port)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        with suppress(ConnectionResetError):
+            assert await refused.read() == b"", "it was hung up on"
+    for writer in (refused_writer, *(writer for _, writer in idle)):
+        writer.close()
+        with suppress(ConnectionResetError):
+            await writer.wait_closed()
+    async with Client(f"127.0.0.1:{server.port}") as client:
+        await client.check()
+    await server.stop()
+
+
+def test_what_a_server_takes_is_bound_by_its_limit_on_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    for files, taken in ((100, 1), (1_024, 412), (1_000_000, wire.CONNECTIONS_LIMIT), (-1, wire.CONNECTIONS_LIMIT)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
+        assert listening.connections_limit() == taken
 
 
 def test_on_a_unix_socket_whose_clients_cannot_be_told_apart_each_call_is_one_of_its_own() -> None:

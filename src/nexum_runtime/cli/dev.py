@@ -83,6 +83,7 @@ def dev(
     try:
         from nexum_runtime.server.app import CannotBind, Server, ServerConfig, Tls
         from nexum_runtime.server.model.contract import StoreInUse, StoreUnavailable
+        from nexum_runtime.server.rpc.listening import allow_connections
     except ImportError as error:  # on Windows
         fail(str(error))
 
@@ -135,6 +136,7 @@ def dev(
             await asyncio.sleep(LOOK_SECONDS)
 
     async def serve() -> None:
+        allow_connections()
         server = await opened()
         server.store.watch = events.EventLog()
         await server.start()

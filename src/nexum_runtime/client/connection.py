@@ -161,7 +161,10 @@ class Connection:
             if self._tls_ca:
                 how = "does not answer in TLS. Unset NEXUM_TLS_CA, or start it with --tls-cert and --tls-key."
             else:
-                how = "hangs up. If it serves TLS (nexum dev --tls-cert), set NEXUM_TLS_CA to its certificate."
+                how = (
+                    "hangs up. If it serves TLS (nexum dev --tls-cert), set NEXUM_TLS_CA to its certificate. "
+                    f"If it has {wire.CONNECTIONS_LIMIT:,} connections, or no more files to open, close some."
+                )
             return f"The server at {self.address} {how}"
         if self.address.startswith("unix:"):
             return f"Nobody answers at {self.address}: the process that ran the engine there has gone."

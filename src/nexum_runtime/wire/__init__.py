@@ -100,6 +100,7 @@ DEFAULT_CHARS_LIMIT = 1_000  # of the answer when nobody gives one: it travels i
 ANSWER_CHARS_LIMIT = 64 * 1024
 TOKEN_CHARS_MIN, TOKEN_CHARS_LIMIT = 8, 1_000  # a shorter one could be guessed, a longer one fills the header
 MESSAGE_MIB_DEFAULT = 16
+CONNECTIONS_LIMIT = 5_000  # at one address of a server; the next ones are hung up on
 NESTING_LIMIT = 200  # levels of lists and objects in each other; parsers and printers of JSON give up at some depth
 ERROR_METADATA_BYTES = 4_000  # gRPC refuses more than 8 KiB of metadata in all
 

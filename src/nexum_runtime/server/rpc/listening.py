@@ -1,10 +1,13 @@
 """A gRPC server of both services, yet without an address."""
 
 import logging
+import resource
+from contextlib import suppress
 from typing import Any
 
 import grpc
 
+from nexum_runtime import wire
 from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.methods.methods import Methods
 from nexum_runtime.server.rpc.neighbours import OwnUser
@@ -20,6 +23,27 @@ OVERSIZE_READ = 4
 PENDING_LIMIT = 10_000
 GREETING_SECONDS = 20.0  # for a connection to become one of gRPC
 IDLE_SECONDS = 600.0  # without a call, until a connection is closed; a client opens another one when it needs it
+
+
+FILES_KEPT = 200  # that are not for connections, of those that the process may have open
+
+
+def connections_limit() -> int:
+    """For each address that is listened at; there are two on loopback."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return wire.CONNECTIONS_LIMIT
+    return max(1, min(wire.CONNECTIONS_LIMIT, (files - FILES_KEPT) // 2))
+
+
+def allow_connections() -> None:
+    """Let this process have as many files open as that takes, if it may."""
+    wanted = 2 * wire.CONNECTIONS_LIMIT + FILES_KEPT
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def grpc_server(
@@ -42,6 +66,7 @@ def grpc_server(
             ("grpc.server.max_pending_requests", PENDING_LIMIT),
             ("grpc.server.max_pending_requests_hard_limit", PENDING_LIMIT),
             ("grpc.server_handshake_timeout_ms", int(GREETING_SECONDS * 1000)),
+            ("grpc.max_allowed_incoming_connections", connections_limit()),
             ("grpc.max_connection_idle_ms", int(IDLE_SECONDS * 1000)),
         ],
     )
