@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,33 @@ async def test_a_thread_that_watches_ends_with_its_worker() -> None:
     watching = standstill.Standstill(lambda: Client("localhost:1"), "w", 1.0, lambda _: "")
     watching.stop()
     await eventually(lambda: "nexum-standstill" not in [thread.name for thread in threading.enumerate()])
+
+
+@pytest.mark.parametrize("goes_on", ["before it is said", "as it is said"])
+async def test_a_standstill_that_ends_as_it_is_looked_at_is_not_one_of_0_ms(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, goes_on: str
+) -> None:
+    """The loop runs in another thread than who looks, and may go on between any two lines of that."""
+    looks = iter([True])
+    monkeypatch.setattr(standstill.Standstill, "_looks", lambda _: next(looks, False))
+    watched = standstill.Standstill.__new__(standstill.Standstill)  # whose thread is this test's
+    watched._goes_on, watched._seconds, watched._seconds_before, watched._beat_seconds = False, 5.0, 0.0, 60.0
+    watched._open_client = _no_client
+
+    def where(_: Any) -> str:
+        if goes_on == "before it is said":
+            watched._note()
+        else:
+            watched._seconds = 0.0
+        return "fetch (tools.py:12)"
+
+    monkeypatch.setattr(standstill.Standstill, "_where", where)
+    with suppress(AssertionError):
+        await asyncio.to_thread(watched._watch)
+    said = [each for each in caplog.messages if "stood still" in each]
+    assert len(said) == (0 if goes_on == "before it is said" else 1)
+    assert all("has stood still for 5.0 s in fetch" in each for each in said), said
+
+
+def _no_client() -> Client:
+    raise AssertionError("it is not asked")

@@ -4,7 +4,7 @@ import asyncio
 import json
 import resource
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +14,10 @@ from nexum.proto import nexum_pb2 as pb
 from processes import PATIENCE_SECONDS, eventually
 from test_wire import ECHO, Wire, poll_request, start_request, status_request, wired
 
-from nexum_runtime import Client, wire
+from nexum_runtime import Client, LimitExceeded, wire
 from nexum_runtime.server.app import Server, ServerConfig
 from nexum_runtime.server.methods.methods import Call
-from nexum_runtime.server.rpc import listening, messages, outbox, traffic
+from nexum_runtime.server.rpc import listening, messages, outbox, peers, traffic
 from nexum_runtime.server.rpc.traffic import Traffic
 from nexum_runtime.text import MIB
 from nexum_runtime.wire import batches
@@ -253,6 +253,20 @@ def test_on_a_unix_socket_whose_clients_cannot_be_told_apart_each_call_is_one_of
     peer = "ipv4:127.0.0.1:4711"
     assert traffic.client_of(peer) == traffic.client_of(peer) == peer
     assert traffic.client_of("unix:") != traffic.client_of("unix:")
+
+
+async def test_clients_on_a_unix_socket_have_more_places_together_than_one_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peers, "WAITING_LIMIT", 1)
+    monkeypatch.setattr(peers, "WAITING_LIMIT_UNIX", 2)
+    for peer, limit in (("ipv4:127.0.0.1:4711", 1), ("unix:", 2)):
+        waiting = peers.Waiting()
+        with ExitStack() as places:
+            for _ in range(limit):
+                places.enter_context(waiting.place(peer, pb.EmptyRequest()))
+            with pytest.raises(LimitExceeded, match=f"^This client has {limit} calls waiting"):
+                places.enter_context(waiting.place(peer, pb.EmptyRequest()))
 
 
 async def test_answers_that_wait_for_room_get_it_in_their_order_and_are_not_woken_for_nothing(

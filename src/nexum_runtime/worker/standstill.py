@@ -66,8 +66,10 @@ class Standstill:
 
     def _watch(self) -> None:
         while self._looks():
-            if self._seconds >= min(STANDSTILL_SECONDS, self._beat_seconds) and (where := self._where()):
-                asyncio.run(self._speak_up(where))
+            seconds = self._seconds
+            is_long = seconds >= min(STANDSTILL_SECONDS, self._beat_seconds)
+            if is_long and (where := self._where()) and not self._goes_on:  # or it does by now
+                asyncio.run(self._speak_up(where, seconds))
 
     def _looks(self) -> bool:
         """Wait until the next look, and take it. Returns whether there is anything to look at."""
@@ -83,11 +85,11 @@ class Standstill:
         self._goes_on = True
         self._seconds_before, self._seconds = self._seconds_before + self._seconds, 0.0
 
-    async def _speak_up(self, where: str) -> None:
+    async def _speak_up(self, where: str, seconds: float) -> None:
         """Say that the worker lives, and what it is busy with, until the loop goes on."""
         log.warning(
             "The event loop has stood still for %s in %s, and no other call of this worker goes on. %s",
-            duration_text(round(self._seconds * 1000)),
+            duration_text(round(seconds * 1000)),
             where,
             ADVICE,
         )

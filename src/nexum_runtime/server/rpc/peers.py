@@ -21,9 +21,12 @@ REGISTRATIONS_LIMIT = 20_000  # which connection has registered what: remembered
 REFUSED_QUIET_SECONDS = 60.0  # between two lines about the calls without a token of one host
 WARNINGS_LIMIT = 10_000  # connections that were warned of an ambiguous hash are remembered
 WAITING_LIMIT = 2_000  # calls of one client that are held until there is something to say …
+WAITING_LIMIT_UNIX = 10_000  # … of all clients on a Unix socket, who cannot be told apart …
 WAITING_MIB_LIMIT = 256  # … and their requests, which stay in memory as long
 RECORDING_LIMIT = 1_000  # results of one stream that are being recorded …
 RECORDING_MIB_LIMIT = 64  # … and their size: of more, no more is read yet
+
+UNIX = "unix:"  # how gRPC calls every client of a Unix socket
 
 log = Log("nexum.service")
 
@@ -79,8 +82,9 @@ class Waiting:
             self._leave(peer, size_bytes)
 
     def _enter(self, peer: str, size_bytes: int) -> None:
-        if self._calls[peer] >= WAITING_LIMIT:
-            raise LimitExceeded(f"This client has {WAITING_LIMIT} calls waiting already; let some of them end first.")
+        limit = WAITING_LIMIT_UNIX if peer == UNIX else WAITING_LIMIT
+        if self._calls[peer] >= limit:
+            raise LimitExceeded(f"This client has {limit} calls waiting already; let some of them end first.")
         if self._calls[peer] and self._bytes[peer] + size_bytes > WAITING_MIB_LIMIT * MIB:
             raise LimitExceeded(
                 f"This client has calls of {size_text(self._bytes[peer])} waiting already, and one more of "

@@ -30,6 +30,7 @@ from nexum_runtime.server.rpc.messages import (
     reader,
     writer,
 )
+from nexum_runtime.server.rpc.peers import UNIX
 from nexum_runtime.server.rules.snapshots import Snapshot
 from nexum_runtime.text import MIB, size_text
 
@@ -42,8 +43,6 @@ UNREAD_MIB_LIMIT_IN_ALL = 256  # … and that all of them have not
 UNREAD_SECONDS = 30.0  # how long an answer waits for room
 WRITE_SECONDS = 300.0  # for one message to be read; who takes longer has gone
 WAITING_METHODS = {"Execute", "GetStatus", "PollTask"}  # their requests are not large, or wait in `Waiting`
-
-UNIX = "unix:"
 
 _numbers = itertools.count(1)
 
