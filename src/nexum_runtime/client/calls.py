@@ -130,6 +130,8 @@ class Calls:
                     self._settle(header, response)
         except grpc.aio.AioRpcError as failure:
             error = failure
+        except asyncio.CancelledError:
+            pass  # the loop ends; the task would keep the error, and with it the frames that refer to the connection
         finally:
             if stream is self._stream:
                 self._end(error)
