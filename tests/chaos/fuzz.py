@@ -81,7 +81,7 @@ def methods() -> list[Method]:
     """Every method of the server's handler tables, with the message it takes."""
     found = []
     engine = cast(Engine, None)
-    for handlers in Services(Methods(engine), engine, Waiting(), Traffic()).handlers():
+    for handlers in Services(Methods(engine), Waiting(), Traffic()).handlers():
         for path, handler in handlers._method_handlers.items():
             streamed = pb.StartRequest if path == CALLS else pb.CompleteRequest  # in bytes
             descriptor = (

@@ -241,7 +241,7 @@ def rows(page: str) -> list[list[str]]:
 
 
 def test_the_protocol_page_has_every_method_with_its_messages() -> None:
-    services = Services(Mock(), Mock(), Mock(), Mock())
+    services = Services(Mock(), Mock(), Mock())
     served = {path.rpartition("/")[2] for each in services.handlers() for path in each._method_handlers}
     told = {
         cells[0].strip("`"): cells[1] for cells in rows("docs/protocol.md") if re.fullmatch(r"`[A-Z]\w+`", cells[0])

@@ -101,7 +101,7 @@ def all_methods() -> list[str]:
     nobody: Any = None
     known = [
         method
-        for handler in Services(Methods(nobody), nobody, Waiting(), Traffic()).handlers()
+        for handler in Services(Methods(nobody), Waiting(), Traffic()).handlers()
         for method in handler._method_handlers
     ]
     assert len(known) >= 17, "the tables were read"

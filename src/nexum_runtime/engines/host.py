@@ -196,7 +196,7 @@ class Host:
         self.methods = Methods(self.engine, self.hand_over)
         if not self._reads_only:
             await self.engine.take_over()
-            self._door = Door(self.store.path, self.methods, self.engine, self.store.tell_where)
+            self._door = Door(self.store.path, self.methods, self.store.tell_where)
             await self._door.open()
 
 

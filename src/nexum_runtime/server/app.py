@@ -95,13 +95,13 @@ class Server:
         self.methods = Methods(self.engine)
         self.waiting = Waiting()
         self.traffic = Traffic()
-        self._door = Door(self.store.path, self.methods, self.engine, self.store.tell_where)
+        self._door = Door(self.store.path, self.methods, self.store.tell_where)
 
     async def start(self) -> None:
         """Serve. Raises CannotBind."""
         tracing.tracer("server")
         own_user = neighbours.OwnUser(self._listens_at) if self.is_for_own_user else None
-        self._grpc = grpc_server(self.methods, self.engine, self.waiting, self.traffic, self._config.token, own_user)
+        self._grpc = grpc_server(self.methods, self.waiting, self.traffic, self._config.token, own_user)
         try:
             for host in self._hosts():
                 self.port = self._bind(host)

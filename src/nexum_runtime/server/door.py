@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from nexum_runtime.logs import Log
-from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.methods.methods import Methods
 from nexum_runtime.wire import beside
 
@@ -34,9 +33,9 @@ log = Log("nexum.engine")
 class Door:
     """Of one engine. `tell(address, token)` is told where it listens, if that is not the socket."""
 
-    def __init__(self, database: Path, methods: Methods, engine: Engine, tell: Callable[[str, str], None]) -> None:
+    def __init__(self, database: Path, methods: Methods, tell: Callable[[str, str], None]) -> None:
         self._database, self._tell = database, tell
-        self._served = methods, engine
+        self._methods = methods
         self._path = beside.socket_of(database)
         self._plain: socket.socket | None = None
         self._placed: os.stat_result | None = None
@@ -86,7 +85,7 @@ class Door:
     async def _start_grpc(self) -> None:
         """Listen by gRPC at a socket of another name, and give it the name of the plain one."""
         try:
-            self._grpc = await _grpc_server(*self._served, None)
+            self._grpc = await _grpc_server(self._methods, None)
             with tempfile.TemporaryDirectory(prefix=".nexum-", dir=self._path.parent) as folder:  # of mode 0700
                 path = Path(folder) / "s"
                 self._grpc.add_insecure_port(beside.address_of(path))
@@ -116,13 +115,13 @@ class Door:
 
     async def _open_port(self) -> None:
         token = secrets.token_hex(32)
-        self._grpc = await _grpc_server(*self._served, token)
+        self._grpc = await _grpc_server(self._methods, token)
         port = self._grpc.add_insecure_port("127.0.0.1:0")
         await self._grpc.start()
         self._tell(f"127.0.0.1:{port}", token)
 
 
-async def _grpc_server(methods: Methods, engine: Engine, token: str | None) -> Any:
+async def _grpc_server(methods: Methods, token: str | None) -> Any:
     def build() -> Any:  # importing it takes a while, and others are served meanwhile
         from nexum_runtime.server.rpc.listening import grpc_server
         from nexum_runtime.server.rpc.peers import Waiting
@@ -131,4 +130,4 @@ async def _grpc_server(methods: Methods, engine: Engine, token: str | None) -> A
         return grpc_server, Waiting(), Traffic()
 
     grpc_server, waiting, traffic = await asyncio.to_thread(build)
-    return grpc_server(methods, engine, waiting, traffic, token)
+    return grpc_server(methods, waiting, traffic, token)

@@ -62,29 +62,29 @@ class Methods:
     """
 
     def __init__(self, engine: Engine, hand_over: Callable[[], None] | None = None) -> None:
-        self._engine = engine
+        self.engine = engine
         self._hand_over = hand_over
 
     # Of the stock service
 
     async def RegisterWorkflow(self, request: Any, call: Call) -> Fields:
-        compatibility = await self._engine.register(request.workflow_id, request.version_hash, request.ir_json)
-        call.trailing = ((wire.MAX_MESSAGE_BYTES, str(self._engine.max_message_bytes)),)
+        compatibility = await self.engine.register(request.workflow_id, request.version_hash, request.ir_json)
+        call.trailing = ((wire.MAX_MESSAGE_BYTES, str(self.engine.max_message_bytes)),)
         return {"ok": True, "compatibility": compatibility}
 
     async def StartExecution(self, request: Any, call: Call) -> Fields:
         order = start_order(request, call.metadata)
         with traced("StartExecution", order) as (span, order):
-            started = await self._engine.start(order)
+            started = await self.engine.start(order)
             span.tell(before=started.before)
         if started.claimed is not None:
-            call.unsent = partial(self._engine.give_back, started.claimed)
+            call.unsent = partial(self.engine.give_back, started.claimed)
         call.trailing = started_metadata(started)
         return {"execution_id": started.execution_id}
 
     async def PollTask(self, request: Any, call: Call) -> Fields:
         metadata = call.metadata
-        claimed = await self._engine.poll(
+        claimed = await self.engine.poll(
             request.worker_id,
             request.version_hash,
             [metadata[wire.WORKFLOW_ID]] if wire.WORKFLOW_ID in metadata else call.workflow_ids,
@@ -94,17 +94,17 @@ class Methods:
         )
         if claimed is None:
             return {"has_task": False}
-        call.unsent = partial(self._engine.give_back, claimed)
+        call.unsent = partial(self.engine.give_back, claimed)
         crash_point("claim-committed")
         return task_fields(claimed)
 
     async def CompleteTask(self, request: Any, call: Call) -> Fields:
-        message = await self._engine.complete(request.task_id, request.output_json)
+        message = await self.engine.complete(request.task_id, request.output_json)
         return _done(message)
 
     async def FailTask(self, request: Any, call: Call) -> Fields:
         metadata = call.metadata
-        message = await self._engine.fail(
+        message = await self.engine.fail(
             request.task_id,
             request.error_message,
             retryable=metadata.get(wire.RETRYABLE) != "false",
@@ -117,11 +117,11 @@ class Methods:
     async def GetStatus(self, request: Any, call: Call) -> Fields:
         wait_ms = whole_number(call.metadata, wire.WAIT_MS, 0, 0, wire.WAIT_MS_LIMIT)
         if call.let_out is None:
-            snapshot = await self._engine.snapshot(request.execution_id, wait_ms)
+            snapshot = await self.engine.snapshot(request.execution_id, wait_ms)
         else:
             snapshot = await call.let_out(
-                await self._engine.snapshot(request.execution_id, wait_ms, lazily=True),
-                lambda: self._engine.snapshot(request.execution_id),
+                await self.engine.snapshot(request.execution_id, wait_ms, lazily=True),
+                lambda: self.engine.snapshot(request.execution_id),
             )
         call.trailing = outcome_metadata(snapshot)
         return status_fields(snapshot)
@@ -129,7 +129,7 @@ class Methods:
     async def ListExecutions(self, request: Any, call: Call) -> Fields:
         if request.status and request.status not in set(ExecutionStatus):
             raise InvalidRequest(f"{request.status[:40]!r} is not the status of an execution.")
-        executions = await self._engine.executions(
+        executions = await self.engine.executions(
             request.workflow_id,
             request.status,
             call.metadata.get(wire.PREFIX, ""),
@@ -149,7 +149,7 @@ class Methods:
         }
 
     async def CancelExecution(self, request: Any, call: Call) -> Fields:
-        return _done(await self._engine.cancel(request.execution_id))
+        return _done(await self.engine.cancel(request.execution_id))
 
     async def ListWorkflowVersions(self, request: Any, call: Call) -> Fields:
         return {
@@ -161,17 +161,17 @@ class Methods:
                     "registered_at": timestamp(version.registered_at_ms),
                     "active_executions": version.active_executions,
                 }
-                for version in await self._engine.versions(request.workflow_id)
+                for version in await self.engine.versions(request.workflow_id)
             ]
         }
 
     async def ApproveTask(self, request: Any, call: Call) -> Fields:
         yes = Verdict(True, request.approver, request.comment)
-        return _done(await self._engine.answer(request.execution_id, request.node_id, yes))
+        return _done(await self.engine.answer(request.execution_id, request.node_id, yes))
 
     async def RejectTask(self, request: Any, call: Call) -> Fields:
         no = Verdict(False, request.approver, request.reason)
-        return _done(await self._engine.answer(request.execution_id, request.node_id, no))
+        return _done(await self.engine.answer(request.execution_id, request.node_id, no))
 
     async def GetPendingApprovals(self, request: Any, call: Call) -> Fields:
         return {
@@ -182,7 +182,7 @@ class Methods:
                     "workflow_id": approval.workflow_id,
                     "started_at": timestamp(approval.since_ms),
                 }
-                for approval in await self._engine.approvals(LIST_LIMIT)
+                for approval in await self.engine.approvals(LIST_LIMIT)
             ]
         }
 
@@ -194,13 +194,13 @@ class Methods:
         `version_hash` has no meaning of its own here: a worker may say in it, as a JSON list, which task ids it holds.
         """
         held = _task_ids(request.version_hash) if request.version_hash else None
-        stops = await self._engine.heartbeat(request.worker_id, held, _standstill(call.metadata))
+        stops = await self.engine.heartbeat(request.worker_id, held, _standstill(call.metadata))
         return _done(wire.canonical_json(stops))
 
     async def Resolve(self, request: Any, call: Call) -> Fields:
         """A person's word on an unknown outcome: `reason` is the output's JSON text, or why it failed."""
         word = Resolution(call.metadata.get(wire.RESOLUTION, ""), request.reason)
-        return _done(await self._engine.resolve(request.execution_id, request.node_id, word))
+        return _done(await self.engine.resolve(request.execution_id, request.node_id, word))
 
     async def Approve(self, request: Any, call: Call) -> Fields:
         """A yes to something else than was asked for: `comment` is `{"comment": text, "args": {…}}`."""
@@ -217,14 +217,14 @@ class Methods:
         if not isinstance(comment, str) or not isinstance(args, dict):
             raise InvalidRequest('The comment of an Approve must be {"comment": text, "args": {…}}, as JSON.')
         yes = Verdict(True, request.approver, comment, args)
-        return _done(await self._engine.answer(request.execution_id, request.node_id, yes))
+        return _done(await self.engine.answer(request.execution_id, request.node_id, yes))
 
     async def Prune(self, request: Any, call: Call) -> Fields:
         """Delete what ended long ago, under the prefix `execution_id`; `message` is `{"executions": …, "bytes": …}`."""
         metadata = call.metadata
         if wire.OLDER_THAN_MS not in metadata:
             raise InvalidRequest(f"Prune needs {wire.OLDER_THAN_MS}.")
-        executions, size_bytes = await self._engine.prune(
+        executions, size_bytes = await self.engine.prune(
             request.execution_id,
             whole_number(metadata, wire.OLDER_THAN_MS, 0, 0, AGE_MS_LIMIT),
             dry_run=metadata.get(wire.DRY_RUN) == "true",
@@ -236,12 +236,12 @@ class Methods:
 
         `message` is `{"stopped": [execution id], "let_finish": [execution id]}`.
         """
-        told = await self._engine.stop_session(request.execution_id, request.approver, request.reason)
+        told = await self.engine.stop_session(request.execution_id, request.approver, request.reason)
         return _done(wire.canonical_json(told))
 
     async def GoSession(self, request: Any, call: Call) -> Fields:
         """Let the session `execution_id` go on; `ok` is whether it was stopped."""
-        return {"ok": await self._engine.go_session(request.execution_id)}
+        return {"ok": await self.engine.go_session(request.execution_id)}
 
     async def ForgetSession(self, request: Any, call: Call) -> Fields:
         """Take back what the session `execution_id` has recorded from some turn on; the `approver` says so.
@@ -255,7 +255,7 @@ class Methods:
         after = whole_number(metadata, wire.AFTER, 0, 0, TURNS_LIMIT)
         even_once = metadata.get(wire.EVEN_ONCE) == "true"
         order = Forget(after, request.node_id, request.approver, even_once)
-        told = await self._engine.forget(request.execution_id, order)
+        told = await self.engine.forget(request.execution_id, order)
         return _done(wire.canonical_json(told))
 
     async def ForkSession(self, request: Any, call: Call) -> Fields:
@@ -265,35 +265,35 @@ class Methods:
         `{"executions", "left_out", "turns"}`, as `Records.fork` tells them.
         """
         order = Fork(request.node_id, request.reason, request.approver)
-        told = await self._engine.fork(request.execution_id, order)
+        told = await self.engine.fork(request.execution_id, order)
         told["left_out"] = told["left_out"][:LIST_LIMIT]
         return _done(wire.canonical_json(told))
 
     async def ListSessions(self, request: Any, call: Call) -> Fields:
         """Sessions, the latest first: `completed_nodes_json` is a list of what `session_json` tells."""
         limit = min(request.limit, LIST_LIMIT) if request.limit > 0 else LIST_LIMIT
-        found = await self._engine.sessions(call.metadata.get(wire.PREFIX, ""), limit)
+        found = await self.engine.sessions(call.metadata.get(wire.PREFIX, ""), limit)
         return {"completed_nodes_json": wire.canonical_json([session_json(each) for each in found])}
 
     async def Executions(self, request: Any, call: Call) -> Fields:
         """`ListExecutions` with states and labels: `status` filters by a state, `completed_nodes_json` is a list."""
         limit = min(request.limit, LIST_LIMIT) if request.limit > 0 else LIST_LIMIT
         prefix = call.metadata.get(wire.PREFIX, "")
-        found = await self._engine.listed(request.workflow_id, request.status, prefix, limit)
+        found = await self.engine.listed(request.workflow_id, request.status, prefix, limit)
         return {"completed_nodes_json": wire.canonical_json([_listed(*each) for each in found])}
 
     async def Journal(self, request: Any, call: Call) -> AsyncGenerator[Fields, None]:
         """What every COMPLETED execution under a prefix has recorded, `{execution_id: {node: output}}`, in parts."""
         if call.metadata.get(wire.TO_GO_ON) == "true":
-            await self._engine.check_that_it_goes_on(request.execution_id)
-        call.leading = ((wire.FIRST_SESSION, await self._engine.first_session(request.execution_id)),)
-        async with aclosing(self._engine.journal(request.execution_id)) as parts:
+            await self.engine.check_that_it_goes_on(request.execution_id)
+        call.leading = ((wire.FIRST_SESSION, await self.engine.first_session(request.execution_id)),)
+        async with aclosing(self.engine.journal(request.execution_id)) as parts:
             async for part in parts:
                 yield {"status": ExecutionStatus.COMPLETED, "completed_nodes_json": part}
 
     async def Inspect(self, request: Any, call: Call) -> Fields:
         """What is wrong with this server, if anything: `completed_nodes_json` is what `Engine.inspect` tells."""
-        return {"completed_nodes_json": wire.canonical_json(await self._engine.inspect())}
+        return {"completed_nodes_json": wire.canonical_json(await self.engine.inspect())}
 
     async def HandOver(self, request: Any, call: Call) -> Fields:
         """Leave the database to a server that is about to start: whoever is embedded does, and a server does not."""
@@ -304,17 +304,17 @@ class Methods:
 
     async def Definition(self, request: Any, call: Call) -> Fields:
         """One version of a workflow with its IR, the one registered last when `version_hash` is empty."""
-        found = await self._engine.definition(request.workflow_id, request.version_hash)
+        found = await self.engine.definition(request.workflow_id, request.version_hash)
         return {"workflow_id": found.workflow_id, "version_hash": found.version_hash, "ir_json": found.ir_json}
 
     async def History(self, request: Any, call: Call) -> AsyncGenerator[Fields, None]:
         """All that is known of one execution, or of every execution under a prefix that ends in "/"."""
         execution_ids = [request.execution_id]
         if request.execution_id.endswith("/"):
-            found = await self._engine.executions("", "", request.execution_id, LIST_LIMIT)
+            found = await self.engine.executions("", "", request.execution_id, LIST_LIMIT)
             execution_ids = [execution.execution_id for execution in reversed(found)]
         for execution_id in execution_ids:
-            snapshot, events = await self._engine.history(execution_id)
+            snapshot, events = await self.engine.history(execution_id)
             yield {
                 "status": snapshot.execution.status,
                 "completed_nodes_json": _history_json(snapshot, events),
@@ -322,7 +322,7 @@ class Methods:
 
     async def Attend(self, request: Any, call: Call) -> AsyncGenerator[Fields, None]:
         """Held open by who executes tasks in its own process: the end of this call is its own end."""
-        async with aclosing(self._engine.attend(request.worker_id)) as attending:
+        async with aclosing(self.engine.attend(request.worker_id)) as attending:
             async for _ in attending:
                 yield {"ok": True}
 

@@ -8,7 +8,6 @@ from typing import Any
 import grpc
 
 from nexum_runtime import wire
-from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.methods.methods import Methods
 from nexum_runtime.server.rpc.neighbours import OwnUser
 from nexum_runtime.server.rpc.peers import TokenCheck, Waiting
@@ -48,7 +47,6 @@ def allow_connections() -> None:
 
 def grpc_server(
     methods: Methods,
-    engine: Engine,
     waiting: Waiting,
     traffic: Traffic,
     token: str | None,
@@ -61,7 +59,7 @@ def grpc_server(
         options=[
             *keepalive.server(),
             ("grpc.so_reuseport", 0),  # a second server on this port is an error, not a rival
-            ("grpc.max_receive_message_length", OVERSIZE_READ * engine.max_message_bytes),
+            ("grpc.max_receive_message_length", OVERSIZE_READ * methods.engine.max_message_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.server.max_pending_requests", PENDING_LIMIT),
             ("grpc.server.max_pending_requests_hard_limit", PENDING_LIMIT),
@@ -70,7 +68,7 @@ def grpc_server(
             ("grpc.max_connection_idle_ms", int(IDLE_SECONDS * 1000)),
         ],
     )
-    server.add_generic_rpc_handlers(Services(methods, engine, waiting, traffic).handlers())
+    server.add_generic_rpc_handlers(Services(methods, waiting, traffic).handlers())
     return server
 
 

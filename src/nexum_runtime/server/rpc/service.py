@@ -6,7 +6,6 @@ from typing import Any
 import grpc
 
 from nexum_runtime import wire
-from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.methods.methods import Call, Methods
 from nexum_runtime.server.methods.orders import Fields
 from nexum_runtime.server.rpc.client_calls import ClientCalls
@@ -20,13 +19,13 @@ from nexum_runtime.wire.methods import EXTENSIONS, STOCK, STREAMS, Types
 class Services:
     """`nexum.NexumService`, as nexum-py 0.2.0 has it, and `nexum.NexumExtensions`, made of the same messages."""
 
-    def __init__(self, methods: Methods, engine: Engine, waiting: Waiting, traffic: Traffic) -> None:
+    def __init__(self, methods: Methods, waiting: Waiting, traffic: Traffic) -> None:
         self._methods = methods
         self._waiting = waiting
         self._traffic = traffic
-        self._registrations = Registrations(engine)
-        self._client_calls = ClientCalls(engine, waiting, traffic)
-        self._worker_calls = WorkerCalls(engine, waiting, self._registrations)
+        self._registrations = Registrations(methods.engine)
+        self._client_calls = ClientCalls(methods.engine, waiting, traffic)
+        self._worker_calls = WorkerCalls(methods.engine, waiting, self._registrations)
 
     async def RegisterWorkflow(self, request: Any, call: Call) -> Fields:
         told = await self._methods.RegisterWorkflow(request, call)
