@@ -14,13 +14,13 @@ if __name__ == "__main__":
 import argparse
 import asyncio
 import json
-import re
 import secrets
 import sys
 from functools import partial
 from typing import Any
 
 from nexum_agents import DurableCallError, ToolFailed, durable_session, print_events, submit_tool_call
+from offline import screen
 
 
 async def submit(tool_name: str, tool_args: dict[str, Any], session_id: str, effect: Any, needs_approval: bool) -> Any:
@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     if not isinstance(arguments.arguments, dict):
         parser.error(f"the arguments must be a JSON object, by name: {json.dumps(arguments.arguments)}")
     arguments.session = arguments.session or f"call-{secrets.token_hex(3)}"
-    if not re.fullmatch("[A-Za-z0-9._-]{1,64}", arguments.session):
+    if not screen.is_session_id(arguments.session):
         parser.error(f"--session is {arguments.session!r}; it must be 1 to 64 characters of A-Za-z0-9._-")
     return arguments
 

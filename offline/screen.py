@@ -19,10 +19,15 @@ QUESTION_CHARS = 300
 FLAGS = {"offline": "--offline", "worker": "--worker", "save_report": "--save-report"}
 
 
+def is_session_id(text: str) -> bool:
+    """As `nexum_agents` has it, which takes a while to import."""
+    return re.fullmatch("[A-Za-z0-9._-]{1,64}", text) is not None
+
+
 def session_id(default: str = "") -> str:
     """SESSION_ID, or else the default, or else a new one. Raises SystemExit for what is none."""
     named = os.environ.get("SESSION_ID") or default or f"demo-{secrets.token_hex(3)}"
-    if not re.fullmatch("[A-Za-z0-9._-]{1,64}", named):
+    if not is_session_id(named):
         sys.exit(f"SESSION_ID is {named!r}; it must be 1 to 64 characters of A-Za-z0-9._-")
     return named
 
