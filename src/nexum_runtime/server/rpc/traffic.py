@@ -166,11 +166,12 @@ class Traffic:
             async with asyncio.timeout(UNREAD_SECONDS):
                 await room
         except TimeoutError:
-            raise LimitExceeded(
-                f"This client has not read answers of {size_text(self._unread[peer])}, and all have not of "
-                f"{size_text(self.unread_in_all)}; the limits are {UNREAD_MIB_LIMIT} and {UNREAD_MIB_LIMIT_IN_ALL} "
-                "MiB. Read them, and ask again."
-            ) from None
+            if room.cancelled():  # else it was given in the last moment, and is taken
+                raise LimitExceeded(
+                    f"This client has not read answers of {size_text(self._unread[peer])}, and all have not of "
+                    f"{size_text(self.unread_in_all)}; the limits are {UNREAD_MIB_LIMIT} and {UNREAD_MIB_LIMIT_IN_ALL} "
+                    "MiB. Read them, and ask again."
+                ) from None
         finally:
             room.cancel()
             self._give_room()

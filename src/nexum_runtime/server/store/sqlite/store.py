@@ -102,10 +102,8 @@ class SqliteStore(Store):
         self._has_begun = False  # something may have, by a write that is not committed yet
         self._disk_is_quick = False  # as of the last commit
         self._log_bytes = 0  # at the last look at the files
-        self._log_looked_bytes, self._log_looked = (
-            0,
-            0.0,
-        )  # at the last look whether it can be emptied, and when that was
+        self._log_looked_bytes = 0  # at the last look whether it can be emptied …
+        self._log_looked = 0.0  # … and when that was, by the monotonic clock
         self._log_problem: str | None = None  # why it cannot
         self._turn = asyncio.Lock()  # of the connection that writes
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-disk")
