@@ -16,6 +16,7 @@ from chaos_client import Call
 from chaos_tools import DEADLINE_SECONDS, QUESTIONS
 
 from nexum_runtime import Client, NexumError
+from nexum_runtime.cli.base import OPEN
 
 PEOPLE = ("ann", "bob")  # who answer at the same moment, each something else
 PAUSE_SECONDS = 0.05
@@ -41,7 +42,7 @@ async def answer_all(address: str, session: str, calls: list[Call]) -> dict[str,
                             acknowledged[label] |= await _answer(people, waiting, label, open[label])
                 histories = [history async for history in people.history(f"{session}/")]
                 for history in histories:
-                    if history["status"] != "RUNNING":
+                    if history["status"] not in OPEN:
                         open.pop(history["input"]["question"], None)
             await asyncio.sleep(PAUSE_SECONDS)
     return acknowledged
