@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
 
-from nexum_runtime.server.store.sqlite.schema import EVENT_BITS
+from nexum_runtime.server.store.sql.rows import EVENT_BITS
 
 CACHE_KIB = 512 * 1024  # the index over ids is written all over
 NUMBERS = {

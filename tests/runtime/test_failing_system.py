@@ -22,8 +22,8 @@ from nexum_runtime import Client, LimitExceeded, Worker, wire
 from nexum_runtime.errors import DatabaseUnavailable
 from nexum_runtime.server.app import Server
 from nexum_runtime.server.engine.apart import Apart
+from nexum_runtime.server.store.sql.transaction import SqlTransaction
 from nexum_runtime.server.store.sqlite import SqliteStore, store
-from nexum_runtime.server.store.sqlite.transaction import SqliteTransaction
 
 __all__ = ["wired"]  # a fixture
 
@@ -85,7 +85,7 @@ async def test_a_write_without_memory_is_answered_as_what_is_tried_again(
     task_id = (await wired.claim()).task_id
     result = pb.CompleteRequest(task_id=task_id, output_json='{"text": "done"}')
     with monkeypatch.context() as without:
-        without.setattr(SqliteTransaction, "finish", _no_memory)
+        without.setattr(SqlTransaction, "finish", _no_memory)
         assert await wired.refusal("CompleteTask", result) == ("UNAVAILABLE", wire.NO_MEMORY)
         with pytest.raises(DatabaseUnavailable, match=r"^The Nexum server has no memory left"):
             await client.complete(task_id, result.output_json)
@@ -152,8 +152,8 @@ async def test_a_result_that_a_worker_sends_to_a_server_without_memory_is_record
             raise MemoryError
         return finish(*_)
 
-    finish = SqliteTransaction.finish
-    monkeypatch.setattr(SqliteTransaction, "finish", fail)
+    finish = SqlTransaction.finish
+    monkeypatch.setattr(SqlTransaction, "finish", fail)
     echo = workflow("echo").effect("run", Text, _echo).build()
     worker = Worker([echo], port=server.port, poll_interval=0.01)
     running = asyncio.create_task(worker.run())

@@ -121,7 +121,7 @@ def test_sql_is_in_the_store_alone() -> None:
     elsewhere = [name for name in modules() if not is_in(name, "server.store")]
     assert [name for name in elsewhere if {"sqlite3", "psycopg"} & {i.partition(".")[0] for i in imports(name)}] == []
     assert [f"{name}: {text}" for name in elsewhere for text in strings(name) if re.match(SQL, text)] == []
-    assert any(re.match(SQL, text) for text in strings("server.store.sqlite.reader")), "it would be seen"
+    assert any(re.match(SQL, text) for text in strings("server.store.sql.reader")), "it would be seen"
 
 
 def test_grpc_is_spoken_by_the_server_s_calls_the_client_and_the_worker_alone() -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 from nexum_runtime import wire
 from nexum_runtime.server.model.contract import StoreUnavailable
 from nexum_runtime.server.model.states import Event
+from nexum_runtime.server.store.sql.rows import EVENT_BITS
 from nexum_runtime.server.store.sqlite import failures, files, inspection, last
-from nexum_runtime.server.store.sqlite.schema import APPLICATION_ID, EVENT_BITS, MIGRATIONS, SCHEMA, SCHEMA_VERSION
+from nexum_runtime.server.store.sqlite.schema import APPLICATION_ID, MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from nexum_runtime.text import MIB, printable_line, shorten
 
 BUSY_TIMEOUT_MS = 5_000  # a person's sqlite3 shell may hold the write lock for a moment

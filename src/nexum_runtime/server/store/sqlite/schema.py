@@ -6,9 +6,10 @@ What is stored, and why: schema.sql.
 import re
 from pathlib import Path
 
+from nexum_runtime.server.store.sql.rows import EVENT_BITS
+
 SCHEMA_VERSION = 5
 APPLICATION_ID = 0x4E58554D  # "NXUM": another program's database is never taken for ours
-EVENT_BITS = 20  # an event's number is its execution's and so many bits of its own; schema.sql has them too
 
 SCHEMA = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
 

@@ -87,7 +87,7 @@ CREATE INDEX tasks_running ON tasks (worker_id, lease_expires_at_ms) WHERE statu
 CREATE INDEX tasks_waiting ON tasks (node_type, available_at_ms) WHERE status = 'WAITING';
 
 -- The events of an execution have the numbers from (executions.seq << 20) + 1 on, in the order in which they happened.
--- So they lie side by side, and need no index. The 20 is EVENT_BITS in schema.py.
+-- So they lie side by side, and need no index. The 20 is EVENT_BITS in ../sql/rows.py.
 CREATE TABLE events (
     seq          INTEGER PRIMARY KEY,
     at_ms        INTEGER NOT NULL,

@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,9 +22,10 @@ from nexum_runtime.crash import crash_point
 from nexum_runtime.logs import Log
 from nexum_runtime.server.model.contract import Reader, Store, StoreUnavailable, Transaction
 from nexum_runtime.server.model.metrics import Metrics
+from nexum_runtime.server.store.sql.reader import SqlReader
+from nexum_runtime.server.store.sql.transaction import Numbers
 from nexum_runtime.server.store.sqlite import database, failures, files, inspection
 from nexum_runtime.server.store.sqlite.last import LastEvent
-from nexum_runtime.server.store.sqlite.reader import SqliteReader
 from nexum_runtime.server.store.sqlite.transaction import SqliteTransaction
 from nexum_runtime.text import MIB
 from nexum_runtime.wire.beside import Owner
@@ -153,7 +153,7 @@ class SqliteStore(Store):
             database.migrate(self._write_connection)
             self._write_connection.execute("PRAGMA busy_timeout = 0")  # see _begin
             (last,) = self._write_connection.execute("SELECT ifnull(max(seq), 0) FROM tasks").fetchone()
-            self._task_numbers = count(last + 1)
+            self._task_numbers = Numbers(last)
             self._read_connection = database.connect(self.path)
             on_failure.callback(self._read_connection.close)
             self._begin_to_read()
@@ -494,7 +494,7 @@ class SqliteStore(Store):
             _roll_back(connection)  # what an earlier failure may have left open
             connection.execute("BEGIN")  # one snapshot for all that `work` asks
             try:
-                return work(SqliteReader(connection))
+                return work(SqlReader(connection))
             finally:
                 with suppress(sqlite3.Error):
                     _roll_back(connection)

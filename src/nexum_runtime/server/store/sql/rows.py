@@ -7,6 +7,7 @@ from nexum_runtime.server.model.contract import Execution, Span, Task
 from nexum_runtime.server.model.states import OPEN_STATUSES, ErrorCode, ExecutionStatus, TaskStatus
 
 NUMBER_LENGTH = 19  # a row's number is shorter
+EVENT_BITS = 20  # an event's number is its execution's and so many bits of its own; the schemas have them too
 
 
 def listed(states: Collection[str]) -> str:
@@ -26,8 +27,8 @@ OPEN_ONES = " UNION ALL ".join(  # the executions of such, each status by its ow
     f"SELECT execution_id FROM tasks WHERE status = '{status}'" for status in OPEN_STATUSES
 )
 IS_NOT_STOPPED = (  # of a task
-    "NOT EXISTS (SELECT 1 FROM sessions WHERE stopped_json IS NOT NULL "
-    "AND session_id = substr(execution_id, 1, instr(execution_id, '/') - 1))"
+    "NOT EXISTS (SELECT 1 FROM sessions WHERE stopped_json IS NOT NULL AND session_id = "
+    "CASE WHEN instr(execution_id, '/') > 0 THEN substr(execution_id, 1, instr(execution_id, '/') - 1) END)"
 )
 IS_TURN = "json_extract(labels_json, '$.kind') = 'turn'"
 # Of an execution x. The "+" keeps SQLite from looking through all executions in the order of their numbers instead.

@@ -1,7 +1,6 @@
 """What is read, in SQL."""
 
 import json
-import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +18,9 @@ from nexum_runtime.server.model.contract import (
     is_taken_back,
 )
 from nexum_runtime.server.model.states import OPEN_STATUSES, Event, ExecutionStatus
-from nexum_runtime.server.store.sqlite.rows import (
+from nexum_runtime.server.store.sql.connection import Connection, Rows
+from nexum_runtime.server.store.sql.rows import (
+    EVENT_BITS,
     EXECUTION,
     IN_SPAN,
     IS_TURN,
@@ -32,16 +33,15 @@ from nexum_runtime.server.store.sqlite.rows import (
     span_of,
     task_of,
 )
-from nexum_runtime.server.store.sqlite.schema import EVENT_BITS
 
 FEW = 5  # executions of a session that are named
 
 
-class SqliteReader:
-    def __init__(self, connection: sqlite3.Connection) -> None:
+class SqlReader:
+    def __init__(self, connection: Connection) -> None:
         self._execute = connection.execute
 
-    def _sql(self, sql: str, parameters: Sequence[Any] = ()) -> sqlite3.Cursor:
+    def _sql(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
         return self._execute(sql, parameters)
 
     def workflow(self, workflow_id: str, version_hash: str) -> Workflow | None:
@@ -110,7 +110,9 @@ class SqliteReader:
             f"SELECT count(*), count(DISTINCT {run}), max(ended_at_ms), max(seq) {theirs}", of_it
         ).fetchone()
         kinds = self._sql(
-            f"SELECT {kind}, count(*), sum(status = 'COMPLETED') {theirs} AND {kind} IS NOT NULL GROUP BY 1", of_it
+            f"SELECT {kind}, count(*), count(*) FILTER (WHERE status = 'COMPLETED') {theirs} "
+            f"AND {kind} IS NOT NULL GROUP BY 1",
+            of_it,
         ).fetchall()
         end = self._sql(
             f"SELECT execution_id {theirs} AND {kind} = 'run' AND status = 'COMPLETED' ORDER BY seq DESC LIMIT 1", of_it
@@ -128,7 +130,7 @@ class SqliteReader:
         open_tasks: dict[str, list[str]] = {"WAITING": [], "READY": [], "RUNNING": []}
         local: set[str] = set()
         for execution_id, status, node_type, is_local in self._sql(
-            f"SELECT execution_id, t.status, node_type, ifnull(worker_id LIKE '{wire.LOCAL_WORKER}%', 0) "
+            f"SELECT execution_id, t.status, node_type, coalesce(worker_id LIKE '{wire.LOCAL_WORKER}%', false) "
             "FROM executions x JOIN tasks t USING (execution_id) "
             f"WHERE execution_id >= ? AND execution_id < ? AND x.status = 'RUNNING' AND t.{OPEN} ORDER BY t.seq",
             of_it,
@@ -170,7 +172,7 @@ class SqliteReader:
         """When each fork was made that led to this session, and its data; its first execution tells of them."""
         return self._sql(
             "SELECT at_ms, data_json FROM (SELECT min(seq) AS first FROM executions "
-            "WHERE execution_id >= ? AND execution_id < ?), events "
+            "WHERE execution_id >= ? AND execution_id < ?) its, events "
             f"WHERE events.seq BETWEEN first << {EVENT_BITS} AND (first << {EVENT_BITS}) + {(1 << EVENT_BITS) - 1} "
             f"AND type = '{Event.EXECUTION_FORKED}' ORDER BY events.seq",
             (f"{session_id}/", f"{session_id}0"),
@@ -217,7 +219,7 @@ class SqliteReader:
         return len(rows), [execution_id for (execution_id,) in rows[:limit]]
 
     def longest_id(self, span: Span) -> int:
-        sql = f"SELECT ifnull(max(length(execution_id)), 0) FROM executions x WHERE {IN_SPAN}"
+        sql = f"SELECT coalesce(max(length(execution_id)), 0) FROM executions x WHERE {IN_SPAN}"
         return int(self._sql(sql, span_of(span)).fetchone()[0])
 
     def knows_session(self, session_id: str) -> bool:
@@ -230,7 +232,7 @@ class SqliteReader:
     def count_running(self, prefix: str, limit: int) -> int:
         row = self._sql(
             f"SELECT count(*) FROM (SELECT DISTINCT execution_id FROM tasks WHERE {OPEN} "
-            "AND execution_id >= ? AND execution_id < ? LIMIT ?)",
+            "AND execution_id >= ? AND execution_id < ? LIMIT ?) running",
             (prefix, _after_prefix(prefix), limit),
         ).fetchone()
         return int(row[0])
@@ -238,9 +240,10 @@ class SqliteReader:
     def ended_before(self, at_ms: int, prefix: str, after_seq: int, limit: int) -> list[tuple[int, str]]:
         rows = self._sql(
             "SELECT seq, execution_id FROM executions e WHERE seq > ? AND ended_at_ms <= ? AND status <> 'RUNNING' "
-            "AND substr(execution_id, 1, ?) = ? AND NOT EXISTS "
+            "AND substr(execution_id, 1, CAST(? AS INTEGER)) = ? AND NOT EXISTS "
             "(SELECT 1 FROM tasks t WHERE t.execution_id = e.execution_id AND t.status = 'RUNNING') "
-            f"AND (error_code IS NOT 'OUTCOME_UNKNOWN' OR instr(execution_id, '{TAKEN_BACK}')) ORDER BY seq LIMIT ?",
+            f"AND (coalesce(error_code, '') <> 'OUTCOME_UNKNOWN' OR instr(execution_id, '{TAKEN_BACK}') > 0) "
+            "ORDER BY seq LIMIT ?",
             (after_seq, at_ms, len(prefix), prefix, limit),
         )
         return rows.fetchall()
@@ -320,7 +323,8 @@ class SqliteReader:
             f"WHERE status = 'WAITING' AND node_type = '{node_type}' AND available_at_ms > 0"
             for node_type in ("TIMER", "HUMAN_APPROVAL")
         )
-        due_ms: int | None = self._sql(f"SELECT min(due_ms) FROM ({' UNION ALL '.join(firsts)})").fetchone()[0]
+        row = self._sql(f"SELECT min(due_ms) FROM ({' UNION ALL '.join(firsts)}) each_first").fetchone()
+        due_ms: int | None = row[0]
         return due_ms
 
     def due(self, now_ms: int, limit: int) -> list[Task]:
