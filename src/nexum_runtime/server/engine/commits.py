@@ -1,7 +1,7 @@
 """Transactions of the store: what follows when one is committed, and what when the store fails."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from nexum_runtime.logs import Log
@@ -51,7 +51,7 @@ class Commits:
         self,
         work: Callable[[Transaction, Notices], T],
         *,
-        given: "Sequence[Given] | None" = None,
+        given: list[Given] | None = None,
         patient: bool = False,
         renews: bool = False,
         long: bool = False,
@@ -68,8 +68,12 @@ class Commits:
         ended: dict[str, Snapshot] = {}
 
         def run(tx: Transaction) -> T:
+            notices.clear()  # of a run that was in vain
+            ended.clear()
+            if given is not None:
+                given.clear()
             result = work(tx, notices)
-            for execution_id in notices.ended.keys() & self._watched.keys():
+            for execution_id in [each for each in notices.ended if each in self._watched]:
                 ended[execution_id] = snapshots.ended(tx, execution_id, notices.ended[execution_id], self._clock())
             return result
 

@@ -766,7 +766,8 @@ class Engine:
             nonlocal is_followed
             tx.shift_clock(jump_ms)
             assert isinstance(clock, Clock)
-            clock.follow(jump_ms)  # before any write after this one
+            if not is_followed:
+                clock.follow(jump_ms)  # before any write after this one
             is_followed = True
 
         try:

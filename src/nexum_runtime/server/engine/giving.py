@@ -41,26 +41,29 @@ class Giver:
                 self._jobs.spawn(self._fill(pool, wanted)).add_done_callback(for_nobody)
 
     async def _fill(self, pool: Pool, wanted: Sequence[tuple[Stream, Work]]) -> None:
-        """Claim tasks that wait for these streams of one worker, for the slots that are free by then."""
+        """Claim tasks that wait for these streams of one worker, for the slots that are free now."""
         given: list[Given] = []
+        slots, pool.free = pool.free, 0
 
         def claim(tx: Transaction, notices: Notices) -> None:
             pool.filling = False  # what becomes ready from here on is for the next one
             for stream, (workflow_id, version_hash) in wanted:
-                while pool.has_room:
+                while len(given) < slots and pool.reads:
                     taker = stream.taker
                     claimed = self._attempts.claim(tx, version_hash, [workflow_id], taker.worker_id, taker.lease_ms)
                     if claimed is None:
                         self.backlog.discard((workflow_id, version_hash))
                         break
-                    pool.free -= 1
                     given.append(self.given(stream, claimed))
 
         try:
-            with suppress(StoreUnavailable):  # it is noted, and the next sweep tries again
-                await self._commits.begin(claim, given=given)
+            await self._commits.begin(claim, given=given)
+        except StoreUnavailable:  # it is noted, and the next sweep tries again
+            return
         finally:
             pool.filling = False
+            pool.free += slots - len(given)
+        self.fill_slots()  # with what has become ready meanwhile
 
     def given(self, stream: Stream, claimed: Claimed) -> Given:
         return Given(claimed, partial(self._give, stream), partial(_free_slot, stream))

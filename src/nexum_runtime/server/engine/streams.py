@@ -28,7 +28,12 @@ class Pool:
 
     @property
     def has_room(self) -> bool:
-        return self.free > 0 and not self.silent and sum(each.unread() for each in self.streams) < UNREAD_CHARS_LIMIT
+        return self.free > 0 and self.reads
+
+    @property
+    def reads(self) -> bool:
+        """It is heard of, and has read most of what it was sent."""
+        return not self.silent and sum(each.unread() for each in self.streams) < UNREAD_CHARS_LIMIT
 
 
 @dataclass(eq=False)

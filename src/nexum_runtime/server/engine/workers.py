@@ -82,8 +82,8 @@ class Workers:
         return True
 
     def renewable(self, worker_id: str, task_ids: Sequence[str]) -> list[str]:
-        """Those of the attempts that this worker holds whose leases its polls still renew."""
-        worker, now_ms = self.heard(worker_id), self._clock()
+        """Those of the attempts that this worker, just heard of, holds whose leases its polls still renew."""
+        worker, now_ms = self._workers.get(worker_id, _Worker(0)), self._clock()
         worker.held_since_ms = {task_id: worker.held_since_ms.get(task_id, now_ms) for task_id in task_ids}
         return [each for each, since_ms in worker.held_since_ms.items() if now_ms - since_ms < POLLS_RENEW_MS]
 

@@ -106,3 +106,7 @@ class Notices:
     cut: set[str] = field(default_factory=set)  # ids of those tasks that a person wants stopped at once
     stopped: dict[str, str] = field(default_factory=dict)  # execution id → why, of those whose session was stopped
     silent: set[str] = field(default_factory=set)  # workers whose leases have ended
+
+    def clear(self) -> None:
+        for noted in vars(self).values():
+            noted.clear()
