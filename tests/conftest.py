@@ -5,6 +5,7 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import postgres
 import pytest
 from processes import PATIENCE_SECONDS, STARTED
 
@@ -24,6 +25,7 @@ watching.HELD_SECONDS = PATIENCE_SECONDS  # on a busy machine quick watchers loo
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--embedded", action="store_true", help="the engine in this process, where a test needs no server")
+    parser.addoption("--postgres", action="store_true", help="the server's database is PostgreSQL")
 
 
 @pytest.fixture
@@ -38,8 +40,9 @@ def with_a_server(is_embedded: bool) -> None:
 
 
 @pytest.fixture
-async def server(tmp_path: Path, with_a_server: None) -> AsyncIterator[Server]:
-    server = Server(ServerConfig(tmp_path / "nexum.db", port=0))
+async def server(request: pytest.FixtureRequest, tmp_path: Path, with_a_server: None) -> AsyncIterator[Server]:
+    of_postgres = request.config.getoption("--postgres")
+    server = Server(ServerConfig(postgres.schema_for(tmp_path) if of_postgres else tmp_path / "nexum.db", port=0))
     await server.start()
     yield server
     await server.stop()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backends import sqlite_of
 from command import ECHO, GATE, Text, assert_refused, claim, finish, nexum, start, unused
 from nexum import workflow
 from processes import NexumDev, eventually
@@ -60,7 +61,7 @@ async def test_all_is_well_with_a_server_and_a_worker(client: Client, address: s
     assert (finished.code, finished.stderr) == (0, "")
     lines = finished.stdout.splitlines()
     assert lines[0].startswith(f"server      {address} answers in ")
-    assert lines[1].startswith(f"database    {server.store.path} · ")
+    assert lines[1].startswith(f"database    {sqlite_of(server).path} · ")
     assert " · sound · " in lines[1]
     assert lines[2] == "executions  1 completed"
     assert lines[3].startswith("workers     worker-")
@@ -78,7 +79,7 @@ async def test_doctor_as_json_has_this_shape(client: Client, address: str, serve
     database = state.pop("database")
     assert (database.pop("size_bytes") > 0, database.pop("free_bytes") > 0) == (True, True)
     assert database == {
-        "path": str(server.store.path),
+        "path": str(sqlite_of(server).path),
         "damage": None,
         "log_problem": None,
         "problem": None,

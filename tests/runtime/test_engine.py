@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backends import BACKENDS
 from processes import PATIENCE_SECONDS, eventually
 from slow_disk import hold_commits
 
@@ -18,11 +19,10 @@ from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
 from nexum_runtime.server.engine.clock import Clock
 from nexum_runtime.server.engine.engine import ABSENCE_MS, SWEEP_INTERVAL_MS, Engine
 from nexum_runtime.server.engine.workers import POLLS_RENEW_MS
-from nexum_runtime.server.model.contract import StoreUnavailable
+from nexum_runtime.server.model.contract import Store, StoreUnavailable
 from nexum_runtime.server.model.shapes import Claimed, Resolution, Started, StartOrder, Verdict
 from nexum_runtime.server.rules.executions import TIMERS_AT_ONCE
 from nexum_runtime.server.rules.snapshots import Snapshot
-from nexum_runtime.server.store.sqlite import SqliteStore
 from nexum_runtime.wire import NESTING_LIMIT
 
 LEASE_MS = 10_000
@@ -52,7 +52,7 @@ def ir(nodes: dict[str, str]) -> str:
 class Bench:
     """An engine whose time passes when the test says so."""
 
-    def __init__(self, store: SqliteStore) -> None:
+    def __init__(self, store: Store) -> None:
         self.store = store
         self.now_ms = 1_700_000_000_000
         self.jitter = 0.0
@@ -120,9 +120,20 @@ class Bench:
         return lost
 
 
+@pytest.fixture(params=list(BACKENDS))
+async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
+    async with opened_bench(BACKENDS[request.param](tmp_path)) as bench:
+        yield bench
+
+
 @pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    store = SqliteStore(tmp_path / "nexum.db")
+async def sqlite_bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with opened_bench(BACKENDS["sqlite"](tmp_path)) as bench:
+        yield bench
+
+
+@asynccontextmanager
+async def opened_bench(store: Store) -> AsyncIterator[Bench]:
     bench = Bench(store)
     yield bench
     await bench.engine.close()

@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+from backends import sqlite_of
 from failing_disk import FILE_POINTER, JOURNAL_POINTER, failing_syncs
 from nexum import workflow
 from nexum.proto import nexum_pb2 as pb
@@ -35,12 +36,12 @@ async def test_a_commit_whose_sync_fails_is_not_acknowledged_and_made_when_it_su
     server: Server, wired: Wire, caplog: pytest.LogCaptureFixture
 ) -> None:
     await wired.start("before")
-    with failing_syncs(server.store._write_connection, JOURNAL_POINTER) as failed:
+    with failing_syncs(sqlite_of(server)._write_connection, JOURNAL_POINTER) as failed:
         for _ in range(2):
             code, details = await wired.refusal("StartExecution", start_request(), execution_id="e")
             assert code == "UNAVAILABLE"
             assert details.startswith(
-                f"Cannot use the database {server.store.path}: disk I/O error. Its disk is failing"
+                f"Cannot use the database {sqlite_of(server).path}: disk I/O error. Its disk is failing"
             )
         assert failed
     assert [text for text in caplog.messages if "disk I/O error" in text] == [details], "once"

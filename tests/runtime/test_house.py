@@ -31,7 +31,7 @@ ROOMS = {  # a folder, or some modules → what it may import of this package, b
     "cli": f"{COMMON} wire client worker server engines",
     "__init__": f"{COMMON} wire client worker engines",
 }
-LIBRARIES = {"nexum", "grpc", "google", "pydantic_core", "rich", "typer", "opentelemetry"}
+LIBRARIES = {"nexum", "grpc", "psycopg", "google", "pydantic_core", "rich", "typer", "opentelemetry"}
 OF_AGENTS = r"\b(nexum_agents|durable_\w+|function_tool|tool_call\w*|submit_task|Runner)\b"
 SPEAKS_GRPC = "client.remote client.connection client.calls wire server.rpc server.app"
 SETS_UP_GRPC = "__init__"

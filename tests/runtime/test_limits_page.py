@@ -19,7 +19,7 @@ def modules() -> dict[str, ModuleType]:
     found = {"wire": nexum_runtime.wire}
     for package in (nexum_runtime.server, nexum_runtime.wire):
         for each in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if not each.ispkg:
+            if not each.ispkg and ".postgres." not in each.name:  # what it shares with SQLite is told of that
                 found.setdefault(each.name.rpartition(".")[2], importlib.import_module(each.name))
     return found
 

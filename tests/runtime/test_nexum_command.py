@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 import pytest
 import typer
+from backends import sqlite_of
 from command import ECHO, EVIL, SPELLED, Text, assert_refused, claim, finish, nexum, start, unused
 from nexum import workflow
 from nexum.proto import nexum_pb2 as pb
@@ -170,8 +171,8 @@ async def test_a_port_in_use_is_told_in_a_sentence(server: Server, tmp_path: Pat
 
 
 async def test_a_database_in_use_is_told_in_a_sentence(server: Server) -> None:
-    finished = await run(NEXUM, "dev", "--port", "0", "--db", server.store.path)
-    assert_refused(finished, f"The database {server.store.path} is in use by process {os.getpid()}, which")
+    finished = await run(NEXUM, "dev", "--port", "0", "--db", sqlite_of(server).path)
+    assert_refused(finished, f"The database {sqlite_of(server).path} is in use by process {os.getpid()}, which")
 
 
 async def test_a_file_that_is_no_database_is_told_in_a_sentence(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from backends import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -244,6 +245,8 @@ class Story:
 class AnyOrder(RuleBasedStateMachine):
     """Whatever clients, workers, time and a person may do, in any order, on a real store."""
 
+    backend = "sqlite"
+
     def __init__(self) -> None:
         super().__init__()
         self._folder = tempfile.TemporaryDirectory()
@@ -260,7 +263,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def _open(self) -> None:
         async def opened() -> None:
-            self._store = SqliteStore(Path(self._folder.name) / "nexum.db")
+            self._store = BACKENDS[self.backend](Path(self._folder.name))
             self._engine = Engine(self._store, clock=lambda: self._now_ms, jitter=lambda: 0.5)
             await self._engine.restart_clock()
 
@@ -486,8 +489,14 @@ class AnyOrder(RuleBasedStateMachine):
             assert TaskStatus.RUNNING not in {task.status for task in tasks}
 
 
+class AnyOrderOnPostgres(AnyOrder):
+    backend = "postgres"
+
+
 AnyOrder.TestCase.settings = settings(max_examples=STORIES, stateful_step_count=STEPS_MAX)
+AnyOrderOnPostgres.TestCase.settings = settings(max_examples=STORIES // 3, stateful_step_count=STEPS_MAX)
 TestTheEngineInAnyOrder = AnyOrder.TestCase
+TestTheEngineInAnyOrderOnPostgres = AnyOrderOnPostgres.TestCase
 
 
 # What is sent with a start

@@ -10,9 +10,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from backends import sqlite_of
 from command import ECHO, assert_refused, claim, finish, nexum, start
 from processes import NEXUM, Finished, NexumDev, environment, run
-from test_engine import FOREVER_MS, ONE, PAIR, Bench, bench
+from test_engine import FOREVER_MS, ONE, PAIR, Bench
+from test_engine import sqlite_bench as bench
 
 from nexum_runtime import Client, InvalidRequest, NotFound
 from nexum_runtime.cli.base import NO_SERVER, USAGE
@@ -91,7 +93,7 @@ async def test_an_age_of_zero_takes_everything_that_has_ended_even_in_this_milli
     await bench.engine.cancel("cancelled")
     assert await bench.engine.prune("", 0, dry_run=True) == (3, 0)
     assert (await bench.engine.prune("", 0, dry_run=False))[0] == 3
-    assert rows(bench.store.path) == {"workflows": 1, "executions": 0, "tasks": 0, "events": 0}
+    assert rows(sqlite_of(bench).path) == {"workflows": 1, "executions": 0, "tasks": 0, "events": 0}
 
 
 async def test_what_runs_is_never_pruned(bench: Bench) -> None:
@@ -190,9 +192,9 @@ async def test_twenty_thousand_executions_are_pruned_in_batches_and_the_file_shr
     await bench.register(ONE)
     await fill(bench.store, [f"s{n % 7}/{n}" for n in range(20_000)])
     await bench.store.compact()
-    before_bytes = bench.store.path.stat().st_size
+    before_bytes = sqlite_of(bench).path.stat().st_size
     assert await bench.engine.prune("", 0, dry_run=True) == (20_000, 0)
-    assert bench.store.path.stat().st_size >= before_bytes
+    assert sqlite_of(bench).path.stat().st_size >= before_bytes
     meanwhile = 0
     pruning = asyncio.create_task(bench.engine.prune("", 0, dry_run=False))
     while await bench.engine.executions("", "", "s", 1):
@@ -200,7 +202,7 @@ async def test_twenty_thousand_executions_are_pruned_in_batches_and_the_file_shr
         meanwhile += 1
     deleted, given_back = await pruning
     assert deleted >= 20_000
-    after_bytes = bench.store.path.stat().st_size
+    after_bytes = sqlite_of(bench).path.stat().st_size
     assert before_bytes > 20 * MIB
     assert after_bytes < MIB, "as good as nothing is left, and so it is on the disk"
     assert abs(before_bytes - given_back - after_bytes) < MIB, "as it was told"
@@ -258,7 +260,7 @@ async def test_a_client_that_goes_away_leaves_whole_batches_and_the_next_prune_d
             await pruning
     await client.prune("", 0)
     assert await client.executions() == []
-    assert server.store.path.stat().st_size < MIB
+    assert sqlite_of(server).path.stat().st_size < MIB
 
 
 @pytest.mark.parametrize("nth", [2, 4])

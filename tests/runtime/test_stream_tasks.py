@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import grpc
 import pytest
+from backends import sqlite_of
 from nexum import workflow
 from nexum.proto import nexum_pb2 as pb
 from processes import PATIENCE_SECONDS, eventually, remote
@@ -149,7 +150,7 @@ async def test_whoever_sends_no_more_is_given_nothing_new_and_all_it_has_sent_is
     ending = asyncio.create_task(stream.ends())
     await eventually(lambda: server.engine._streams.pools() == [])
     late = asyncio.create_task(wired.start("late"))
-    await eventually(lambda: server.store._waiting)
+    await eventually(lambda: sqlite_of(server)._waiting)
     assert not ending.done(), "nothing is recorded yet"
     gate.set()
     assert sorted(task_id for answer in await ending for task_id in answer.task_id.split()) == sorted(
@@ -184,12 +185,12 @@ async def test_a_completion_that_is_not_recorded_says_how_and_why(
     task_ids, code, sentence = await stream.answer()
     assert (task_ids, code) == ([task.task_id], "INVALID_ARGUMENT")
     assert sentence.startswith(f"The output of task '{task.task_id}' is not JSON: ")
-    connection = server.store._write_connection
-    server.store._write_connection = cast(sqlite3.Connection, Faulty(connection, "COMMIT"))
+    connection = sqlite_of(server)._write_connection
+    sqlite_of(server)._write_connection = cast(sqlite3.Connection, Faulty(connection, "COMMIT"))
     await stream.completes(task.task_id)
     task_ids, code, sentence = await stream.answer()
     assert (task_ids, code) == ([task.task_id], "UNAVAILABLE")
-    assert sentence.startswith(f"Cannot use the database {server.store.path}: disk I/O error.")
+    assert sentence.startswith(f"Cannot use the database {sqlite_of(server).path}: disk I/O error.")
     await stream.completes(task.task_id)
     assert await stream.answer() == ([task.task_id], "", "")
     await stream.completes(task.task_id)

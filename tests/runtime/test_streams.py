@@ -7,8 +7,10 @@ from contextlib import aclosing
 from typing import Any, cast
 
 import pytest
+from backends import sqlite_of
 from processes import PATIENCE_SECONDS, eventually
-from test_engine import CHAIN, FOREVER_MS, LEASE_MS, ONE, PAIR, STEP_MS, Bench, bench, slow_disk
+from test_engine import CHAIN, FOREVER_MS, LEASE_MS, ONE, PAIR, STEP_MS, Bench, slow_disk
+from test_engine import sqlite_bench as bench
 from test_store import Faulty
 
 from nexum_runtime.errors import InvalidRequest, NotFound
@@ -58,8 +60,8 @@ async def settled(bench: Bench) -> None:
 
 
 def fail_next(bench: Bench, statement: str) -> None:
-    connection = bench.store._write_connection
-    bench.store._write_connection = cast(sqlite3.Connection, Faulty(connection, statement))
+    connection = sqlite_of(bench)._write_connection
+    sqlite_of(bench)._write_connection = cast(sqlite3.Connection, Faulty(connection, statement))
 
 
 # Slots
@@ -69,7 +71,7 @@ async def test_a_start_that_finds_a_free_slot_is_one_commit_with_its_claim(bench
     await bench.register(ONE)
     worker = await Worker(bench).opens()
     statements: list[str] = []
-    bench.store._write_connection.set_trace_callback(statements.append)
+    sqlite_of(bench)._write_connection.set_trace_callback(statements.append)
     await bench.start(timeout_ms=5_000)
     await settled(bench)
     assert statements.count("COMMIT") == 1
@@ -205,7 +207,7 @@ async def test_a_start_that_finds_its_execution_there_keeps_no_slot_from_one_tha
 async def test_what_becomes_ready_while_a_worker_is_looked_after_is_not_left_behind(bench: Bench) -> None:
     await bench.register(ONE)
     worker = await Worker(bench).opens(slots=2)
-    async with bench.store._turn:  # so that both share a commit
+    async with sqlite_of(bench)._turn:  # so that both share a commit
         bench.engine._giver.fill_slots(look=True)  # as the sweep does: no slot is free meanwhile
         starting = asyncio.create_task(bench.start())
         await asyncio.sleep(0)
@@ -381,7 +383,7 @@ async def test_only_what_may_be_repeated_begins_before_its_start_is_synced(bench
     worker = await Worker(bench).opens()
     async with slow_disk(bench):
         starting = asyncio.create_task(bench.start(effect=effect, max_attempts=1))
-        await eventually(lambda: bench.store._write_connection.in_transaction)
+        await eventually(lambda: sqlite_of(bench)._write_connection.in_transaction)
         assert worker.has == ([] if effect == "once" else ["e"])
         assert not starting.done()
     await starting
@@ -394,7 +396,7 @@ async def test_a_task_that_waited_begins_no_sooner_than_one_that_is_new(bench: B
     await bench.start(effect=effect, max_attempts=1)
     worker = await Worker(bench).begins_to_open()
     async with slow_disk(bench):
-        await eventually(lambda: bench.store._write_connection.in_transaction)
+        await eventually(lambda: sqlite_of(bench)._write_connection.in_transaction)
         assert worker.has == ([] if effect == "once" else ["e"])
     await settled(bench)
     assert worker.has == ["e"]
@@ -445,7 +447,7 @@ async def test_what_may_be_done_again_is_begun_before_its_claim_is_synced(bench:
     async with aclosing(bench.engine.execute_here(order, FOREVER_MS)) as executing:
         async with slow_disk(bench):
             telling = asyncio.create_task(anext(executing))
-            await eventually(lambda: bench.store._write_connection.in_transaction)
+            await eventually(lambda: sqlite_of(bench)._write_connection.in_transaction)
             if effect == "once":
                 assert not telling.done()
             else:
@@ -549,7 +551,7 @@ async def test_while_the_store_fails_nothing_begins_before_it_is_synced(bench: B
     assert worker.pushed == []
     async with slow_disk(bench):
         starting = asyncio.create_task(bench.start("b"))
-        await eventually(lambda: bench.store._write_connection.in_transaction)
+        await eventually(lambda: sqlite_of(bench)._write_connection.in_transaction)
         assert worker.pushed == []
     await starting
     assert worker.has == ["b"]
@@ -566,7 +568,7 @@ async def test_a_caller_who_leaves_takes_no_task_with_him(bench: Bench) -> None:
     worker = await Worker(bench).opens()
     async with slow_disk(bench):
         starting = asyncio.create_task(bench.start(effect="once", max_attempts=1))
-        await eventually(lambda: bench.store._write_connection.in_transaction)
+        await eventually(lambda: sqlite_of(bench)._write_connection.in_transaction)
         starting.cancel()
     await asyncio.gather(starting, return_exceptions=True)
     await eventually(lambda: worker.pushed)
@@ -608,7 +610,7 @@ async def test_what_is_claimed_for_a_stream_that_ends_meanwhile_is_given_back_at
     others = [await Worker(bench).opens(1, "v") for _ in range(streams - 1)]
     async with slow_disk(bench):
         starting = asyncio.create_task(bench.start("a", effect=effect, max_attempts=1))
-        await eventually(lambda: bench.store._write_connection.in_transaction)
+        await eventually(lambda: sqlite_of(bench)._write_connection.in_transaction)
         closing = asyncio.create_task(worker.closes(unsent=len(worker.pushed)))
         await asyncio.sleep(0)
     await asyncio.gather(starting, closing)
@@ -627,7 +629,7 @@ async def test_what_was_not_sent_is_given_back_although_whoever_ends_the_stream_
     await bench.register(ONE)
     worker = await Worker(bench).opens()
     await bench.start()
-    async with bench.store._turn:
+    async with sqlite_of(bench)._turn:
         closing = asyncio.create_task(worker.closes(unsent=1))
         await asyncio.sleep(0)  # it waits for the store now
         await asyncio.sleep(0)

@@ -29,7 +29,10 @@ def dev(
         int, typer.Option(envvar="NEXUM_PORT", min=0, max=65535, help="0 takes any free one.")
     ] = wire.DEFAULT_PORT,
     db: Annotated[
-        Path | None, typer.Option(help=f"The SQLite file.  [default: {DATABASE_DEFAULT}]", show_default=False)
+        str | None,
+        typer.Option(
+            help=f"The SQLite file, or the postgresql:// URL.  [default: {DATABASE_DEFAULT}]", show_default=False
+        ),
     ] = None,
     max_message_mib: Annotated[
         int, typer.Option(min=1, max=256, help="The largest input or result, in MiB.")
@@ -68,14 +71,19 @@ def dev(
         typer.Option("--any-local-user", help="Let in every user of this machine, not only this user and root."),
     ] = False,
 ) -> None:
-    """Run a server. NEXUM_DATABASE_URL (sqlite:///path) names the database when --db does not.
+    """Run a server. NEXUM_DATABASE_URL names the database when --db does not: sqlite:///path or postgresql://…
 
     On another --host than 127.0.0.1, ::1 or localhost it needs a token. Use TLS there too.
     """
     import logging
 
     from nexum_runtime.cli import events
-    from nexum_runtime.engines.nearest import LOOK_SECONDS, ask_to_hand_over, database_from_environment
+    from nexum_runtime.engines.nearest import (
+        LOOK_SECONDS,
+        ask_to_hand_over,
+        database_from_environment,
+        database_named,
+    )
     from nexum_runtime.errors import InvalidRequest
     from nexum_runtime.logs import Log, log_to_stderr
     from nexum_runtime.signals import stop_requested
@@ -96,7 +104,7 @@ def dev(
         fail("TLS needs both --tls-cert and --tls-key.")
     try:
         config = ServerConfig(
-            database=db or database_from_environment(),
+            database=database_named(db, "--db") if db else database_from_environment(),
             host=host,
             port=port,
             max_message_mib=max_message_mib,
@@ -129,7 +137,7 @@ def dev(
             try:
                 return Server(config)
             except StoreInUse:
-                asked = await ask_to_hand_over(config.database)
+                asked = isinstance(config.database, Path) and await ask_to_hand_over(config.database)
                 if not (is_handed_over or asked) or time.monotonic() > until:
                     raise
                 is_handed_over = True
@@ -143,7 +151,7 @@ def dev(
         gc.freeze()  # what is loaded stays; to look through all of it now and then would hold up every call
         shown_host = "localhost" if host == "127.0.0.1" else f"[{host}]" if ":" in host else host
         guards = "".join(f" · {what}" for what, on in (("TLS", config.tls), ("token demanded", config.token)) if on)
-        ready = f"Nexum is ready at {shown_host}:{server.port} · database {server.store.path}{guards}"
+        ready = f"Nexum is ready at {shown_host}:{server.port} · database {server.store.where}{guards}"
         if not (config.token or server.is_for_own_user) and wire.is_loopback(host):
             ready += " · every user of this machine is let in"
         if server.metrics_port is not None:
@@ -163,7 +171,7 @@ def dev(
 
     try:
         asyncio.run(serve())
-    except (CannotBind, StoreUnavailable) as error:
+    except (CannotBind, InvalidRequest, StoreUnavailable) as error:
         fail(str(error))
 
 

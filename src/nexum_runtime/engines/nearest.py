@@ -21,6 +21,7 @@ from nexum_runtime.client.outgoing import Outgoing
 from nexum_runtime.client.way import RPC_SECONDS, Claim, Fields, Metadata, Told, Way
 from nexum_runtime.errors import DatabaseUnavailable, InvalidRequest, NexumError, ServerUnavailable
 from nexum_runtime.logs import Log
+from nexum_runtime.text import redact
 from nexum_runtime.wire import beside
 
 DATABASE_DEFAULT = ".nexum/local.db"
@@ -54,22 +55,38 @@ def near(
     address = address or os.environ.get("NEXUM_ADDRESS")
     if address:
         return Client(address, span_attributes=span_attributes)
-    way = Nearest(database_from_environment(), use, port_from_environment())
+    database, port = database_from_environment(), port_from_environment()
+    if isinstance(database, str):  # which a server has
+        return Client(f"localhost:{port}", span_attributes=span_attributes)
+    way = Nearest(database, use, port)
     return Client(way=way, span_attributes=span_attributes)
 
 
-def database_from_environment() -> Path:
-    """Where NEXUM_DATABASE_URL says that it is, or in the current folder. Raises InvalidRequest."""
+def database_from_environment() -> Path | str:
+    """Where NEXUM_DATABASE_URL says that it is, or in the current folder, as `database_named` tells it."""
     url = os.environ.get("NEXUM_DATABASE_URL", f"sqlite:///{DATABASE_DEFAULT}")
-    scheme, _, path = url.partition(":///")
-    if scheme != "sqlite" or not path or path == ":memory:" or "?" in path:
+    return _database_of(url, "NEXUM_DATABASE_URL")
+
+
+def database_named(name: str, what: str) -> Path | str:
+    """A SQLite file by its path or URL, or the URL of a PostgreSQL database. Raises InvalidRequest, naming `what`."""
+    return _database_of(name, what) if "://" in name else Path(name)
+
+
+def _database_of(url: str, what: str) -> Path | str:
+    scheme, _, path = url.partition("://")
+    if scheme in ("postgresql", "postgres"):
+        return url
+    path = path.removeprefix("/")
+    shown = redact(url)
+    if scheme != "sqlite" or not url.startswith("sqlite:///") or not path or path == ":memory:" or "?" in path:
         raise InvalidRequest(
-            f"NEXUM_DATABASE_URL is {url!r}; it must be sqlite:///path, or sqlite:////path from the root."
+            f"{what} is {shown!r}; it must be sqlite:///path, sqlite:////path from the root, or postgresql://…"
         )
     try:
         return Path(path).expanduser()
     except RuntimeError:  # ~somebody whom this machine does not know
-        raise InvalidRequest(f"NEXUM_DATABASE_URL is {url!r}, and there is no such home directory.") from None
+        raise InvalidRequest(f"{what} is {shown!r}, and there is no such home directory.") from None
 
 
 def port_from_environment() -> int:

@@ -18,6 +18,7 @@ from nexum_runtime.server.rpc import neighbours
 from nexum_runtime.server.rpc.listening import grpc_server
 from nexum_runtime.server.rpc.peers import Waiting
 from nexum_runtime.server.rpc.traffic import Traffic
+from nexum_runtime.server.store.opened import opened
 from nexum_runtime.server.store.sqlite import SqliteStore
 from nexum_runtime.text import MIB
 
@@ -53,7 +54,7 @@ class Tls:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    database: Path
+    database: Path | str  # a SQLite file, or the URL of a PostgreSQL database
     host: str = "127.0.0.1"
     port: int = wire.DEFAULT_PORT  # 0: any free one
     max_message_mib: int = wire.MESSAGE_MIB_DEFAULT
@@ -90,12 +91,14 @@ class Server:
             not (config.token or config.any_local_user or config.insecure or not wire.is_loopback(config.host))
             and neighbours.can_tell()
         )
-        self.store = SqliteStore(config.database)
+        self.store = opened(config.database)
         self.engine = Engine(self.store, max_message_bytes=config.max_message_mib * MIB)
         self.methods = Methods(self.engine)
         self.waiting = Waiting()
         self.traffic = Traffic()
-        self._door = Door(self.store.path, self.methods, self.store.tell_where)
+        self._door = (
+            Door(self.store.path, self.methods, self.store.tell_where) if isinstance(self.store, SqliteStore) else None
+        )
 
     async def start(self) -> None:
         """Serve. Raises CannotBind."""
@@ -113,7 +116,8 @@ class Server:
             await self.store.close()
             raise
         await self._grpc.start()
-        await self._door.open()
+        if self._door is not None:
+            await self._door.open()
         self._sweeper = asyncio.create_task(self.engine.run_sweeper())
 
     async def stop(self) -> None:
@@ -122,7 +126,8 @@ class Server:
         self._sweeper.cancel()
         await asyncio.wait([self._sweeper])
         await self.engine.close()  # the calls that wait are answered
-        await self._door.close()
+        if self._door is not None:
+            await self._door.close()
         await self._grpc.stop(DRAIN_SECONDS)
         await self.engine.close()  # what the last calls began is finished
         self.engine.end()

@@ -4,7 +4,8 @@ A store runs the engine's decisions as transactions: `write(work)` calls `work(t
 what it did, all of it or nothing; when `write` returns, the commit is synced to disk. Writes run one after another.
 `read(work)` changes nothing and sees what was committed before it began, and also what has begun before its commit (see
 `begin_write`): that is waited for. `work` is plain synchronous code; that of a write is quick, for it may hold up the
-event loop.
+event loop, or be in a thread of its own. It may be run again when what it did could not be kept, and leaves nothing
+elsewhere but what that run puts right.
 
 Times are integer epoch milliseconds, JSON travels as text and comes back as the very text that was stored.
 """
@@ -392,6 +393,8 @@ class Transaction(Reader, Protocol):
 
 class Store(ABC):
     metrics: Metrics  # of what it has committed
+    where: str  # its file, or its URL without a password
+    lacks_room: StoreUnavailable | None = None  # why it can only be read, while its disk is full
     # Told of the events of each commit: (execution id, time, type, node, attempt, data as JSON).
     watch: Callable[[Sequence[tuple[Any, ...]]], None] | None = None
 
@@ -425,7 +428,7 @@ class Store(ABC):
     async def inspect(self, now_ms: int) -> dict[str, Any]:
         """What a person asks who wonders what is wrong. Durations are in milliseconds, lists cut after a few entries.
 
-        database    {"path", "size_bytes", "free_bytes" of its disk, "damage": what is wrong in it, or None,
+        database    {"path", "size_bytes", "free_bytes" of its disk or None, "damage": what is wrong in it, or None,
                     "log_problem": why what is committed cannot leave its log, or None}
         executions  {state: how many}, see states.State
         stopped     [{"session_id", "at_ms", "by", "reason"}], the sessions that are

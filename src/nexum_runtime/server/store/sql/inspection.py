@@ -35,9 +35,9 @@ _EXPIRED = f"""
         SELECT execution_id FROM tasks WHERE status = 'READY' AND attempt > 0
         UNION SELECT execution_id FROM tasks WHERE status = 'RUNNING' AND attempt > 1
     )
-    SELECT execution_id, node_id, attempt, at_ms, json_extract(data_json, '$.error')
-    FROM open CROSS JOIN story USING (execution_id)
-    WHERE type || '' = 'LeaseExpired' AND at_ms > ?
+    SELECT open.execution_id, node_id, attempt, at_ms, json_extract(data_json, '$.error')
+    FROM open CROSS JOIN story WHERE story.execution_id = open.execution_id
+        AND type || '' = 'LeaseExpired' AND at_ms > ?
         AND json_extract(data_json, '$.worker') NOT LIKE '{wire.LOCAL_WORKER}%'
     ORDER BY at_ms DESC LIMIT {LISTED_LIMIT}
 """

@@ -1,7 +1,7 @@
 """What is read, in SQL."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from nexum_runtime import wire
@@ -43,6 +43,10 @@ class SqlReader:
 
     def _sql(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
         return self._execute(sql, parameters)
+
+    def _rows(self, sql: str, parameters: Sequence[Any]) -> Iterable[Any]:
+        """Of which not all may be wanted: they are fetched as they are."""
+        return self._sql(sql, parameters)
 
     def workflow(self, workflow_id: str, version_hash: str) -> Workflow | None:
         row = self._sql(
@@ -256,10 +260,10 @@ class SqlReader:
         return dict(rows.fetchall())
 
     def journal(self, prefix: str, after: str, limit_chars: int) -> tuple[dict[str, dict[str, str]], str]:
-        rows = self._sql(
-            "SELECT execution_id, node_id, output_json FROM executions CROSS JOIN tasks USING (execution_id) "
-            f"WHERE execution_id {'>' if after else '>='} ? AND execution_id < ? AND executions.status = 'COMPLETED' "
-            "AND tasks.status = 'DONE' ORDER BY execution_id, tasks.seq",
+        rows = self._rows(
+            "SELECT x.execution_id, node_id, output_json FROM executions x CROSS JOIN tasks t WHERE "
+            f"t.execution_id = x.execution_id AND x.execution_id {'>' if after else '>='} ? AND x.execution_id < ? "
+            "AND x.status = 'COMPLETED' AND t.status = 'DONE' ORDER BY x.execution_id, t.seq",
             (after or prefix, _after_prefix(prefix)),
         )
         found: dict[str, dict[str, str]] = {}

@@ -47,8 +47,7 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 _ADD_EXECUTION = f"INSERT INTO executions ({EXECUTION}) VALUES ({marks(Execution._fields)})"
 # To the second, so that few calls change it.
 _HEAR_SESSION = """
-    INSERT INTO sessions (session_id, began_at_ms, heard_at_ms)
-    SELECT substr(?1, 1, instr(?1, '/') - 1), ?2, ?2 WHERE instr(?1, '/') > 1
+    INSERT INTO sessions (session_id, began_at_ms, heard_at_ms) VALUES (?1, ?2, ?2)
     ON CONFLICT (session_id) DO UPDATE SET heard_at_ms = excluded.heard_at_ms
     WHERE excluded.heard_at_ms >= sessions.heard_at_ms + 1000
 """
@@ -103,13 +102,17 @@ class SqlTransaction(SqlReader):
         self._execute_many = connection.executemany
         self._numbers = numbers  # of tasks
         self._executions: list[Execution] = []
-        self._heard: list[tuple[str, int]] = []  # of these, when they began
+        self._heard: list[tuple[str, int]] = []  # sessions, by executions that began then
         self._tasks: list[tuple[Any, ...]] = []
         self._events: list[tuple[Any, ...]] = []
         self.added_events: list[tuple[Any, ...]] = []  # by the work that runs
         self.takes_away = False  # events that were committed, or their names
 
     def flush(self) -> None:
+        if self._executions or self._tasks or self._events:
+            self._insert()
+
+    def _insert(self) -> None:
         added: tuple[tuple[str, list[Any]], ...] = (
             (_ADD_EXECUTION, self._executions),
             (_HEAR_SESSION, self._heard),
@@ -136,7 +139,7 @@ class SqlTransaction(SqlReader):
 
     def add_workflow(self, workflow: Workflow) -> None:
         self._sql(
-            f"INSERT INTO workflows ({WORKFLOW}) VALUES (?, ?, ?, ?, ?)",
+            f"INSERT INTO workflows (seq, {WORKFLOW}) SELECT coalesce(max(seq), 0) + 1, ?, ?, ?, ?, ? FROM workflows",
             (
                 workflow.workflow_id,
                 workflow.version_hash,
@@ -155,7 +158,8 @@ class SqlTransaction(SqlReader):
 
     def add_execution(self, execution: Execution) -> None:
         self._executions.append(execution)
-        self._heard.append((execution.execution_id, execution.created_at_ms))
+        if session_id := execution.session_id:
+            self._heard.append((session_id, execution.created_at_ms))
 
     def label(self, execution_id: str, labels_json: str) -> None:
         self._sql("UPDATE executions SET labels_json = ? WHERE execution_id = ?", (labels_json, execution_id))
@@ -264,7 +268,7 @@ class SqlTransaction(SqlReader):
         renamed, of_renamed = "? || substr(x.execution_id, CAST(? AS INTEGER))", (to, len(span.session_id) + 1)
         self._sql(
             f"INSERT INTO executions (seq, execution_id, {columns}) SELECT ? + number, {renamed}, {columns} "
-            "FROM copied CROSS JOIN executions x USING (seq)",
+            "FROM copied CROSS JOIN executions x WHERE x.seq = copied.seq",
             (last, *of_renamed),
         )
         crash_point("in-fork")
@@ -279,15 +283,15 @@ class SqlTransaction(SqlReader):
         self._sql(
             f"INSERT INTO tasks (seq, task_key, execution_id, {', '.join(of_task)}) "
             f"SELECT {number}, {number} || '-' || lower(hex(randomblob({KEY_BYTES}))), {renamed}, "
-            f"{', '.join(f't.{name}' for name in of_task)} FROM copied c CROSS JOIN executions x ON x.seq = c.seq "
-            "CROSS JOIN tasks t ON t.execution_id = x.execution_id",
+            f"{', '.join(f't.{name}' for name in of_task)} FROM copied c CROSS JOIN executions x "
+            "CROSS JOIN tasks t WHERE x.seq = c.seq AND t.execution_id = x.execution_id",
             (first, first, *of_renamed),
         )
         crash_point("in-fork")
         self._sql(
             "INSERT INTO events (seq, at_ms, type, node_id, attempt, data_json) "
             f"SELECT ((? + number - c.seq) << {EVENT_BITS}) + v.seq, at_ms, type, node_id, attempt, data_json "
-            f"FROM copied c CROSS JOIN events v ON v.seq BETWEEN c.seq << {EVENT_BITS} "
+            f"FROM copied c CROSS JOIN events v WHERE v.seq BETWEEN c.seq << {EVENT_BITS} "
             f"AND (c.seq << {EVENT_BITS}) + {(1 << EVENT_BITS) - 1}",
             (last,),
         )
@@ -353,6 +357,8 @@ class SqlTransaction(SqlReader):
         now_ms: int,
         execution_id: str | None = None,
     ) -> Task | None:
+        if not workflow_ids:
+            return None
         one = "" if execution_id is None else " AND execution_id = ?"
         rows = self._sql(
             "UPDATE tasks SET status = 'RUNNING', attempt = attempt + 1, worker_id = ?, lease_ms = ?, "
@@ -366,6 +372,8 @@ class SqlTransaction(SqlReader):
         return task_of(rows[0]) if rows else None
 
     def renew_leases(self, worker_id: str, now_ms: int, task_keys: Collection[str] | None = None) -> None:
+        if task_keys is not None and not task_keys:
+            return
         these = "" if task_keys is None else f" AND task_key IN ({marks(task_keys)})"
         self._sql(
             f"UPDATE tasks SET lease_expires_at_ms = ? + lease_ms WHERE status = 'RUNNING' AND worker_id = ?{these}",

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +26,7 @@ from nexum_runtime.server.store.sql.transaction import Numbers
 from nexum_runtime.server.store.sqlite import database, failures, files, inspection
 from nexum_runtime.server.store.sqlite.last import LastEvent
 from nexum_runtime.server.store.sqlite.transaction import SqliteTransaction
+from nexum_runtime.server.store.writes import Write
 from nexum_runtime.text import MIB
 from nexum_runtime.wire.beside import Owner
 
@@ -47,28 +47,6 @@ LOG_LOOK_SECONDS = 10.0  # between two looks when it cannot
 GROUP_LIMIT = 100  # writes that share one commit
 
 
-@dataclass(slots=True)
-class _Write:
-    work: Callable[[Transaction], Any]
-    executed: Callable[[], bool] | None
-    settled: Callable[[BaseException | None], None] | None
-    outcome: asyncio.Future[Any]
-    is_patient: bool
-    is_long: bool = False
-    has_begun: bool = False  # as `executed` has told
-    events: Sequence[tuple[Any, ...]] = ()  # that it has added
-
-    def settle(self, result: Any, error: BaseException | None = None) -> None:
-        if self.settled is not None:
-            self.settled(error)
-        if self.outcome.cancelled():  # whoever waited has left
-            return
-        if error is not None:
-            self.outcome.set_exception(error)
-        else:
-            self.outcome.set_result(result)
-
-
 class SqliteStore(Store):
     """Opens, or makes, the database at `path`, readable by its owner alone; a folder it makes has mode 0700.
 
@@ -79,6 +57,7 @@ class SqliteStore(Store):
     def __init__(self, path: Path, *, reads_only: bool = False) -> None:
         """With `reads_only` what is there is read beside whoever has it, and nothing is made or changed."""
         self.path = files.real_path(path)
+        self.where = str(self.path)
         self.metrics = Metrics()
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
             oldest = ".".join(map(str, OLDEST_SQLITE))
@@ -94,7 +73,7 @@ class SqliteStore(Store):
                     self.path,
                     network,
                 )
-        self._waiting: deque[_Write] = deque()
+        self._waiting: deque[Write] = deque()
         self._writing: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()  # a write that waits, or who reads
         self._closing = False
@@ -108,7 +87,6 @@ class SqliteStore(Store):
         self._turn = asyncio.Lock()  # of the connection that writes
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-disk")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-read")
-        self.lacks_room: StoreUnavailable | None = None
         self._room_looked = 0.0  # by the monotonic clock, when there was none
         self._owner = Owner(str(os.getpid()))
         try:
@@ -203,7 +181,7 @@ class SqliteStore(Store):
         if self._lock is None:
             outcome.set_exception(StoreUnavailable(f"{self.path} was opened to be read only."))
             return outcome
-        self._waiting.append(_Write(work, executed, settled, outcome, is_patient, is_long))
+        self._waiting.append(Write(work, executed, settled, outcome, is_patient, is_long))
         self._arrived.set()
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write_groups())
@@ -285,7 +263,7 @@ class SqliteStore(Store):
     async def _write_group(self) -> None:
         """Run the writes that wait, each whole or not at all, and commit them together."""
         group, begun = self._next_of_group(0), 0
-        results: list[tuple[_Write, Any]] = []
+        results: list[tuple[Write, Any]] = []
         patient_until = time.monotonic() + PATIENCE_MS / 1000
         try:
             if self.lacks_room is not None:
@@ -358,9 +336,9 @@ class SqliteStore(Store):
                 self._last.remember(events[-1])
                 return
 
-    def _next_of_group(self, size: int) -> "list[_Write]":
+    def _next_of_group(self, size: int) -> list[Write]:
         """Those that wait, in their order; a long one is a group of its own."""
-        group: list[_Write] = []
+        group: list[Write] = []
         while self._waiting and size + len(group) < self._group_limit:
             if self._waiting[0].is_long and (size or group):
                 break
@@ -404,13 +382,13 @@ class SqliteStore(Store):
             await asyncio.sleep(BUSY_LOOK_MS / 1000)
 
     def _run_each(
-        self, writes: "list[_Write]", transaction: SqliteTransaction, *, is_alone: bool
-    ) -> "tuple[list[tuple[_Write, Any]], list[tuple[_Write, BaseException]]]":
+        self, writes: list[Write], transaction: SqliteTransaction, *, is_alone: bool
+    ) -> "tuple[list[tuple[Write, Any]], list[tuple[Write, BaseException]]]":
         """What the works return, and those that raise, which leave nothing. Whatever becomes of one that `is_alone` is
         all of the transaction."""
         connection = self._write_connection
-        done: list[tuple[_Write, Any]] = []
-        refused: list[tuple[_Write, BaseException]] = []
+        done: list[tuple[Write, Any]] = []
+        refused: list[tuple[Write, BaseException]] = []
         for write in writes:
             if not is_alone:
                 connection.execute("SAVEPOINT work")

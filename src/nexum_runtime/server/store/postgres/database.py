@@ -1,0 +1,94 @@
+"""The database: is it new enough, ours, free to be used; its schema made and brought up to date."""
+
+from pathlib import Path
+
+import psycopg
+from psycopg import errors, sql
+
+from nexum_runtime.server.model.contract import StoreInUse
+from nexum_runtime.server.store.postgres.connection import Connection
+from nexum_runtime.server.store.postgres.failures import unusable
+from nexum_runtime.server.store.postgres.place import Place
+
+OLDEST = 140_000  # the version of PostgreSQL, as it counts them
+SCHEMA_VERSION = 1
+SCHEMA = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
+LOCK = 0x4E58554D  # "NXUM": of advisory locks, with the schema's name
+MIGRATIONS: dict[int, str] = {}  # schema version → the SQL that makes it the next one
+
+
+def prepare(connection: Connection, place: Place) -> None:
+    """Make the schema, or bring it up to date. Raises StoreUnavailable, or what PostgreSQL raises."""
+    if connection.server_version < OLDEST:
+        version = f"{connection.server_version // 10_000}.{connection.server_version % 10_000}"
+        raise unusable(place, f"it is PostgreSQL {version}", f"Nexum needs {OLDEST // 10_000} or newer.")
+    with _transaction(connection):
+        connection.execute(f"SELECT pg_advisory_xact_lock({LOCK}, hashtext(?))", (f"{place.schema} is made",))
+        found = connection.execute("SELECT to_regclass('about') IS NOT NULL").fetchone()
+        if not found[0]:
+            _make(connection, place)
+        version = connection.execute("SELECT schema_version FROM about").fetchone()[0]
+        if version != SCHEMA_VERSION and version not in MIGRATIONS:
+            raise unusable(
+                place,
+                f"its schema {place.schema!r} has version {version}, and this Nexum knows versions up to "
+                f"{SCHEMA_VERSION}",
+                "Use the Nexum that wrote it, or name another schema: ?schema=… in the URL.",
+            )
+        for before in range(version, SCHEMA_VERSION):
+            connection.raw_execute(MIGRATIONS[before])
+        connection.execute("UPDATE about SET schema_version = ? WHERE schema_version <> ?", (SCHEMA_VERSION,) * 2)
+
+
+def _make(connection: Connection, place: Place) -> None:
+    name = sql.Identifier(place.schema)
+    there = connection.execute(
+        "SELECT relname FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = ? LIMIT 1",
+        (place.schema,),
+    ).fetchone()
+    if there is not None:
+        raise unusable(
+            place,
+            f"its schema {place.schema!r} is another program's, with {there[0]!r}",
+            "Give Nexum one of its own: ?schema=… in the URL.",
+        )
+    if connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = ?", (place.schema,)).fetchone() is None:
+        connection.raw_execute(sql.SQL("CREATE SCHEMA {}").format(name))
+    connection.raw_execute(SCHEMA)
+    connection.execute("INSERT INTO about (schema_version) VALUES (?)", (SCHEMA_VERSION,))
+
+
+def take(connection: Connection, place: Place) -> None:
+    """Be the only server that writes to it, as long as this connection lasts. Raises StoreInUse."""
+    if connection.execute(f"SELECT pg_try_advisory_lock({LOCK}, hashtext(?))", (place.schema,)).fetchone()[0]:
+        return
+    holder = connection.execute(
+        "SELECT coalesce(host(client_addr), 'its own machine'), l.pid FROM pg_locks l "
+        "LEFT JOIN pg_stat_activity a USING (pid) WHERE locktype = 'advisory' AND l.granted "
+        f"AND classid = {LOCK} AND objid = hashtext(?)::oid LIMIT 1",
+        (place.schema,),
+    ).fetchone()
+    who = f" (from {holder[0]}, PostgreSQL's process {holder[1]})" if holder else ""
+    raise StoreInUse(
+        f"Another Nexum server{who} has the database {place}, schema {place.schema!r}. Stop it first, or name another "
+        "schema: ?schema=… in the URL."
+    )
+
+
+class _transaction:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> None:
+        self._connection.raw_execute("BEGIN")
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if error is None:
+            self._connection.raw_execute("COMMIT")
+        elif not self._connection.is_broken:
+            self._connection.raw_execute("ROLLBACK")
+
+
+def is_refusal(error: psycopg.Error) -> bool:
+    """Whether what was asked is at fault, and not the database or the way to it."""
+    return isinstance(error, errors.IntegrityError | errors.DataError | errors.ProgrammingError)

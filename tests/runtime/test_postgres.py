@@ -1,0 +1,322 @@
+"""What only PostgreSQL can get wrong: places, passwords, connections that break, servers beside each other."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import postgres
+import psycopg
+import pytest
+from local_process import ASK
+from processes import NEXUM, NexumDev, environment, run
+from test_store import NOW_MS, add, an_execution
+
+from nexum_runtime import Client
+from nexum_runtime.errors import InvalidRequest
+from nexum_runtime.server.model.contract import Store, StoreInUse, StoreUnavailable, Transaction, Workflow
+from nexum_runtime.server.store.opened import opened
+from nexum_runtime.server.store.postgres import database
+from nexum_runtime.server.store.postgres import store as the_store
+from nexum_runtime.server.store.postgres.place import place_of
+from nexum_runtime.server.store.postgres.store import PostgresStore
+
+SECRET = "s3cret-of-the-database"
+
+
+@pytest.fixture(scope="module")
+def own() -> Iterator[postgres.Postgres]:
+    """One that may be stopped, and whose disk is synced."""
+    its = postgres.Postgres(syncs=True)
+    yield its
+    its.remove()
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return postgres.schema_for(tmp_path)
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[PostgresStore]:
+    store = PostgresStore(place_of(url))
+    yield store
+    await store.close()
+
+
+def schema_of(url: str) -> str:
+    return place_of(url).schema
+
+
+def asked(url: str, sql: str, *parameters: Any) -> list[Any]:
+    """By a connection beside the store's."""
+    with closing(psycopg.connect(place_of(url).conninfo, autocommit=True)) as connection:
+        cursor = connection.execute(sql.encode(), parameters)
+        return cursor.fetchall() if cursor.description else []
+
+
+def end_connections(url: str) -> None:
+    """As an administrator, or a proxy, ends them."""
+    assert asked(
+        url,
+        "SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a JOIN pg_locks l USING (pid) "
+        "WHERE locktype = 'advisory' AND objid = hashtext(%s)::oid",
+        schema_of(url),
+    )
+
+
+def of_started(tx: Transaction) -> list[str]:
+    return sorted(each.execution_id for each in tx.executions("", "", "", 100))
+
+
+# Places
+
+
+@pytest.mark.parametrize(
+    ("url", "shown", "schema"),
+    [
+        (f"postgresql://me:{SECRET}@db:5433/app", "postgresql://me@db:5433/app", "nexum"),
+        (f"postgres://db/app?password={SECRET}&sslmode=require", "postgresql://db/app?sslmode=require", "nexum"),
+        ("postgresql:///app?schema=own", "postgresql:///app?schema=own", "own"),
+        ("postgresql://me@[::1]/app", "postgresql://me@[::1]/app", "nexum"),
+        (f"postgresql://a:p%40{SECRET}@b,c/app", "postgresql://a@b,c/app", "nexum"),
+    ],
+)
+def test_a_place_is_shown_without_its_password(url: str, shown: str, schema: str) -> None:
+    place = place_of(url)
+    assert (str(place), place.schema) == (shown, schema)
+    assert SECRET not in f"{place} {place!r}"
+    assert "schema" not in place.conninfo, "libpq does not know it"
+    assert (SECRET in place.conninfo) == (SECRET in url)
+
+
+@pytest.mark.parametrize("url", [f"postgresql://me:{SECRET}@[db/app", f"postgresql://me:{SECRET}@db/app?schema="])
+def test_a_place_that_is_none_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(InvalidRequest, match="URL") as refused:
+        place_of(url)
+    assert SECRET not in str(refused.value)
+
+
+# What keeps a database from being used
+
+
+def nowhere(own: postgres.Postgres) -> str:
+    return own.url.replace(own.folder.name, "no-such-folder")
+
+
+def no_database(own: postgres.Postgres) -> str:
+    return own.url.replace("/postgres?", "/nosuch?")
+
+
+def wrong_password(own: postgres.Postgres) -> str:
+    asked(own.url, f"DROP ROLE IF EXISTS {postgres.LOCKED}")
+    asked(own.url, f"CREATE ROLE {postgres.LOCKED} LOGIN PASSWORD 'right'")
+    return own.url.replace(f"{postgres.USER}@", f"{postgres.LOCKED}:{SECRET}@")
+
+
+def no_permission(own: postgres.Postgres) -> str:
+    asked(own.url, "DROP ROLE IF EXISTS poor")
+    asked(own.url, "CREATE ROLE poor LOGIN")
+    return own.url.replace(f"{postgres.USER}@", "poor@") + "&schema=not_poors"
+
+
+def another_programs(own: postgres.Postgres) -> str:
+    asked(own.url, "CREATE SCHEMA IF NOT EXISTS shop")
+    asked(own.url, "CREATE TABLE IF NOT EXISTS shop.orders (id int)")
+    return own.url + "&schema=shop"
+
+
+def of_a_newer_nexum(own: postgres.Postgres) -> str:
+    asked(own.url, "CREATE SCHEMA IF NOT EXISTS newer")
+    asked(own.url, "CREATE TABLE IF NOT EXISTS newer.about AS SELECT true AS only_row, 999 AS schema_version")
+    return own.url + "&schema=newer"
+
+
+def read_only(own: postgres.Postgres) -> str:
+    return own.url + "&schema=new_here&options=-cdefault_transaction_read_only%3Don"
+
+
+def full(own: postgres.Postgres) -> str:
+    asked(own.url, "DROP ROLE IF EXISTS crowded")
+    asked(own.url, "CREATE ROLE crowded LOGIN CONNECTION LIMIT 0")
+    return own.url.replace(f"{postgres.USER}@", "crowded@")
+
+
+@pytest.mark.parametrize(
+    ("of", "sentence"),
+    [
+        (nowhere, "Start PostgreSQL there, or put the right host and port into its URL."),
+        (no_database, 'database "nosuch" does not exist. Make it, or name another one.'),
+        (wrong_password, "Put the right user and password into its URL, PGPASSWORD or ~/.pgpass."),
+        (no_permission, "permission denied for database postgres. Its user needs CREATE on the database"),
+        (another_programs, "its schema 'shop' is another program's, with 'orders'. Give Nexum one of its own"),
+        (of_a_newer_nexum, "has version 999, and this Nexum knows versions up to 1. Use the Nexum that wrote it"),
+        (read_only, "It is a replica, or read-only: name the one that can be written to."),
+        (full, 'too many connections for role "crowded". Raise its max_connections'),
+    ],
+    ids=lambda each: getattr(each, "__name__", ""),
+)
+async def test_what_keeps_a_database_from_being_used_is_told_in_a_sentence(
+    own: postgres.Postgres, of: Callable[[postgres.Postgres], str], sentence: str
+) -> None:
+    url = of(own)
+    finished = await run(NEXUM, "dev", "--port", "0", "--db", url, env=environment())
+    assert finished.code == 1
+    assert sentence in finished.stderr
+    assert finished.stderr.startswith("Cannot use the database postgresql://")
+    assert finished.stderr.count("\n") == 1
+    assert SECRET not in finished.stderr + finished.stdout
+
+
+def test_a_postgresql_that_is_too_old_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "OLDEST", 990_000)
+    with pytest.raises(StoreUnavailable, match=r"it is PostgreSQL \d+\.\d+\. Nexum needs 99 or newer\."):
+        opened(url)
+
+
+def test_without_psycopg_it_is_said_how_to_install_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    for name in [each for each in sys.modules if each.startswith("nexum_runtime.server.store.postgres")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(StoreUnavailable, match=r"pip install 'psycopg\[binary\]"):
+        opened(url)
+
+
+async def test_a_second_server_is_refused_while_the_first_has_the_database(
+    store: PostgresStore, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(the_store, "FIRST_TAKE_SECONDS", 0.2)
+    with pytest.raises(StoreInUse, match=r"Another Nexum server \(from .*, PostgreSQL's process \d+\) has the"):
+        opened(url)
+    await add(store, an_execution("e"))
+
+
+# Connections that break
+
+
+async def test_a_connection_that_was_ended_between_two_writes_is_made_anew(store: PostgresStore, url: str) -> None:
+    await add(store, an_execution("before"))
+    end_connections(url)
+    await add(store, an_execution("after"))
+    assert await store.read(lambda reader: reader.executions("", "", "", 10))
+    assert await store.write(of_started) == ["after", "before"]
+
+
+async def test_a_work_whose_connection_breaks_is_run_again_and_is_there_once(store: PostgresStore, url: str) -> None:
+    runs = 0
+
+    def work(tx: Transaction) -> int:
+        nonlocal runs
+        runs += 1
+        tx.add_workflow(Workflow("w", f"h{runs}", "{}", "NEW", NOW_MS))
+        if runs == 1:
+            end_connections(url)
+        tx.add_execution(an_execution("e"))
+        assert tx.execution("e") is not None
+        return runs
+
+    assert await store.write(work) == 2
+    assert [each.version_hash for each in await store.read(lambda reader: reader.workflows("w"))] == ["h2"]
+
+
+@pytest.mark.parametrize("is_made", [True, False], ids=["it was made", "it was not"])
+async def test_a_commit_whose_answer_is_lost_is_told_as_what_it_was(
+    store: PostgresStore, url: str, is_made: bool
+) -> None:
+    runs = 0
+    connection = store._writes_by
+    execute = connection.raw_execute
+
+    def cut(text: Any) -> Any:
+        if text == "COMMIT":
+            connection.raw_execute = execute  # type: ignore[method-assign]
+            if is_made:
+                execute(text)
+            end_connections(url)
+        return execute("SELECT 1" if is_made and text == "COMMIT" else text)
+
+    def work(tx: Transaction) -> None:
+        nonlocal runs
+        runs += 1
+        tx.add_execution(an_execution("e"))
+
+    connection.raw_execute = cut  # type: ignore[method-assign]
+    await store.write(work)
+    assert runs == (1 if is_made else 2)
+    assert await store.write(of_started) == ["e"]
+
+
+async def test_in_a_group_what_fails_after_it_has_written_takes_nobody_with_it(store: PostgresStore) -> None:
+    async def well(number: int) -> None:
+        await add(store, an_execution(f"e{number}"))
+
+    async def badly() -> None:
+        def work(tx: Transaction) -> None:
+            tx.add_execution(an_execution("half"))
+            assert tx.execution("half") is not None
+            raise LookupError("on second thoughts")
+
+        await store.write(work)
+
+    outcomes = await asyncio.gather(*(well(i) for i in range(5)), badly(), well(5), return_exceptions=True)
+    assert [type(each) for each in outcomes if each is not None] == [LookupError]
+    assert await store.write(of_started) == [f"e{i}" for i in range(6)]
+
+
+async def test_a_postgresql_that_is_killed_and_comes_back_has_all_that_was_acknowledged(
+    own: postgres.Postgres, tmp_path: Path
+) -> None:
+    store: Store = opened(f"{own.url}&schema=killed")
+    known: list[str] = []
+    try:
+        for i in range(20):
+            await add(store, an_execution(f"e{i}"))
+            known.append(f"e{i}")
+        own.stop(signal.SIGKILL)
+        with pytest.raises(StoreUnavailable, match="Start PostgreSQL there"):
+            await add(store, an_execution("lost"))
+        with pytest.raises(StoreUnavailable):
+            await store.read(lambda reader: reader.execution("e0"))
+        own.start()
+        await add(store, an_execution("next"))
+        assert await store.write(of_started) == sorted([*known, "next"])
+    finally:
+        await store.close()
+
+
+# Servers
+
+
+async def test_a_server_that_was_killed_goes_on_where_it_was_and_shows_no_password(
+    own: postgres.Postgres, tmp_path: Path
+) -> None:
+    url = own.url.replace(f"{postgres.USER}@", f"{postgres.USER}:{SECRET}@") + "&schema=of_servers"
+    runs = 0
+
+    async def effect() -> dict[str, str]:
+        nonlocal runs
+        runs += 1
+        return {"text": "done"}
+
+    async with NexumDev(tmp_path, "--db", url, "--verbose") as nexum, Client(nexum.address) as client:
+        for _ in range(2):
+            await client.register(ASK)
+            found = await client.run_local(ASK, {}, effect, execution_id="s/1", effect="once")
+            assert found.outputs == {"ask": {"text": "done"}}
+            await nexum.restart()
+        told = await client.inspect()
+        assert told["database"]["path"] == place_of(url).shown
+        assert told["executions"] == {"COMPLETED": 1}
+        assert SECRET not in nexum.output
+    assert runs == 1
+
+
+async def test_commands_and_agents_say_that_a_server_has_to_be_there(tmp_path: Path, url: str) -> None:
+    finished = await run(
+        NEXUM, "ps", env=environment(NEXUM_ADDRESS="", NEXUM_DATABASE_URL=url, NEXUM_PORT="1"), cwd=tmp_path
+    )
+    assert finished.code == 3
+    assert "No Nexum server answers at localhost:1" in finished.stderr
