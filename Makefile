@@ -62,9 +62,9 @@ benchmark: .venv/for-use
 
 ROUNDS = 20
 
-# make chaos ROUNDS=200 EMBEDDED=yes
+# make chaos ROUNDS=200 EMBEDDED=yes, or POSTGRES=yes
 chaos: .venv/for-development
-	@$(BIN)/python tests/chaos/chaos.py --rounds $(ROUNDS) $(if $(EMBEDDED),--embedded)
+	@$(BIN)/python tests/chaos/chaos.py --rounds $(ROUNDS) $(if $(EMBEDDED),--embedded)$(if $(POSTGRES),--postgres)
 
 CALLS = 100
 

@@ -1,6 +1,6 @@
 """Pull plugs at random and at named points, then compare what really happened with what Nexum has recorded.
 
-    python tests/chaos/chaos.py --rounds 20 [--seed 7] [--embedded]       or: make chaos ROUNDS=20
+    python tests/chaos/chaos.py --rounds 20 [--seed 7] [--embedded | --postgres]       or: make chaos ROUNDS=20
 
 A real server, two real workers and real clients, all processes. In every round two clients make a handful of calls
 while one fault strikes: SIGKILL at a named point, SIGKILL at any time, SIGSTOP for longer than a lease. Some calls a
@@ -9,7 +9,7 @@ started again, and each client until it has finished. Tools write a line to a le
 effect, clients write down what they are told. In the end ledger, answers and database must tell the same story.
 
 With --embedded there is no server: whichever process needs the engine has it, and is what is killed and paused above
-all.
+all. With --postgres the database is a PostgreSQL, which is killed and paused as well, and whose connections are ended.
 
 You will see a line for each round, then the figures. Exit code 1 if anything is wrong, with the evidence; the folder
 with the database, the ledger, the answers and every log is kept then.
@@ -17,6 +17,7 @@ with the database, the ledger, the answers and every log is kept then.
 
 import argparse
 import asyncio
+import atexit
 import json
 import multiprocessing
 import os
@@ -41,6 +42,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import chaos_client
 import chaos_people
+import postgres
 from chaos_client import Call, Order
 from chaos_tools import HERE, IN_THE_WORKER, QUESTIONS
 from processes import NEXUM, STARTED, NexumDev, Process, environment, eventually, run
@@ -48,9 +50,12 @@ from processes import NEXUM, STARTED, NexumDev, Process, environment, eventually
 from nexum_agents.sessions import Effect
 from nexum_runtime import NexumError
 from nexum_runtime.engines import near
+from nexum_runtime.server.store.postgres.connection import Connection
+from nexum_runtime.server.store.postgres.place import place_of
 from nexum_runtime.wire import beside
 
 TESTS = Path(__file__).parent
+URL = "postgres-url"  # a file: of the database, when it is no file
 
 TOOLS: dict[str, Effect] = {
     "read": "read",
@@ -71,6 +76,7 @@ PAUSES_MS = (0, 0, 20, 100, 400)  # of a tool, a quarter of it before its effect
 SLOW_MS = 1_000
 CLIENTS, CALLS, SLOTS = 2, 8, 3  # clients of a round, calls of a client, slots of each of the two workers
 SERVER_PAUSES_SECONDS = (1.4, 3.4)  # beyond the workers' lease; beyond what the server takes for an absence of its own
+POSTGRES_AWAY_SECONDS = (0.0, 0.5, 2.0, 5.0)
 LAST_STRIKE_SECONDS = 0.6
 APART = "apart-"  # sessions whose names begin so are checked in their rounds, and not in the end
 RECORDS_SECONDS = 0.01  # how long a fork, or a taking back, takes, about
@@ -189,9 +195,13 @@ class Chaos:
         """Start the server; one that runs is killed."""
         self.server.kill()
         env = self.environment(NEXUM_CRASH_AT=crash_at)
-        self.server = NexumDev(self.folder, port=self.server.port, database=self.database, env=env)
+        options = self.server_options()
+        self.server = NexumDev(self.folder, *options, port=self.server.port, database=self.database, env=env)
         self.server.start()
         await self.server.ready()
+
+    def server_options(self) -> list[str]:
+        return []
 
     def start_worker(self, crash_at: str = "") -> Process:
         env = self.environment(NEXUM_ADDRESS=self.server.address, LEDGER=str(self.ledger), NEXUM_CRASH_AT=crash_at)
@@ -701,6 +711,47 @@ class Embedded(Chaos):
         self.kill(server, "beside those that could have the engine")
 
 
+class OnPostgres(Chaos):
+    """… with a PostgreSQL of its own."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        super().__init__(folder, seed)
+        self.postgres = postgres.Postgres(syncs=True)
+        atexit.register(self.postgres.remove)  # the checks read it in the end
+        (folder / URL).write_text(self.postgres.url)
+
+    @property
+    def faults(self) -> dict[str, Any]:
+        return POSTGRES_FAULTS
+
+    def server_options(self) -> list[str]:
+        return ["--db", self.postgres.url]
+
+    async def postgres_is_killed(self) -> None:
+        self.enter_clients()
+        for _ in range(self.rng.randint(1, 2)):
+            await asyncio.sleep(self.rng.uniform(0.05, LAST_STRIKE_SECONDS))
+            await asyncio.to_thread(self.postgres.stop, signal.SIGKILL)
+            self.kills["postgres at any time"] += 1
+            await asyncio.sleep(self.rng.choice(POSTGRES_AWAY_SECONDS))
+            await asyncio.to_thread(self.postgres.start)
+
+    async def postgres_is_paused(self) -> None:
+        self.enter_clients()
+        await asyncio.sleep(self.rng.uniform(0, LAST_STRIKE_SECONDS))
+        self.postgres.pause()
+        self.pauses["postgres"] += 1
+        await asyncio.sleep(self.rng.choice(SERVER_PAUSES_SECONDS))
+        self.postgres.go_on()
+
+    async def connections_are_ended(self) -> None:
+        self.enter_clients()
+        for _ in range(self.rng.randint(3, 10)):
+            await asyncio.sleep(self.rng.uniform(0.01, LAST_STRIKE_SECONDS / 3))
+            await asyncio.to_thread(self.postgres.end_connections)
+            self.kills["postgres connections"] += 1
+
+
 def server_dies_at(point: str, passes: int = 2) -> Fault:
     """… after so many passes at most."""
     return lambda chaos: chaos.server_dies_at(point, passes)
@@ -768,6 +819,16 @@ EMBEDDED_FAULTS: dict[str, Callable[[Embedded], Awaitable[None]]] = {
     "a server comes and goes": Embedded.server_comes_and_goes,
     "all die at once": Chaos.all_die,
     "any die at any time": Chaos.any_die,
+}
+
+
+POSTGRES_FAULTS: dict[str, Any] = {
+    "PostgreSQL is killed": OnPostgres.postgres_is_killed,
+    "PostgreSQL is killed again": OnPostgres.postgres_is_killed,
+    "PostgreSQL is paused": OnPostgres.postgres_is_paused,
+    "PostgreSQL's connections are ended": OnPostgres.connections_are_ended,
+    # With PostgreSQL nothing begins before its commit.
+    **{name: fault for name, fault in FAULTS.items() if "committed that is" not in name and "is committed" not in name},
 }
 
 
@@ -855,7 +916,7 @@ LEGAL = re.compile("S(a[rfxs])*(F[gp]?R(a[rfxs])*)*(adC|a?lC|F(g|p|lRC|oRC)?)")
 def read_stories(folder: Path, calls: list[Call]) -> list[Story]:
     """The story of every execution in the database, and of every call that is missing there but had an effect."""
     tools = {call.label: call.tool for call in calls}
-    with closing(sqlite3.connect(f"file:{folder / 'nexum.db'}?mode=ro", uri=True)) as database:
+    with closing(database_of(folder)) as database:
         stories = {}
         query = "SELECT execution_id, status, error, error_code, input_json FROM executions ORDER BY seq"
         for execution_id, status, error, error_code, input_json in database.execute(query):
@@ -894,7 +955,7 @@ def read_stories(folder: Path, calls: list[Call]) -> list[Story]:
 def check(folder: Path, calls: list[Call], settled: dict[str, tuple[str, str]]) -> list[Problem]:
     """Everything that is wrong, after `Chaos.settle`."""
     stories = read_stories(folder, calls)
-    problems = [Problem("untrue", text) for text in check_database(folder / "nexum.db")]
+    problems = [Problem("untrue", text) for text in check_database(folder)]
     known = Counter(story.label for story in stories)
     for call in calls:
         if known[call.label] != 1:
@@ -912,13 +973,21 @@ def check(folder: Path, calls: list[Call], settled: dict[str, tuple[str, str]]) 
 
 MISNUMBERED = {
     "events of no execution": "SELECT seq, type FROM events WHERE seq NOT IN (SELECT seq FROM story)",
-    "tasks whose keys have another number": "SELECT seq, task_key FROM tasks WHERE task_key NOT GLOB seq || '-*'",
+    "tasks whose keys have another number": "SELECT seq, task_key FROM tasks WHERE instr(task_key, seq || '-') <> 1",
 }
 
 
-def check_database(path: Path) -> Iterator[str]:
-    with closing(sqlite3.connect(path)) as database:
-        for pragma, clean in (("integrity_check", [("ok",)]), ("foreign_key_check", [])):
+def database_of(folder: Path) -> Any:
+    """A connection to what the servers have left."""
+    if (url := folder / URL).exists():
+        return Connection(place_of(url.read_text()))
+    return sqlite3.connect(f"file:{folder / 'nexum.db'}?mode=ro", uri=True)
+
+
+def check_database(folder: Path) -> Iterator[str]:
+    with closing(database_of(folder)) as database:
+        sound = (("integrity_check", [("ok",)]), ("foreign_key_check", [])) if not (folder / URL).exists() else ()
+        for pragma, clean in sound:
             found = database.execute(f"PRAGMA {pragma}").fetchall()
             if found != clean:
                 yield f"{pragma} says {found[:5]}"
@@ -1051,10 +1120,10 @@ def schedule(rounds: int, faults: Collection[str], rng: random.Random) -> Iterat
         yield deck.pop()
 
 
-async def survive(folder: Path, rounds: int, seed: int, *, embedded: bool = False) -> bool:
+async def survive(folder: Path, rounds: int, seed: int, kind: type[Chaos] = Chaos) -> bool:
     """Whether nothing is wrong; prints what it does, and the evidence."""
     began = time.monotonic()
-    async with Embedded(folder, seed) if embedded else Chaos(folder, seed) as chaos:
+    async with kind(folder, seed) as chaos:
         try:
             for number, fault in enumerate(schedule(rounds, chaos.faults, chaos.rng), start=1):
                 round_began = time.monotonic()
@@ -1079,17 +1148,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Pull plugs, and check that nothing is lost or done twice.")
     parser.add_argument("--rounds", type=int, default=20, metavar="N", help="how many (default 20)")
     parser.add_argument("--seed", type=int, default=None, metavar="S", help="repeat the faults of an earlier run")
-    parser.add_argument("--embedded", action="store_true", help="no server: who needs the engine has it")
+    on = parser.add_mutually_exclusive_group()
+    on.add_argument("--embedded", action="store_true", help="no server: who needs the engine has it")
+    on.add_argument("--postgres", action="store_true", help="the database is a PostgreSQL")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.randrange(10**6)
     folder = Path(tempfile.mkdtemp(prefix="nexum-chaos-"))
-    again = f"--rounds {arguments.rounds} --seed {seed}{' --embedded' if arguments.embedded else ''}"
+    kind = Embedded if arguments.embedded else OnPostgres if arguments.postgres else Chaos
+    option = " --embedded" if arguments.embedded else " --postgres" if arguments.postgres else ""
+    again = f"--rounds {arguments.rounds} --seed {seed}{option}"
     print(f"The same faults again: python tests/chaos/chaos.py {again}", flush=True)
     ctrl_c = signal.signal(signal.SIGINT, signal.SIG_IGN)
     forkserver.ensure_running()  # for good without Ctrl-C, which is for us
     signal.signal(signal.SIGINT, ctrl_c)
     try:
-        sound = asyncio.run(survive(folder, arguments.rounds, seed, embedded=arguments.embedded))
+        sound = asyncio.run(survive(folder, arguments.rounds, seed, kind))
     except KeyboardInterrupt:
         shutil.rmtree(folder)
         raise SystemExit(130) from None

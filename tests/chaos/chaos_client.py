@@ -33,7 +33,10 @@ from nexum_runtime import crash
 from nexum_runtime.client import local
 
 CALL_SECONDS = 60.0
-STOPPED, AWAY = 7, 8  # exit codes: a person has stopped the session; the server was not there when it began
+STOPPED, AWAY = (
+    7,
+    8,
+)  # exit codes: a person stopped the session; server or database was away when it began
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def run(order: Order) -> None:
     except* SessionStopped:
         sys.exit(STOPPED)
     except* DurableCallError as errors:
-        if "No Nexum server answers" not in repr(errors):
+        if not any(words in repr(errors) for words in ("No Nexum server answers", "Cannot use the database")):
             raise
         sys.exit(AWAY)
 
