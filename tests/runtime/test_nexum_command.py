@@ -182,7 +182,7 @@ async def test_a_file_that_is_no_database_is_told_in_a_sentence(tmp_path: Path) 
     assert_refused(finished, f"Cannot use the database {notes}: file is not a database.")
 
 
-@pytest.mark.parametrize("url", ["", "nexum.db", "sqlite:///", "postgresql://localhost/nexum", "sqlite://nexum.db"])
+@pytest.mark.parametrize("url", ["", "nexum.db", "sqlite:///", "mysql://localhost/nexum", "sqlite://nexum.db"])
 async def test_a_bad_database_url_is_told_in_a_sentence(tmp_path: Path, url: str) -> None:
     finished = await run(NEXUM, "dev", "--port", "0", env=environment(NEXUM_DATABASE_URL=url), cwd=tmp_path)
     assert_refused(finished, f"NEXUM_DATABASE_URL is {url!r}; it must be sqlite:///path")

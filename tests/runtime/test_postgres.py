@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
@@ -20,7 +21,6 @@ from nexum_runtime.errors import InvalidRequest
 from nexum_runtime.server.model.contract import Store, StoreInUse, StoreUnavailable, Transaction, Workflow
 from nexum_runtime.server.store.opened import opened
 from nexum_runtime.server.store.postgres import database
-from nexum_runtime.server.store.postgres import store as the_store
 from nexum_runtime.server.store.postgres.place import place_of
 from nexum_runtime.server.store.postgres.store import PostgresStore
 
@@ -185,10 +185,7 @@ def test_without_psycopg_it_is_said_how_to_install_it(url: str, monkeypatch: pyt
         opened(url)
 
 
-async def test_a_second_server_is_refused_while_the_first_has_the_database(
-    store: PostgresStore, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(the_store, "FIRST_TAKE_SECONDS", 0.2)
+async def test_a_second_server_is_refused_while_the_first_has_the_database(store: PostgresStore, url: str) -> None:
     with pytest.raises(StoreInUse, match=r"Another Nexum server \(from .*, PostgreSQL's process \d+\) has the"):
         opened(url)
     await add(store, an_execution("e"))
@@ -312,6 +309,68 @@ async def test_a_server_that_was_killed_goes_on_where_it_was_and_shows_no_passwo
         assert told["executions"] == {"COMPLETED": 1}
         assert SECRET not in nexum.output
     assert runs == 1
+
+
+async def test_a_second_server_waits_and_goes_on_in_the_middle_of_a_call_when_the_first_is_killed(
+    own: postgres.Postgres, tmp_path: Path
+) -> None:
+    options = ("--db", f"{own.url}&schema=of_two")
+    first, second = NexumDev(tmp_path, *options), NexumDev(tmp_path, *options, port=free_port())
+    first.start()
+    await first.ready()
+    second.start()
+    await second.says("has the database .* This one waits until it has gone.")
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    runs = 0
+
+    async def effect() -> dict[str, str]:
+        nonlocal runs
+        runs += 1
+        begun.set()
+        await go_on.wait()
+        return {"text": "done"}
+
+    async with Client(f"localhost:{first.port}, localhost:{second.port}") as client:
+        await client.register(ASK)
+        before = await client.run_local(ASK, {}, recorded, execution_id="s/0")
+        running = asyncio.create_task(client.run_local(ASK, {}, effect, execution_id="s/1", effect="once"))
+        await begun.wait()
+        first.kill()
+        await second.ready()
+        go_on.set()
+        assert (await running).outputs == {"ask": {"text": "done"}}
+        assert (await client.run_local(ASK, {}, recorded, execution_id="s/0")).attempts == before.attempts
+        assert client.address == second.address
+        assert [each["executions"] for each in await client.sessions("s")] == [2]
+    assert runs == 1
+    second.terminate()
+    assert await second.ended() == 0
+
+
+async def test_a_server_that_waits_can_be_stopped_and_says_at_once_that_its_port_is_taken(
+    own: postgres.Postgres, tmp_path: Path
+) -> None:
+    options = ("--db", f"{own.url}&schema=of_waiting")
+    async with NexumDev(tmp_path, *options) as first:
+        finished = await run(NEXUM, "dev", "--port", str(first.port), *options, env=environment())
+        assert finished.code == 1
+        assert "the port is in use" in finished.stderr
+        second = NexumDev(tmp_path, *options)
+        second.start()
+        await second.says("This one waits")
+        second.terminate()
+        assert await second.ended() == 0
+        assert "Nexum has stopped. It had no database." in second.output
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def recorded() -> dict[str, str]:
+    return {"text": "recorded"}
 
 
 async def test_commands_and_agents_say_that_a_server_has_to_be_there(tmp_path: Path, url: str) -> None:

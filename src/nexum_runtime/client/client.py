@@ -53,7 +53,8 @@ class Definition(Protocol):
 
 
 class Client:
-    """Talks to the server at `address` ("host:port"). Belongs to the event loop it is first used in.
+    """Talks to the server at `address` ("host:port"), or to one of several, "host:port,host:port", that have one
+    database: to the next one when it has gone. Belongs to the event loop it is first used in.
 
     `token` is what a server demands that is open to others than this machine, `tls_ca` a PEM file with the
     certificates to trust for TLS; when not given they are NEXUM_TOKEN and NEXUM_TLS_CA, if set.
@@ -72,9 +73,15 @@ class Client:
         way: Way | None = None,
     ) -> None:
         if way is None:
-            from nexum_runtime.client.remote import Remote  # which takes its time, where no gRPC is needed
+            # These take their time, where no gRPC is needed.
+            if "," in address:
+                from nexum_runtime.client.several import Several
 
-            way = Remote(address, token, tls_ca)
+                way = Several([each.strip() for each in address.split(",")], token, tls_ca)
+            else:
+                from nexum_runtime.client.remote import Remote
+
+                way = Remote(address, token, tls_ca)
         self.way = way
         self._span_attributes = span_attributes
         self._max_message_bytes = sys.maxsize  # until the engine has told

@@ -8,17 +8,16 @@ nobody                this process opens the file itself, and serves it to whoev
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 from nexum_runtime import wire
 from nexum_runtime.client import Client
-from nexum_runtime.client.outgoing import Outgoing
-from nexum_runtime.client.way import RPC_SECONDS, Claim, Fields, Metadata, Told, Way
+from nexum_runtime.client.changing import Changing, listens
+from nexum_runtime.client.way import Way
 from nexum_runtime.errors import DatabaseUnavailable, InvalidRequest, NexumError, ServerUnavailable
 from nexum_runtime.logs import Log
 from nexum_runtime.text import redact
@@ -28,8 +27,6 @@ DATABASE_DEFAULT = ".nexum/local.db"
 LOOK_SECONDS = 0.02  # between two looks for whoever has just taken the database
 OWNER_SECONDS = 10.0  # that the process which has the database gets to answer
 RING_SECONDS = 2.0  # … at one try
-SEARCH_SECONDS = 30.0  # how long what can be asked again is asked, when the engine's process has gone in the middle
-AGAIN = {"RegisterWorkflow", "GetStatus", "ListSessions", "ListExecutions", "Executions", "Inspect", "Definition"}
 
 log = Log("nexum.engine")
 
@@ -97,107 +94,23 @@ def port_from_environment() -> int:
     return int(port)
 
 
-class Nearest:
+class Nearest(Changing):
     """A `Way` to whoever has the database, or to the server at this `port` of localhost."""
 
     def __init__(self, database: Path, use: Use, port: int) -> None:
+        super().__init__()
         self._database = Path(os.path.abspath(database))  # as of now: the current folder may change
         self._use = use
         self._port = port
-        self._way: Way | None = None
         self._is_by_file = True  # the way that there is, or was last
         self._had_file = False  # there was such a way: no other database will do from then on
-        self._finding = asyncio.Lock()
-        self._closing: set[asyncio.Task[None]] = set()
 
     @property
     def where(self) -> str:
         return self._way.where if self._way else str(self._database)
 
-    async def close(self) -> None:
-        if self._closing:
-            await asyncio.wait(self._closing)
-        if self._way is not None:
-            way, self._way = self._way, None
-            await way.close()
-
-    async def ask(
-        self, method: str, fields: Fields, metadata: Metadata, seconds: float = RPC_SECONDS
-    ) -> tuple[Any, Told]:
-        until = monotonic() + (SEARCH_SECONDS if method in AGAIN else 0)
-        while True:
-            way = await self._found()
-            try:
-                return await way.ask(method, fields, metadata, seconds)
-            except ServerUnavailable as error:
-                if not self._leave(way, error) or monotonic() > until:
-                    raise
-
-    async def stream(
-        self,
-        method: str,
-        fields: Fields,
-        metadata: Metadata,
-        patience: float | None,
-        tell: Callable[[Told], None] | None = None,
-    ) -> AsyncIterator[Any]:
-        until, had = monotonic() + SEARCH_SECONDS, 0
-        while True:
-            way, number = await self._found(), 0
-            try:
-                async for answer in way.stream(method, fields, metadata, patience, tell):
-                    number += 1
-                    if number > had or method != "History":  # which is in the order of time: the same as before
-                        had = number
-                        yield answer
-                return
-            except ServerUnavailable as error:
-                if not self._leave(way, error) or monotonic() > until:
-                    raise
-
-    async def find(self, fields: Fields, metadata: Metadata, seconds: float) -> tuple[Any, Told, Claim | None]:
-        way = await self._found()
-        try:
-            return await way.find(fields, metadata, seconds)
-        except ServerUnavailable as error:
-            self._leave(way, error)
-            raise
-
-    async def complete(self, task_id: str, output_json: str, labels_json: str) -> str:
-        way = await self._found()
-        try:
-            return await way.complete(task_id, output_json, labels_json)
-        except ServerUnavailable as error:
-            self._leave(way, error)
-            raise
-
-    async def stream_tasks(self, metadata: Metadata, outgoing: Outgoing) -> AsyncGenerator[Any, None]:
-        way = await self._found()
-        try:
-            async for answer in way.stream_tasks(metadata, outgoing):
-                yield answer
-        except ServerUnavailable as error:
-            self._leave(way, error)
-            raise
-
-    def _leave(self, way: Way, error: ServerUnavailable) -> bool:
-        """Look for another way from now on, if that may help; returns whether it may."""
-        if not self._is_by_file or isinstance(error, DatabaseUnavailable):
-            return False
-        if way is self._way:
-            self._way = None
-            closing = asyncio.create_task(way.close())
-            self._closing.add(closing)
-            closing.add_done_callback(self._closing.discard)
-        return True
-
-    async def _found(self) -> Way:
-        if self._way is None:
-            async with self._finding:
-                if self._way is None:
-                    self._way = await self._find()
-                    self._had_file = self._is_by_file
-        return self._way
+    def _may_help(self, error: ServerUnavailable) -> bool:
+        return self._is_by_file and not isinstance(error, DatabaseUnavailable)
 
     async def _find(self) -> Way:
         """Raises ServerUnavailable, DatabaseUnavailable when the database cannot be opened."""
@@ -209,10 +122,12 @@ class Nearest:
             path = Path(os.path.realpath(self._database))
             if (here := host.running(path)) is not None:
                 await here.opened()
+                self._had_file = True
                 return embedded.Embedded(here)
             if (remote := await _of_owner(path)) is not None:
+                self._had_file = True
                 return remote
-            if not self._had_file and self._port and await _listens(wire.DEFAULT_HOST, self._port):
+            if not self._had_file and self._port and await listens(wire.DEFAULT_HOST, self._port):
                 self._is_by_file = False
                 if path.exists():
                     log.warning(
@@ -232,9 +147,8 @@ class Nearest:
                 await asyncio.sleep(LOOK_SECONDS)
                 continue
             try:
-                if self._use is Use.LOOK:
-                    return embedded.Embedded(await host.looking_at(path))
-                opened = embedded.Embedded(await host.opened(path))
+                opening = host.looking_at(path) if self._use is Use.LOOK else host.opened(path)
+                opened = embedded.Embedded(await opening)
             except StoreInUse as error:
                 if monotonic() > until:
                     raise ServerUnavailable(f"{error} It does not answer.") from None
@@ -242,6 +156,7 @@ class Nearest:
             except StoreUnavailable as error:
                 raise DatabaseUnavailable(str(error)) from None
             else:
+                self._had_file = True
                 return opened
 
 
@@ -265,7 +180,7 @@ async def _of_owner(database: Path) -> Way | None:
         return _remote(beside.address_of(beside.socket_of(database)))
     with suppress(OSError):
         owner = beside.owner_of(database)
-        if owner is not None and owner.address and await _listens(*wire.split_address(owner.address)):
+        if owner is not None and owner.address and await listens(*wire.split_address(owner.address)):
             return _remote(owner.address, owner.token)
     return None
 
@@ -288,13 +203,4 @@ async def _rings(path: Path) -> bool:
                 finally:
                     writer.close()
                 await asyncio.sleep(LOOK_SECONDS)
-    return False
-
-
-async def _listens(host: str, port: int) -> bool:
-    with suppress(OSError, TimeoutError):
-        async with asyncio.timeout(RING_SECONDS):
-            _, writer = await asyncio.open_connection(host, port)
-            writer.close()
-            return True
     return False

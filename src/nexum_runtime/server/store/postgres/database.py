@@ -69,10 +69,12 @@ def take(connection: Connection, place: Place) -> None:
         (place.schema,),
     ).fetchone()
     who = f" (from {holder[0]}, PostgreSQL's process {holder[1]})" if holder else ""
-    raise StoreInUse(
-        f"Another Nexum server{who} has the database {place}, schema {place.schema!r}. Stop it first, or name another "
-        "schema: ?schema=… in the URL."
-    )
+    raise StoreInUse(f"Another Nexum server{who} has the database {place}, schema {place.schema!r}.")
+
+
+def leave(connection: Connection) -> None:
+    """Let another server have it, now and not only when PostgreSQL notices that this connection has ended."""
+    connection.execute("SELECT pg_advisory_unlock_all()")
 
 
 class _transaction:

@@ -31,8 +31,7 @@ T = TypeVar("T")
 
 GROUP_LIMIT = 100  # writes that share one commit
 READERS = 2  # connections
-TAKE_SECONDS = 10.0  # that the lock of a connection that was lost is waited for …
-FIRST_TAKE_SECONDS = 2.0  # … and that of another server, which may have just gone
+TAKE_SECONDS = 10.0  # that the lock of a connection that was lost is waited for
 ANSWER_SECONDS = 10.0  # that PostgreSQL is asked what became of a commit
 LOOK_SECONDS = 0.1
 
@@ -114,6 +113,8 @@ class PostgresStore(Store):
             await self._writing
         self._reader.shutdown()
         self._writer.shutdown()
+        with suppress(psycopg.Error):
+            database.leave(self._writes_by)
         for connection in (self._writes_by, *self._read_connections):
             connection.close()
 
@@ -162,7 +163,7 @@ class PostgresStore(Store):
         connection = Connection(self.place)
         try:
             database.prepare(connection, self.place)
-            until = time.monotonic() + (TAKE_SECONDS if hasattr(self, "_writes_by") else FIRST_TAKE_SECONDS)
+            until = time.monotonic() + (TAKE_SECONDS if hasattr(self, "_writes_by") else 0)
             while True:
                 try:
                     database.take(connection, self.place)
