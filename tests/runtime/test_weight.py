@@ -17,6 +17,8 @@ from nexum_runtime.server.app import Server
 from nexum_runtime.server.engine import apart
 from nexum_runtime.server.engine.apart import Apart
 from nexum_runtime.server.rules.checks import HEAVY_CHARS
+from nexum_runtime.server.store.sql.reader import SqlReader
+from nexum_runtime.server.store.sqlite import inspection
 
 __all__ = ["wired"]  # a fixture
 
@@ -25,17 +27,17 @@ HEAVY_IR = json.dumps({"nodes": {"run": {"type": "EFFECT", "dependencies": [], "
 
 
 class Gate:
-    """What is to run in the other process waits until it is opened."""
+    """What is to run, by default in the other process, waits until it is opened."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.waiting, self._open, run = 0, threading.Event(), Apart._run
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, of: Any = Apart, name: str = "_run") -> None:
+        self.waiting, self._open, run = 0, threading.Event(), getattr(of, name)
 
-        def held(self_: Apart, *args: Any) -> Any:
+        def held(*args: Any) -> Any:
             self.waiting += 1
             assert self._open.wait(60)
-            return run(self_, *args)
+            return run(*args)
 
-        monkeypatch.setattr(Apart, "_run", held)
+        monkeypatch.setattr(of, name, held)
 
     def open(self) -> None:
         self._open.set()
@@ -82,6 +84,48 @@ async def test_a_small_call_is_answered_while_a_heavy_one_is_parsed(
     assert not asking.done()
     gate.open()
     await asking
+
+
+async def first(each: AsyncIterator[Any]) -> Any:
+    return await anext(each)
+
+
+LOOKS: list[tuple[Any, str, Callable[[Client, Server], Coroutine[Any, Any, Any]]]] = [
+    (SqlReader, "sessions", lambda client, _: client.sessions()),
+    (SqlReader, "executions", lambda client, _: client.executions()),
+    (SqlReader, "executions", lambda client, _: client.listed()),
+    (SqlReader, "events", lambda client, _: first(client.history("s/small"))),
+    (SqlReader, "approvals", lambda client, _: client.approvals()),
+    (SqlReader, "workflows", lambda client, _: client.versions()),
+    (SqlReader, "ended_before", lambda client, _: client.prune("", 0, dry_run=True)),
+    (SqlReader, "count_tasks", lambda _, server: server.engine.measure()),
+    (inspection, "damage_of", lambda client, _: client.inspect()),
+]
+
+
+@pytest.mark.parametrize(("of", "name", "look"), LOOKS, ids=[name for _, name, _ in LOOKS])
+async def test_a_small_call_is_answered_while_somebody_looks_at_much(
+    server: Server,
+    client: Client,
+    wired: Wire,
+    monkeypatch: pytest.MonkeyPatch,
+    of: Any,
+    name: str,
+    look: Callable[[Client, Server], Coroutine[Any, Any, Any]],
+) -> None:
+    await wired.start("s/small")
+    gate = Gate(monkeypatch, of, name)
+    looking = asyncio.create_task(look(client, server))
+    try:
+        await eventually(lambda: gate.waiting)
+        await wired.start("s/another")
+        async with asyncio.timeout(20):
+            assert (await client.status("s/another")).status == "RUNNING"
+            assert (await wired.claim()).has_task
+        assert not looking.done()
+    finally:
+        gate.open()
+    await looking
 
 
 async def test_a_heavy_input_is_the_same_whatever_its_spaces_and_another_one_is_refused(wired: Wire) -> None:

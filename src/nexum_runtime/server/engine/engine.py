@@ -154,7 +154,7 @@ class Engine:
         return await self._store.read(lambda reader: reader.workflow_ids(version_hash))
 
     async def versions(self, workflow_id: str) -> list[Workflow]:
-        return await self._store.read(lambda reader: reader.workflows(workflow_id))
+        return await self._store.read(lambda reader: reader.workflows(workflow_id), is_look=True)
 
     # Executions
 
@@ -324,7 +324,9 @@ class Engine:
         """The newest first; an empty filter lets all pass."""
         if prefix:
             check_execution_id(prefix)
-        return await self._store.read(lambda reader: reader.executions(workflow_id, status, prefix, limit))
+        return await self._store.read(
+            lambda reader: reader.executions(workflow_id, status, prefix, limit), is_look=True
+        )
 
     async def listed(self, workflow_id: str, state: str, prefix: str, limit: int) -> list[tuple[Execution, State]]:
         """The newest first, each with its state; an empty filter lets all pass."""
@@ -346,7 +348,7 @@ class Engine:
                     found.append((execution, its_state))
             return found
 
-        return await self._store.read(read)
+        return await self._store.read(read, is_look=True)
 
     async def history(self, execution_id: str) -> tuple[Snapshot, list[EventRow]]:
         """An execution with its state, and its events in the order they happened."""
@@ -357,7 +359,7 @@ class Engine:
             state = snapshots.state_of(reader, found.execution)
             return found._replace(state=state), reader.events(execution_id)
 
-        return await self._store.read(read)
+        return await self._store.read(read, is_look=True)
 
     async def journal(self, prefix: str) -> AsyncGenerator[str, None]:
         """What the COMPLETED executions under a prefix have recorded, `{execution_id: {node: output}}`, in parts."""
@@ -385,7 +387,7 @@ class Engine:
         """Those whose id begins with `prefix`, the one of which an execution was started last first."""
         if prefix:
             check_execution_id(prefix)
-        return await self._store.read(lambda reader: reader.sessions(prefix, limit))
+        return await self._store.read(lambda reader: reader.sessions(prefix, limit), is_look=True)
 
     async def stop_session(self, session_id: str, by: str, reason: str) -> dict[str, list[str]]:
         """Stop a session: see `Sessions.stop`."""
@@ -445,7 +447,7 @@ class Engine:
 
     async def approvals(self, limit: int) -> list[Approval]:
         """What waits for a person's yes, the longest first."""
-        return await self._store.read(lambda reader: reader.approvals(limit))
+        return await self._store.read(lambda reader: reader.approvals(limit), is_look=True)
 
     async def answer(self, execution_id: str, node_id: str, verdict: Verdict) -> str:
         """Take a person's yes or no, or answer; the first word wins. Returns what came of it, in words."""
@@ -472,7 +474,7 @@ class Engine:
                 tx.delete_execution(execution_id)
             return ended
 
-        while ended := await (self._store.read(batch) if dry_run else self._commits.make(delete)):
+        while ended := await (self._store.read(batch, is_look=True) if dry_run else self._commits.make(delete)):
             after_seq, count = ended[-1][0], count + len(ended)
         return count, 0 if dry_run else await self._store.compact()
 
@@ -853,7 +855,7 @@ class Engine:
         tasks: dict[tuple[str, str], int] = {}
         with suppress(StoreUnavailable):
             tasks = {(status, kind): 0 for kind in graph.NODE_TYPES for status in _open_statuses(kind)}
-            tasks |= await self._store.read(lambda reader: reader.count_tasks())
+            tasks |= await self._store.read(lambda reader: reader.count_tasks(), is_look=True)
         waiting = {"end": self._watched.count(), "task": self._ready.count()}
         pools = self._streams.pools()
         slots = {

@@ -422,7 +422,9 @@ class Store(ABC):
         """
 
     @abstractmethod
-    async def read(self, work: Callable[[Reader], T]) -> T: ...
+    async def read(self, work: Callable[[Reader], T], *, is_look: bool = False) -> T:
+        """What `work` returns, which sees one state of the store. No other read waits for one that `is_look`: what
+        people ask for can be large."""
 
     @abstractmethod
     async def inspect(self, now_ms: int) -> dict[str, Any]:

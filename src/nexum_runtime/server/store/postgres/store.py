@@ -82,7 +82,7 @@ class PostgresStore(Store):
             self._writing = asyncio.create_task(self._write_groups())
         return outcome
 
-    async def read(self, work: Callable[[Reader], T]) -> T:
+    async def read(self, work: Callable[[Reader], T], *, is_look: bool = False) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, work)
 
     async def inspect(self, now_ms: int) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""The store in one SQLite file: one connection that writes, one that reads, nothing acknowledged before it is synced.
+"""The store in one SQLite file: one connection that writes, one that reads, and one for what people look at, so that no
+call waits for them. Nothing is acknowledged before it is synced.
 
 The statements of writes run on the event loop, each a matter of microseconds: in a thread of their own they would spend
 most of their time on changing threads. So does the commit of few, unless the disk turns out to be slow; else it has a
@@ -87,6 +88,8 @@ class SqliteStore(Store):
         self._turn = asyncio.Lock()  # of the connection that writes
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-disk")
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-read")
+        self._looker = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-look")
+        self._look_connection: sqlite3.Connection | None = None  # without one, people look by the one that reads
         self._room_looked = 0.0  # by the monotonic clock, when there was none
         self._owner = Owner(str(os.getpid()))
         try:
@@ -134,7 +137,11 @@ class SqliteStore(Store):
             self._task_numbers = Numbers(last)
             self._read_connection = database.connect(self.path)
             on_failure.callback(self._read_connection.close)
+            look_connection = database.connect_to_read(self.path)
+            on_failure.callback(look_connection.close)
+            look_connection.execute("SELECT 1 FROM executions LIMIT 1").fetchone()  # it opens its files now
             self._begin_to_read()
+            self._look_connection = look_connection
             on_failure.pop_all()
 
     def _open_to_read(self, why: StoreUnavailable) -> None:
@@ -187,12 +194,14 @@ class SqliteStore(Store):
             self._writing = asyncio.create_task(self._write_groups())
         return outcome
 
-    async def read(self, work: Callable[[Reader], T]) -> T:
+    async def read(self, work: Callable[[Reader], T], *, is_look: bool = False) -> T:
         if self._has_begun:  # who was told of it looks for it
             self._arrived.set()
             async with self._turn:
                 pass
-        return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, work)
+        has_own = is_look and self._look_connection is not None
+        thread = self._looker if has_own else self._reader
+        return await asyncio.get_running_loop().run_in_executor(thread, self._read, work, has_own)
 
     def tell_where(self, address: str, token: str) -> None:
         """Have it in the lock file where the engine of this database listens. Raises OSError."""
@@ -231,11 +240,13 @@ class SqliteStore(Store):
         self._arrived.set()
         if self._writing is not None:
             await self._writing
+        if self._look_connection is not None:  # first: the last one that is closed empties the log
+            await asyncio.get_running_loop().run_in_executor(self._looker, self._look_connection.close)
         if self._writes:
             await self._on_disk(self._write_connection.close)
         await asyncio.get_running_loop().run_in_executor(self._reader, self._read_connection.close)
-        self._disk.shutdown()
-        self._reader.shutdown()
+        for thread in (self._disk, self._reader, self._looker):
+            thread.shutdown()
         if self._writes:
             self._last.close(remove=not files.wal_of(self.path).exists())
         if self._lock is not None:
@@ -465,8 +476,8 @@ class SqliteStore(Store):
                 )
             self._log_bytes = now.st_size  # the last of them is the log
 
-    def _read(self, work: Callable[[Reader], T]) -> T:
-        connection = self._read_connection
+    def _read(self, work: Callable[[Reader], T], is_look: bool) -> T:
+        connection = self._look_connection if is_look and self._look_connection else self._read_connection
         try:
             self._check_in_place()
             _roll_back(connection)  # what an earlier failure may have left open
