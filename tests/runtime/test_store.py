@@ -793,6 +793,39 @@ async def add_done(store: Store, execution_id: str, nodes: int = 1) -> None:
     await store.write(work)
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda tx: (tx.set_stop("s", Stop(NOW_MS, "ann", "")), tx.set_stop("s", None)),
+        lambda tx: tx.executions("", ExecutionStatus.RUNNING, "s/", 10),
+        lambda tx: tx.count_running("s/", 10),
+        lambda tx: tx.workflows(""),
+    ],
+    ids=["stop and go", "executions", "count_running", "workflows"],
+)
+async def test_what_is_asked_of_those_that_run_takes_as_long_with_many_that_have_ended_as_with_few(
+    sqlite_store: SqliteStore, ask: Callable[[Transaction], Any]
+) -> None:
+    await add(sqlite_store, Workflow("w", "h", "{}", "NEW", NOW_MS))
+    key = await sqlite_store.write(lambda tx: tx.new_task_key())
+    await add(sqlite_store, an_execution("s/runs", "other"), a_task(key, "s/runs", "other"))
+    few = await steps_in(sqlite_store, ask)
+    for number in range(300):
+        await add_done(sqlite_store, f"s/{number}")
+    assert await steps_in(sqlite_store, ask) < few + 300
+
+
+async def test_a_task_that_was_cancelled_in_a_stopped_session_can_be_claimed_when_it_is_tried_again(
+    store: Store,
+) -> None:
+    await add_ready(store, "s/1")
+    await stop(store, "s", Stop(NOW_MS, "ann", ""))
+    await move(store, "s/1", TaskStatus.CANCELLED)
+    await stop(store, "s", None)
+    await move(store, "s/1", TaskStatus.READY)
+    assert getattr(await claim(store), "task_key", None) == "s/1"
+
+
 def replace_task(key: str, execution_id: str, node_id: str) -> Task:
     return a_task(key, execution_id)._replace(node_id=node_id)
 

@@ -25,11 +25,11 @@ from nexum_runtime.server.store.sql.rows import (
     IN_SPAN,
     IS_TURN,
     OPEN,
-    OPEN_ONES,
     TASK,
     WORKFLOW,
     by_key,
     execution_of,
+    open_ones,
     span_of,
     task_of,
 )
@@ -58,9 +58,11 @@ class SqlReader:
 
     def workflows(self, workflow_id: str) -> list[Workflow]:
         rows = self._sql(
-            f"SELECT {WORKFLOW}, (SELECT count(DISTINCT execution_id) FROM tasks t WHERE {OPEN} "
-            "AND t.workflow_id = w.workflow_id AND t.version_hash = w.version_hash) "
-            "FROM workflows w WHERE workflow_id = ?1 OR ?1 = '' ORDER BY seq DESC",
+            "WITH running AS (SELECT workflow_id, version_hash, count(DISTINCT execution_id) AS executions "
+            f"FROM ({open_ones('execution_id, workflow_id, version_hash')}) opened GROUP BY 1, 2) "
+            f"SELECT {WORKFLOW}, coalesce(executions, 0) "
+            "FROM workflows LEFT JOIN running USING (workflow_id, version_hash) "
+            "WHERE workflow_id = ?1 OR ?1 = '' ORDER BY seq DESC",
             (workflow_id,),
         )
         return [Workflow(*row) for row in rows]
@@ -84,7 +86,7 @@ class SqlReader:
         if status:
             conditions.append(f"status = '{ExecutionStatus(status)}'")  # spelled out: an index is of some of them
         if status == ExecutionStatus.RUNNING:
-            conditions.append(f"execution_id IN (SELECT execution_id FROM tasks WHERE {OPEN})")
+            conditions.append(f"execution_id IN ({open_ones()})")
         if prefix:
             conditions.append("execution_id >= ? AND execution_id < ?")
             parameters += [prefix, _after_prefix(prefix)]
@@ -208,7 +210,7 @@ class SqlReader:
 
     def under_way(self, span: Span) -> list[Execution]:
         rows = self._sql(
-            f"SELECT {EXECUTION} FROM executions x WHERE {IN_SPAN} AND execution_id IN ({OPEN_ONES}) ORDER BY +seq",
+            f"SELECT {EXECUTION} FROM executions x WHERE {IN_SPAN} AND execution_id IN ({open_ones()}) ORDER BY +seq",
             span_of(span),
         )
         return [execution_of(row) for row in rows]
@@ -235,8 +237,8 @@ class SqlReader:
 
     def count_running(self, prefix: str, limit: int) -> int:
         row = self._sql(
-            f"SELECT count(*) FROM (SELECT DISTINCT execution_id FROM tasks WHERE {OPEN} "
-            "AND execution_id >= ? AND execution_id < ? LIMIT ?) running",
+            f"SELECT count(*) FROM (SELECT DISTINCT execution_id FROM ({open_ones()}) opened "
+            "WHERE execution_id || '' >= ? AND execution_id || '' < ? LIMIT ?) running",
             (prefix, _after_prefix(prefix), limit),
         ).fetchone()
         return int(row[0])

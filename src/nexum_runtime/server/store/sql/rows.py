@@ -23,9 +23,16 @@ _EXECUTION_STATUS, _EXECUTION_ERROR_CODE = map(Execution._fields.index, ("status
 TASK = ", ".join(Task._fields)
 _TASK_STATUS, _TASK_ERROR_CODE = map(Task._fields.index, ("status", "error_code"))
 OPEN = f"status IN ({listed(OPEN_STATUSES)})"  # a RUNNING execution has such a task, and few others have one
-OPEN_ONES = " UNION ALL ".join(  # the executions of such, each status by its own index
-    f"SELECT execution_id FROM tasks WHERE status = '{status}'" for status in OPEN_STATUSES
-)
+
+
+def open_ones(columns: str = "execution_id") -> str:
+    """Open tasks, each status by its own index: by OPEN alone SQLite looks at all tasks.
+
+    To choose by the id among these, compare `execution_id || ''`: else SQLite goes by the index of ids.
+    """
+    return " UNION ALL ".join(f"SELECT {columns} FROM tasks WHERE status = '{status}'" for status in OPEN_STATUSES)
+
+
 IS_NOT_STOPPED = (  # of a task
     "NOT EXISTS (SELECT 1 FROM sessions WHERE stopped_json IS NOT NULL AND session_id = "
     "CASE WHEN instr(execution_id, '/') > 0 THEN substr(execution_id, 1, instr(execution_id, '/') - 1) END)"

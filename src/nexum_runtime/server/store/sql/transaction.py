@@ -27,7 +27,6 @@ from nexum_runtime.server.store.sql.rows import (
     IS_TURN,
     NAMED,
     NUMBERED,
-    OPEN_ONES,
     TASK,
     WORKFLOW,
     by_key,
@@ -35,6 +34,7 @@ from nexum_runtime.server.store.sql.rows import (
     listed,
     marks,
     number_of,
+    open_ones,
     span_of,
     task_of,
 )
@@ -70,15 +70,15 @@ _MOVE_EXECUTION = {
     for to, sources in EXECUTION_SOURCES.items()
 }
 _MOVE_TASK = {
-    to: f"UPDATE tasks SET status = '{to}', output_json = ?, lease_expires_at_ms = NULL, available_at_ms = ?, "
-    f"attempt_limit = coalesce(?, attempt_limit), error = ?, error_code = ? "
+    to: f"UPDATE tasks SET status = '{to}', held = 0, output_json = ?, lease_expires_at_ms = NULL, "
+    f"available_at_ms = ?, attempt_limit = coalesce(?, attempt_limit), error = ?, error_code = ? "
     f"WHERE status IN ({listed(sources)}) AND "
     for to, sources in TASK_SOURCES.items()
 }
 
 # So that no claim passes over them one by one, as it does over the few that become READY while it is stopped.
-_HOLD = "UPDATE tasks SET held = 1 WHERE execution_id >= ? AND execution_id < ? AND status = 'READY'"
-_LET_GO = "UPDATE tasks SET held = 0 WHERE execution_id >= ? AND execution_id < ? AND held = 1"
+# The "||" is as `open_ones` has it.
+_HOLD = "UPDATE tasks SET held = ? WHERE status = 'READY' AND execution_id || '' >= ? AND execution_id || '' < ?"
 
 
 class Numbers:
@@ -167,7 +167,7 @@ class SqlTransaction(SqlReader):
     def set_stop(self, session_id: str, stop: Stop | None) -> None:
         stopped = _encode(vars(stop)) if stop else None
         self._sql("UPDATE sessions SET stopped_json = ? WHERE session_id = ?", (stopped, session_id))
-        self._sql(_HOLD if stop else _LET_GO, (f"{session_id}/", f"{session_id}0"))
+        self._sql(_HOLD, (int(stop is not None), f"{session_id}/", f"{session_id}0"))
 
     def rename_holders(self, prefix: str, to: str) -> None:
         self._sql(
@@ -260,7 +260,7 @@ class SqlTransaction(SqlReader):
         self._sql("DELETE FROM copied")
         copied = self._sql(
             f"INSERT INTO copied (number, seq) SELECT row_number() OVER (ORDER BY seq), seq FROM executions x "
-            f"WHERE {IN_SPAN} AND execution_id NOT IN ({OPEN_ONES})",
+            f"WHERE {IN_SPAN} AND execution_id NOT IN ({open_ones()})",
             span_of(span),
         ).rowcount
         last = self._last_before(copied)
