@@ -79,6 +79,7 @@ def dev(
     import logging
 
     from nexum_runtime.cli import events
+    from nexum_runtime.cli.garbage import rarely_full
     from nexum_runtime.engines.nearest import (
         LOOK_SECONDS,
         ask_to_hand_over,
@@ -190,7 +191,8 @@ def dev(
         say("Nexum has stopped. What it acknowledged is in the database.")
 
     try:
-        asyncio.run(serve())
+        with rarely_full():
+            asyncio.run(serve())
     except (CannotBind, InvalidRequest, StoreUnavailable) as error:
         fail(str(error))
 
