@@ -19,9 +19,9 @@ INPUT = {"chars": 100}
 class Caller:
     """Calls of one server's effect; `ended` are the ids of those that are recorded."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, session_id: str = "") -> None:
         self._client = client
-        self._run, self._numbers = f"calls-{secrets.token_hex(4)}", count()
+        self._run, self._numbers = session_id or f"calls-{secrets.token_hex(4)}", count()
         self.ended: list[str] = []
 
     async def cold(self, effect: str = "idempotent", input: dict[str, int] = INPUT) -> None:

@@ -1,14 +1,20 @@
-"""Weight: a small call and the server's memory beside the heaviest mix that is legal, and on an idle server."""
+"""Weight: a small call and the server's memory beside the heaviest mix that is legal, and on an idle server.
+
+And a call of a session of 100,000, and one that is recorded there, while people look at all of it.
+"""
 
 import sys
 from pathlib import Path
 
 from bench import processes
-from bench.calls import Caller
+from bench.calls import INPUT, Caller
 from bench.context import Context
+from bench.growth import Server
 from bench.measure import Kind, Results, Samples, one_by_one, shown
+from nexum_runtime.wire import canonical_json
 
 CALLS = 100
+SESSION, STORED = "long", 100_000
 LINUX = Path("/proc")
 
 
@@ -32,9 +38,36 @@ async def kinds(context: Context) -> list[Kind]:
         return [_most_mb(server)]
 
     return [
+        *await _large_session(context),
         Kind("weight.idle", "a small call, idle server", "ms", idle),
         Kind("weight.beside", "… beside the heaviest mix", "ms", beside),
         Kind("weight.memory", "server's memory, at most", "MB", memory),
+    ]
+
+
+async def _large_session(context: Context) -> list[Kind]:
+    server = Server(context, context.folder / "large.db")
+    await server.start()
+    await context.worker(server.address, "bench.effect_worker")
+    client = await context.client(server.address)
+    await server.store(
+        Caller(client).cold, ((f"{SESSION}/{number:06x}", canonical_json(INPUT)) for number in range(STORED))
+    )
+    await client.check()
+    caller = Caller(client, SESSION)
+
+    async def alone() -> Samples:
+        calls = await one_by_one(caller.cold() for _ in range(CALLS // 2))
+        return calls + await one_by_one(caller.cached(each) for each in caller.ended[-CALLS // 2 :])
+
+    async def looked_at() -> Samples:
+        command = ("-m", "bench.looks_process", server.address, SESSION)
+        async with processes.child(command, context.folder / "looks.log", "ready"):
+            return await alone()
+
+    return [
+        Kind("weight.stored", f"a call of a session of {STORED:,}", "ms", alone),
+        Kind("weight.looked_at", "… while people look at it", "ms", looked_at),
     ]
 
 
@@ -47,5 +80,10 @@ def _most_mb(server: processes.Child) -> float:
 
 
 def sentence(results: Results) -> str:
-    beside, idle = (shown(results.percentile(f"weight.{key}", 99)) for key in ("beside", "idle"))
-    return f"Beside the heaviest mix a small call takes {beside} ms at its p99, and {idle} ms on an idle server."
+    beside, idle, looked_at = (
+        shown(results.percentile(f"weight.{key}", 99)) for key in ("beside", "idle", "looked_at")
+    )
+    return (
+        f"Beside the heaviest mix a small call takes {beside} ms at its p99, and {idle} ms on an idle server. "
+        f"It takes {looked_at} ms while people look at a session of {STORED:,} calls."
+    )

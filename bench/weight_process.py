@@ -1,6 +1,7 @@
 """The heaviest mix that is legal, against the server at an address, until it is stopped.
 
-Results of 15 MiB, JSON that is slow to parse, answers that nobody reads, and 10,000 calls that wait.
+Results of 15 MiB, JSON that is slow to parse, answers that nobody reads or that are read slowly, a flood of starts, and
+10,000 calls that wait.
 """
 
 import asyncio
@@ -19,7 +20,8 @@ from pydantic import BaseModel
 
 MIB = 1024 * 1024
 WAITING, CONNECTIONS = 2_000, 5  # on each
-UNREAD, RESULTS_AT_ONCE = 50, 4
+UNREAD, RESULTS_AT_ONCE, FLOOD = 50, 4, 50
+READ_SECONDS = 1.0  # of who reads slowly, before each part
 OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
 
 
@@ -28,6 +30,7 @@ class Nothing(BaseModel):
 
 
 HEAVY = workflow("heavy").effect("run", Nothing, lambda _: Nothing()).build()
+LIGHT = workflow("light").effect("run", Nothing, lambda _: Nothing()).build()
 LARGE = json.dumps({"text": "x" * 15 * MIB})
 NESTED = f"[{','.join(['[]'] * 2 * MIB)}]"
 
@@ -36,6 +39,8 @@ class Mix:
     def __init__(self, address: str) -> None:
         self._address = address
         self._stub = pb_grpc.NexumServiceStub(self.channel())
+        self._flood = pb_grpc.NexumServiceStub(self.channel())
+        self._slow = self.channel()
 
     def channel(self) -> grpc.aio.Channel:
         return grpc.aio.insecure_channel(self._address, options=OPTIONS)
@@ -54,9 +59,21 @@ class Mix:
         if task.has_task:
             await self._stub.CompleteTask(pb.CompleteRequest(task_id=task.task_id, output_json=LARGE))
 
+    async def arrive(self, execution_id: str) -> None:
+        request = pb.StartRequest(workflow_id=LIGHT.workflow_id, version_hash=LIGHT.version_hash, input_json="{}")
+        await self._flood.StartExecution(request, metadata=[("nexum-execution-id", execution_id)])
+
+    async def dawdle(self, _: str) -> None:
+        journal = self._slow.unary_stream(
+            "/nexum.NexumExtensions/Journal", pb.StatusRequest.SerializeToString, pb.StatusResponse.FromString
+        )
+        async for _part in journal(pb.StatusRequest(execution_id="heavy/")):
+            await asyncio.sleep(READ_SECONDS)
+
     async def run(self) -> None:
-        request = pb.WorkflowIR(workflow_id=HEAVY.workflow_id, version_hash=HEAVY.version_hash, ir_json=HEAVY.ir_json)
-        await self._stub.RegisterWorkflow(request)
+        for each in (HEAVY, LIGHT):
+            request = pb.WorkflowIR(workflow_id=each.workflow_id, version_hash=each.version_hash, ir_json=each.ir_json)
+            await self._stub.RegisterWorkflow(request)
         await self.result("heavy/read")
         await self.start("heavy/waited-for")
         await self.claim(("nexum-lease-ms", "600000"))  # and no more is heard of it
@@ -66,6 +83,8 @@ class Mix:
         await asyncio.gather(
             *(self._for_ever(f"heavy/{number}", self.result) for number in range(RESULTS_AT_ONCE)),
             self._for_ever("heavy/nested", lambda execution_id: self.start(execution_id, NESTED)),
+            *(self._for_ever(f"flood-{number}", self.arrive) for number in range(FLOOD)),
+            self._for_ever("", self.dawdle),
         )
         del waiting, unread
 
