@@ -16,6 +16,8 @@ from nexum_runtime import Client, LimitExceeded
 from nexum_runtime.server.app import Server
 from nexum_runtime.server.engine import apart
 from nexum_runtime.server.engine.apart import Apart
+from nexum_runtime.server.methods import methods
+from nexum_runtime.server.rules import snapshots
 from nexum_runtime.server.rules.checks import HEAVY_CHARS
 from nexum_runtime.server.store.sql.reader import SqlReader
 from nexum_runtime.server.store.sqlite import inspection
@@ -101,6 +103,30 @@ LOOKS: list[tuple[Any, str, Callable[[Client, Server], Coroutine[Any, Any, Any]]
     (SqlReader, "count_tasks", lambda _, server: server.engine.measure()),
     (inspection, "damage_of", lambda client, _: client.inspect()),
 ]
+
+
+async def test_long_answers_are_made_where_nobody_waits_for_them(
+    client: Client, wired: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: dict[str, threading.Thread] = {}
+
+    def noted(of: Any, name: str) -> None:
+        make = getattr(of, name)
+
+        def noting(*args: Any) -> Any:
+            made[name] = threading.current_thread()
+            return make(*args)
+
+        monkeypatch.setattr(of, name, noting)
+
+    noted(methods, "_listed")
+    await wired.start("s/e")
+    await wired.finish("s/e")
+    noted(snapshots, "outputs_json")
+    assert [each["execution_id"] for each in await client.listed()] == ["s/e"]
+    assert await client.journal("s/") == {"s/e": {"run": {"text": "found"}}}
+    assert made.keys() == {"_listed", "outputs_json"}
+    assert threading.main_thread() not in made.values()
 
 
 @pytest.mark.parametrize(("of", "name", "look"), LOOKS, ids=[name for _, name, _ in LOOKS])

@@ -366,15 +366,16 @@ class Engine:
         check_execution_id(prefix)
         after = ""
 
-        def part(reader: Reader) -> tuple[dict[str, dict[str, str]], str]:
-            return reader.journal(prefix, after, JOURNAL_PART_CHARS)
+        def part(reader: Reader) -> tuple[str, str]:
+            outputs, last = reader.journal(prefix, after, JOURNAL_PART_CHARS)
+            named = (f"{wire.canonical_json(id)}:{snapshots.outputs_json(each)}" for id, each in outputs.items())
+            return f"{{{','.join(named)}}}" if outputs else "", last
 
         while True:
-            outputs, after = await self._store.read(part)
-            if not outputs:
+            text, after = await self._store.read(part)
+            if not text:
                 return
-            named = (f"{wire.canonical_json(id)}:{snapshots.outputs_json(each)}" for id, each in outputs.items())
-            yield f"{{{','.join(named)}}}"
+            yield text
 
     async def cancel(self, execution_id: str) -> str:
         """Cancel a RUNNING execution and all its open tasks. Returns what came of it, in words."""

@@ -1,5 +1,6 @@
 """What each method of the services does, whoever calls it and by whatever way: fields in, engine calls, fields out."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -280,7 +281,8 @@ class Methods:
         limit = min(request.limit, LIST_LIMIT) if request.limit > 0 else LIST_LIMIT
         prefix = call.metadata.get(wire.PREFIX, "")
         found = await self.engine.listed(request.workflow_id, request.status, prefix, limit)
-        return {"completed_nodes_json": wire.canonical_json([_listed(*each) for each in found])}
+        told = await asyncio.to_thread(lambda: wire.canonical_json([_listed(*each) for each in found]))
+        return {"completed_nodes_json": told}
 
     async def Journal(self, request: Any, call: Call) -> AsyncGenerator[Fields, None]:
         """What every COMPLETED execution under a prefix has recorded, `{execution_id: {node: output}}`, in parts."""
