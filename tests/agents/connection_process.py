@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -119,6 +120,26 @@ def unfinished() -> None:
         await asyncio.wait(tasks, timeout=0.002)
 
     asyncio.run(main())
+    if asyncio_keeps_tasks():
+        gc.collect()
+
+
+def asyncio_keeps_tasks() -> bool:
+    """Whether a task that is cancelled with its loop is there until the garbage collector comes: asyncio of Python 3.13
+    refers to it from a frame, to which its exception refers."""
+    kept: list[weakref.ref[Any]] = []
+
+    async def wait(what: Answer) -> None:
+        kept.append(weakref.ref(what))
+        await asyncio.sleep(DEATH_SECONDS)
+
+    async def main() -> None:
+        task = asyncio.create_task(wait(Answer(n=1)))
+        await asyncio.sleep(0)
+        del task
+
+    asyncio.run(main())
+    return kept[0]() is not None
 
 
 def refused() -> None:
