@@ -1326,6 +1326,25 @@ async def test_an_owner_that_asks_again_has_its_task_and_no_attempt_more(bench: 
     assert await bench.status() == "COMPLETED"
 
 
+async def test_an_owner_that_asks_again_has_its_task_also_when_it_was_thought_to_have_gone(bench: Bench) -> None:
+    """Its connection was cut before the answer had come."""
+    await bench.register(ONE)
+    once: dict[str, Any] = {"effect": "once", "max_attempts": 1}
+    order = StartOrder("w", "h", "{}", "e", claim="me", **once)
+    executing = bench.engine.execute_here(order, FOREVER_MS)
+    await anext(executing)
+    await executing.aclose()
+    await eventually(lambda: not bench.engine._jobs)
+    assert (await bench.snapshot()).execution.error_code == "OUTCOME_UNKNOWN"
+    for restart in ("", "failed"):
+        assert (await bench.start(claim="another", input_json="{}", restart=restart, **once)).claimed is None
+    claimed = (await bench.start(claim="me", input_json="{}", **once)).claimed
+    assert claimed is not None
+    assert (await bench.snapshot()).attempts == 1
+    assert await bench.engine.complete(claimed.task.task_id, "1") == ""
+    assert await bench.status() == "COMPLETED"
+
+
 async def test_a_claim_given_back_after_its_owner_has_asked_again_takes_nothing_from_it(bench: Bench) -> None:
     await bench.register(ONE)
     async with slow_disk(bench):

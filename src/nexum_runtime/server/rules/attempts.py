@@ -49,11 +49,14 @@ class Attempts:
         runs = execution_of(tx, claimed).status == ExecutionStatus.RUNNING  # or it has failed by another of its tasks
         to = TaskStatus.READY if runs else TaskStatus.CANCELLED
         tx.move_task(claimed.task_key, to, attempt_limit=claimed.attempt_limit + 1)
-        data = {"worker": claimed.worker_id}
-        now_ms = self._clock()
-        tx.add_event(claimed.execution_id, now_ms, Event.ATTEMPT_RETURNED, claimed.node_id, claimed.attempt, data)
+        self.note_return(tx, claimed)
         if runs:
             notices.ready.add((claimed.workflow_id, claimed.version_hash, claimed.execution_id))
+
+    def note_return(self, tx: Transaction, task: Task) -> None:
+        """Its attempt did not happen."""
+        data = {"worker": task.worker_id}
+        tx.add_event(task.execution_id, self._clock(), Event.ATTEMPT_RETURNED, task.node_id, task.attempt, data)
 
     def complete(self, tx: Transaction, notices: Notices, task_id: str, output_json: str, labels_json: str = "") -> str:
         """Record a task's result. The first word wins; returns "" if it was this one, else why nothing changed.

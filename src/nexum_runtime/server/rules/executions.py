@@ -13,7 +13,7 @@ from nexum_runtime.server.model.states import ErrorCode, Event, ExecutionStatus,
 from nexum_runtime.server.rules import questions, sessions
 from nexum_runtime.server.rules.attempts import Attempts, or_not
 from nexum_runtime.server.rules.checks import ERROR_LIMIT, HEAVY_CHARS, same_json
-from nexum_runtime.server.rules.course import Course, check_story, execution_of, is_once
+from nexum_runtime.server.rules.course import Course, check_story, execution_of, has_long_story, is_once
 from nexum_runtime.text import duration_text, shorten, timestamp
 
 WORKFLOWS_LIMIT = 10_000  # versions of all workflows in one database
@@ -81,7 +81,10 @@ class Executions:
     def _start_existing(self, tx: Transaction, notices: Notices, order: StartOrder, existing: Execution) -> None:
         """See to it that it runs, if it is to."""
         _check_same_call(existing, order)
-        if _may_restart(existing, order) and not (_for_once(existing, order) and _has_begun(tx, existing)):
+        if lost := _lost_on_its_way(tx, existing, order):
+            self._attempts.note_return(tx, lost)
+            self._course.run_again(tx, notices, existing)
+        elif _may_restart(existing, order) and not (_for_once(existing, order) and _has_begun(tx, existing)):
             check_story(tx, existing)
             self._course.run_again(tx, notices, _declared_anew(tx, existing, order))
         elif _becomes_once(existing, order) and not _has_begun(tx, existing):
@@ -250,6 +253,16 @@ def check_same_input(order: StartOrder, differ: tuple[str, str] | None) -> None:
             f"Execution {order.execution_id} was started with the input {differ[0]}, not with {differ[1]}. "
             "Choose another id."
         )
+
+
+def _lost_on_its_way(tx: Transaction, execution: Execution, order: StartOrder) -> Task | None:
+    """The task of an unknown outcome, if this very owner had claimed it: that it asks again tells that the answer was
+    lost, and nothing has begun."""
+    if not order.claim or execution.error_code != ErrorCode.OUTCOME_UNKNOWN:
+        return None
+    if has_long_story(tx, execution.execution_id):
+        return None
+    return next((task for task in tx.tasks(execution.execution_id) if task.worker_id == order.claim), None)
 
 
 def _may_restart(execution: Execution, order: StartOrder) -> bool:
