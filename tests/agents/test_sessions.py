@@ -612,6 +612,7 @@ async def test_a_chat_with_memory_in_one_block_asks_each_question_once() -> None
                 await Runner.run(agent, question, session=memory)
     assert model.asked == 2
     assert len(await memory.get_items()) == 4
+    memory.close()
 
 
 async def test_an_approval_that_is_given_for_always_holds_at_the_next_question() -> None:
