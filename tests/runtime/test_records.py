@@ -476,7 +476,7 @@ async def test_the_command_takes_back_and_says_where_it_can_be_read(client: Clie
         0, "2 executions of s1 were taken back; 2 turns stay.\nSee what was taken back with: nexum show s1~1\n", ""
     )
     shown = (await nexum(address, "show", "s1~1")).stdout.splitlines()
-    assert re.fullmatch(r"s1~1 began .* UTC · 2 completed", shown[0])
+    assert re.fullmatch(r"s1~1 TAKEN_BACK · began .* UTC · 2 completed", shown[0])
     assert re.fullmatch(r"taken back of s1 by ann at .* UTC", shown[1])
     assert "taken back of session s1 by ann" in (await nexum(address, "show", "s1~1/turn/3")).stdout
     assert (await nexum(address, "forget", "s1/", "--turn", "turn/2")).stdout.startswith(

@@ -179,7 +179,7 @@ async def test_show_of_a_session_has_a_bar_for_each_attempt_in_it(client: Client
     finished = await nexum(address, "show", name)
     assert (finished.code, finished.stderr) == (0, "")
     lines = [re.sub(r"\d+ ms", "N ms", re.sub(r"[▏▎▍▌▋▊▉█]+", "█", line)) for line in finished.stdout.splitlines()]
-    assert re.fullmatch(r"s1 began \d{4}-.+ UTC · 2 completed, 1 failed, 1 running", lines[0])
+    assert re.fullmatch(r"s1 RUNNING · began \d{4}-.+ UTC · 2 completed, 1 failed, 1 running", lines[0])
     assert [re.sub(r" +", " ", line) for line in lines[1:]] == [
         "",
         "b █ N ms",
@@ -441,7 +441,7 @@ async def test_on_a_terminal_of_80_columns_ps_is_redrawn_and_show_follows(client
         assert not any(re.match(r"^(f0|\d+)? *(COMPLETED|\d+ ms)", line) for line in lines), "no row is broken in two"
         drawn = terminal.raw.count("\x1b[1A") or terminal.raw.count("\x1b[2K")
         assert drawn, "redrawn in place"
-        last = terminal.text.rpartition("my-session began" if words[0] == "show" else "EXECUTION")[2]
+        last = terminal.text.rpartition(" · began " if words[0] == "show" else "EXECUTION")[2]
         assert last.count("visit_webpage/") == (31 if words[0] == "show" else 20), "what was there at last stays"
 
 

@@ -114,6 +114,7 @@ class Look:
         self.session = session  # "{name}/", or "" for one execution
         self.histories = {history["execution_id"]: history for history in histories}  # the oldest first
         self.approvals: list[Any] = []
+        self.state = ""  # of a session
         self.taken_back: list[str] = []  # of a session, under which ids it can be read
 
     @classmethod
@@ -129,10 +130,7 @@ class Look:
         if not histories:
             unknown_name(name)
         look = cls(client, name, histories, session)
-        if session:
-            found = await client.session(session.removesuffix("/"))
-            look.taken_back = found["taken_back"] if found else []
-        await look._look_for_approvals()
+        await look._look_at_the_rest()
         return look
 
     async def again(self) -> None:
@@ -144,7 +142,7 @@ class Look:
         for name in names:
             async for history in self._client.history(name):
                 self.histories[name] = history
-        await self._look_for_approvals()
+        await self._look_at_the_rest()
 
     @property
     def running(self) -> list[str]:
@@ -171,7 +169,10 @@ class Look:
     def _may_differ(self, name: str, status: str) -> bool:
         return status in OPEN or name not in self.histories or self.histories[name]["status"] != status
 
-    async def _look_for_approvals(self) -> None:
+    async def _look_at_the_rest(self) -> None:
+        """The state of the session, and what waits for a person."""
+        if self.session and (found := await self._client.session(self.session.removesuffix("/"))):
+            self.state, self.taken_back = found["state"], found["taken_back"]
         waiting = await self._client.approvals() if self.running else []
         self.approvals = [each for each in waiting if each.execution_id in self.histories]
 
@@ -180,7 +181,8 @@ class Look:
         told = [f"[{color(status)}]{counts[status]} {status.lower()}[/]" for status in sorted(counts)]
         began_ms = min(history["created_at_ms"] for history in self.histories.values())
         name = shown(self.session.removesuffix("/"))
-        return f"[bold]{name}[/] began {clock_time(began_ms)} · {', '.join(told)}"
+        state = f" [{color(self.state)}]{self.state}[/] ·" if self.state else ""
+        return f"[bold]{name}[/]{state} began {clock_time(began_ms)} · {', '.join(told)}"
 
     def _origin(self) -> list[str]:
         """Where the executions of a session came from, if they were not started in it, and what was taken back."""
