@@ -23,7 +23,7 @@ from command import ECHO, EVIL, SPELLED, Text, assert_refused, claim, finish, ne
 from nexum import workflow
 from nexum.proto import nexum_pb2 as pb
 from nexum.proto import nexum_pb2_grpc as pb_grpc
-from processes import NEXUM, NexumDev, Process, environment, eventually, remote, run
+from processes import NEXUM, Finished, NexumDev, Process, environment, eventually, remote, run
 from test_demo import stage
 
 from nexum_runtime import Client, ServerUnavailable
@@ -195,6 +195,18 @@ async def test_a_database_url_in_a_home_that_nobody_has_is_told_in_a_sentence(tm
     assert_refused(finished, f"NEXUM_DATABASE_URL is {url!r}, and there is no such home directory.")
 
 
+@pytest.mark.parametrize("value", ["abc", "65536"])
+@pytest.mark.parametrize("name", ["NEXUM_PORT", "NEXUM_METRICS_PORT", "--port", "--metrics-port"])
+async def test_a_port_that_is_none_is_told_in_a_sentence_by_the_name_it_was_given(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    is_option = name.startswith("--")
+    options, settings = ([name, value], {}) if is_option else ([], {name: value})
+    finished = await run(NEXUM, "dev", *options, env=environment(**settings), cwd=tmp_path)
+    said = f"{name} is '{value}'; it must be a whole number from 0 to 65535.\n"
+    assert finished == Finished(USAGE, "", said)
+
+
 # nexum dev: where and with what
 
 
@@ -332,8 +344,8 @@ async def test_a_wrong_word_is_told_with_the_right_ones_and_exit_code_2() -> Non
         (("shwo", "e"), "No such command 'shwo'"),
         (("show",), "EXECUTION_OR_SESSION"),
         (("ps", "--stauts", "failed"), "--status"),
-        (("ps", "--status", "lost"), "'running', 'completed', 'failed', 'cancelled'"),
-        (("ps", "--limit", "0"), "Input should be greater than or equal to 1"),
+        (("ps", "--status", "lost"), "--status is 'lost'; it must be one of stopped, unknown, waiting, running, "),
+        (("ps", "--limit", "0"), "--limit is '0'; it must be a whole number from 1 to 10000.\n"),
     ):
         finished = await nexum("localhost:1", *words)
         assert (finished.code, finished.stdout) == (USAGE, "")

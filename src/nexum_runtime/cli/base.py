@@ -1,8 +1,10 @@
 """What the commands share: the options that all of them have, how they end, and how they print."""
 
 import asyncio
+import os
+import re
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -117,6 +119,19 @@ def fail(message: str, code: int = FAILED) -> NoReturn:
 
 def unknown_name(name: str) -> NoReturn:
     fail(f"No execution or session {name!r} is known. See what is there with: nexum ps")
+
+
+def whole_number(option: str, low: int, high: int, envvar: str = "") -> Callable[[Any], int]:
+    """What reads the value of an option, or of its environment variable, and ends the command for a wrong one."""
+
+    def read(value: Any) -> int:  # a text, or the default
+        text = str(value)
+        if re.fullmatch("[0-9]{1,9}", text) and low <= int(text) <= high:
+            return int(text)
+        name = envvar if envvar and os.environ.get(envvar) == text else option
+        fail(f"{name} is {shorten(text, SHOWN_CHARS)!r}; it must be a whole number from {low} to {high}.", USAGE)
+
+    return read
 
 
 def console() -> "Console":

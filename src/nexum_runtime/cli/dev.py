@@ -10,9 +10,10 @@ from typing import Annotated
 import typer
 
 from nexum_runtime import wire
-from nexum_runtime.cli.base import app, examples, fail
+from nexum_runtime.cli.base import app, examples, fail, whole_number
 from nexum_runtime.engines.nearest import DATABASE_DEFAULT
 
+PORT_MAX = 65535
 HAND_OVER_SECONDS = 10.0  # that a process which runs the engine itself gets to leave the database
 STANDBY_LOOK_SECONDS = 0.2  # between two looks whether the server that has the database has gone
 
@@ -27,7 +28,13 @@ STANDBY_LOOK_SECONDS = 0.2  # between two looks whether the server that has the 
 def dev(
     host: Annotated[str, typer.Option(envvar="NEXUM_HOST", help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(envvar="NEXUM_PORT", min=0, max=65535, help="0 takes any free one.")
+        int,
+        typer.Option(
+            envvar="NEXUM_PORT",
+            parser=whole_number("--port", 0, PORT_MAX, "NEXUM_PORT"),
+            metavar="PORT",
+            help="0 takes any free one.",
+        ),
     ] = wire.DEFAULT_PORT,
     db: Annotated[
         str | None,
@@ -36,7 +43,10 @@ def dev(
         ),
     ] = None,
     max_message_mib: Annotated[
-        int, typer.Option(min=1, max=256, help="The largest input or result, in MiB.")
+        int,
+        typer.Option(
+            parser=whole_number("--max-message-mib", 1, 256), metavar="N", help="The largest input or result, in MiB."
+        ),
     ] = wire.MESSAGE_MIB_DEFAULT,
     token_file: Annotated[
         Path | None,
@@ -52,8 +62,8 @@ def dev(
         int | None,
         typer.Option(
             envvar="NEXUM_METRICS_PORT",
-            min=0,
-            max=65535,
+            parser=whole_number("--metrics-port", 0, PORT_MAX, "NEXUM_METRICS_PORT"),
+            metavar="PORT",
             help="Serve metrics for Prometheus at /metrics on this port, and /healthz.",
         ),
     ] = None,

@@ -1,7 +1,6 @@
 """`nexum ps`: the executions there are."""
 
 from collections.abc import Awaitable, Callable
-from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,6 +8,7 @@ import typer
 from nexum_runtime.cli.base import (
     OPEN,
     SHOWN_CHARS,
+    USAGE,
     Address,
     Json,
     app,
@@ -16,13 +16,15 @@ from nexum_runtime.cli.base import (
     color,
     console,
     examples,
+    fail,
     print_json,
     run,
     shown,
     what_text,
+    whole_number,
 )
 from nexum_runtime.cli.watch import redraw, repeat
-from nexum_runtime.text import middle, printable_line
+from nexum_runtime.text import middle, printable_line, shorten
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -34,14 +36,14 @@ WHAT_CELLS_MIN = 24
 FRAME_LINES = 3  # around the list, on a terminal that it is redrawn on
 
 
-class Status(StrEnum):
-    STOPPED = "STOPPED"
-    UNKNOWN = "UNKNOWN"
-    WAITING = "WAITING"
-    RUNNING = "RUNNING"
-    COMPLETED = "COMPLETED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
+STATES = ("STOPPED", "UNKNOWN", "WAITING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED")
+
+
+def _state(text: str) -> str:
+    if text and text.upper() not in STATES:
+        known = ", ".join(STATES).lower()
+        fail(f"--status is {shorten(text, SHOWN_CHARS)!r}; it must be one of {known}.", USAGE)
+    return text.upper()
 
 
 @app.command(
@@ -57,12 +59,22 @@ def ps(
         str, typer.Argument(metavar="PREFIX", help="Only executions whose id begins with this.", show_default=False)
     ] = "",
     status: Annotated[
-        Status | None, typer.Option(help="Only those of this status.", case_sensitive=False, show_default=False)
-    ] = None,
+        str,
+        typer.Option(
+            parser=_state,
+            metavar="STATE",
+            autocompletion=lambda: [state.lower() for state in STATES],
+            help=f"Only those that are {', '.join(STATES[:-1]).lower()} or {STATES[-1].lower()}.",
+            show_default=False,
+        ),
+    ] = "",
     workflow: Annotated[
         str, typer.Option(metavar="WORKFLOW", help="Only those of this workflow.", show_default=False)
     ] = "",
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most this many, the newest.")] = 20,
+    limit: Annotated[
+        int,
+        typer.Option(parser=whole_number("--limit", 1, 10_000), metavar="N", help="At most this many, the newest."),
+    ] = 20,
     watch: Annotated[bool, typer.Option("--watch", help="Keep printing what changes, until Ctrl-C.")] = False,
     as_json: Json = False,
     address: Address = None,
@@ -74,7 +86,7 @@ def ps(
     from nexum_runtime.engines import Use, near
 
     async def fetch(client: "Client") -> list[dict[str, Any]]:
-        return await client.listed(prefix, limit, status=status or "", workflow_id=workflow)
+        return await client.listed(prefix, limit, status=status, workflow_id=workflow)
 
     async def once() -> list[dict[str, Any]]:
         async with near(address, use=Use.LOOK) as client:

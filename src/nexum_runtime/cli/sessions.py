@@ -20,6 +20,7 @@ from nexum_runtime.cli.base import (
     print_json,
     run,
     shown,
+    whole_number,
 )
 from nexum_runtime.cli.people import Approver, user
 from nexum_runtime.text import ago_text, number_text, printable_line
@@ -37,7 +38,10 @@ def sessions(
     prefix: Annotated[
         str, typer.Argument(metavar="PREFIX", help="Only sessions whose id begins with this.", show_default=False)
     ] = "",
-    limit: Annotated[int, typer.Option(min=1, max=10_000, help="At most this many, the latest.")] = 20,
+    limit: Annotated[
+        int,
+        typer.Option(parser=whole_number("--limit", 1, 10_000), metavar="N", help="At most this many, the latest."),
+    ] = 20,
     as_json: Json = False,
     address: Address = None,
 ) -> None:
@@ -124,7 +128,11 @@ def forget(
     session: Session,
     after: Annotated[
         int | None,
-        typer.Option(metavar="N", min=0, help="Keep the first N turns, and the calls before the next one."),
+        typer.Option(
+            parser=whole_number("--after", 0, 1_000_000),
+            metavar="N",
+            help="Keep the first N turns, and the calls before the next one.",
+        ),
     ] = None,
     turn: Annotated[
         str, typer.Option(metavar="ID", help="Take back this turn, and all that began after it.", show_default=False)

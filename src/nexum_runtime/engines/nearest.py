@@ -8,6 +8,7 @@ nobody                this process opens the file itself, and serves it to whoev
 
 import asyncio
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import Enum
@@ -89,7 +90,7 @@ def _database_of(url: str, what: str) -> Path | str:
 def port_from_environment() -> int:
     """Of a server of this machine that has another database; 0 if there is none. Raises InvalidRequest."""
     port = os.environ.get("NEXUM_PORT") or str(wire.DEFAULT_PORT)
-    if not (port.isascii() and port.isdecimal() and int(port) < 1 << 16):
+    if not (re.fullmatch("[0-9]{1,9}", port) and int(port) < 1 << 16):
         raise InvalidRequest(f"NEXUM_PORT is {port!r}; it must be a whole number from 0 to 65535.")
     return int(port)
 
