@@ -10,8 +10,8 @@ from rich.markdown import Markdown
 from rich.markup import escape
 
 from nexum_agents import CallEvent, DurableCallError
-from nexum_agents.events import DurableEvent, Saved, counted
-from nexum_agents.printing import EventPrinter, answers_to, call_text, nexum_command
+from nexum_agents.events import OUTCOMES, DurableEvent, Saved, counted
+from nexum_agents.printing import EventPrinter, answers_to, call_text, outcome_of
 from nexum_runtime import NexumError
 from nexum_runtime.text import error_line, printable
 
@@ -84,12 +84,9 @@ class RunView(EventPrinter):
         calls = "1 call that" if count == 1 else f"{count} calls that"
         is_not = "is not" if count == 1 else "are not"
         self.console.print(f"[red]Unsettled: {calls} may or may not have run, and {is_not} run again.[/]")
-        self.as_it_is(
-            "Find out what happened. Then type the command with one of these after it:\n"
-            "--result 'what it returned', --failed 'why', or --retry to attempt it again"
-        )
+        self.as_it_is(f"Find out what happened, and say it with one of these for OUTCOME:\n{OUTCOMES}")
         for event in self.unsettled:
-            self.as_it_is(f"  {call_text(event)}\n    {nexum_command('resolve', event)}")
+            self.as_it_is(f"  {call_text(event)}\n{outcome_of(event)}")
 
 
 class EngineNotes(logging.Handler):

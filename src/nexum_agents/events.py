@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 from nexum_runtime.text import duration_text, printable_line, shorten
 
 QUESTION_CHARS = 500  # shown of a question; `nexum approvals ID` has the whole
+OUTCOMES = "--result 'what it returned', --failed 'why', or --retry to attempt it again"  # for `nexum resolve`
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.markup import escape
 from rich.segment import Segment, Segments
 
-from nexum_agents.events import CallEvent, DurableEvent, TurnEvent, question_text
+from nexum_agents.events import OUTCOMES, CallEvent, DurableEvent, TurnEvent, question_text
 from nexum_runtime.text import (
     duration_text,
     error_line,
@@ -108,7 +108,7 @@ class EventPrinter:
 
     def _is_unsettled(self, event: CallEvent) -> None:
         """A call may or may not have happened, and only a person can find out."""
-        self.as_it_is(f"    {nexum_command('resolve', event)}")
+        self.as_it_is(f"{outcome_of(event)}, with for OUTCOME {OUTCOMES}")
 
     def as_it_is(self, text: str) -> None:
         """With its tabs: to be copied, or read by a program."""
@@ -143,6 +143,11 @@ def answers_to(event: CallEvent) -> str:
     asks = event.detail == "answer"
     answer = f"{nexum_command('answer', event)} 'your answer'" if asks else nexum_command("approve", event)
     return f"    {answer}\n    {nexum_command('reject', event)} --reason 'why not'"
+
+
+def outcome_of(event: CallEvent) -> str:
+    """The command that settles a call of which nobody knows whether it happened. As it stands it settles nothing."""
+    return f"    {nexum_command('resolve', event)} OUTCOME"
 
 
 def nexum_command(command: str, event: CallEvent) -> str:

@@ -33,7 +33,7 @@ from pydantic_core import to_jsonable_python
 from nexum_agents import seams
 from nexum_agents.clients import nexum_client
 from nexum_agents.errors import DurableCallError, LimitReached, OutcomeUnknown, ending
-from nexum_agents.events import CallEvent, DurableEvent, OnEvent, Saved, question_text
+from nexum_agents.events import OUTCOMES, CallEvent, DurableEvent, OnEvent, Saved, question_text
 from nexum_agents.limits import Limits, Making
 from nexum_agents.watching import Watcher
 from nexum_agents.workflows import ASKED_ANEW, RUN_END, TURN_NODE
@@ -680,10 +680,15 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 def _log_approval(event: DurableEvent) -> None:
     """Nobody watches, so what waits for a person is logged, with the command that answers."""
     if event.kind == "unknown":
-        log.warning("%s may or may not have happened. Find out, and say: nexum resolve %s", *[event.execution_id] * 2)
+        log.warning(
+            "%s may or may not have happened. Find out, and say: nexum resolve %s OUTCOME   with for OUTCOME %s",
+            event.execution_id,
+            event.execution_id,
+            OUTCOMES,
+        )
     if isinstance(event, CallEvent) and event.kind == "waiting" and event.detail == "answer":
         log.warning(
-            "%s asks: %s Answer with: nexum answer %s 'TEXT'   or: nexum reject %s --reason 'why not'",
+            "%s asks: %s Answer with: nexum answer %s 'your answer'   or: nexum reject %s --reason 'why not'",
             event.execution_id,
             question_text(event.tool_args),
             event.execution_id,

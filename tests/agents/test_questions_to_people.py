@@ -317,7 +317,7 @@ async def test_without_on_event_the_question_is_logged_with_the_command_that_ans
     running = asyncio.create_task(in_session())
     id = (await the_question(client)).execution_id
     await eventually(lambda: caplog.records)
-    answers = f"nexum answer {id} 'TEXT'   or: nexum reject {id} --reason 'why not'"
+    answers = f"nexum answer {id} 'your answer'   or: nexum reject {id} --reason 'why not'"
     assert caplog.record_tuples[0][1:] == (
         logging.WARNING,
         f"{id} asks: Which account? (main, savings) Answer with: {answers}",

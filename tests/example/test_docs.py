@@ -219,6 +219,29 @@ def test_every_command_in_a_sentence_has_a_name_and_options_that_there_are(page:
                 raise
 
 
+WANTED = {"resolve": r"OUTCOME|--result|--failed|--retry", "reject": "--reason", "answer": "'your answer'|TEXT"}
+
+
+@pytest.mark.parametrize("command", WANTED)
+def test_a_command_that_is_printed_has_all_that_it_needs(command: str) -> None:
+    """Or else a placeholder for it, as nobody knows what to type after half of a command."""
+    printed = []
+    for path in [
+        *ROOT.glob("*.py"),
+        *ROOT.glob("src/**/*.py"),
+        *ROOT.glob("offline/*.py"),
+        *ROOT.glob("examples/*.py"),
+    ]:
+        for each in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(each, ast.JoinedStr):
+                text = "".join(str(part.value) if isinstance(part, ast.Constant) else "%s" for part in each.values)
+            else:
+                text = each.value if isinstance(each, ast.Constant) and isinstance(each.value, str) else ""
+            printed += re.findall(rf"nexum {command} '?%s.*", text)
+    assert printed
+    assert [said for said in printed if not re.search(rf"nexum {command} '?%s.*?({WANTED[command]})", said)] == []
+
+
 def test_the_service_starts_what_the_command_takes_and_so_does_the_container() -> None:
     page = PAGES["docs/production.md"]
     (unit,) = re.findall(r"(?m)^ExecStart=(.+)$", page)

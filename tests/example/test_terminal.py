@@ -215,10 +215,10 @@ def test_a_call_that_is_unknown_is_said_in_a_sentence_and_asked_about_at_the_end
     )
     assert footer_of(unknown) == [
         "Unsettled: 1 call that may or may not have run, and is not run again.",
-        "Find out what happened. Then type the command with one of these after it:",
+        "Find out what happened, and say it with one of these for OUTCOME:",
         "--result 'what it returned', --failed 'why', or --retry to attempt it again",
         f"  {start}",
-        "    nexum resolve s1/web_search/0/0",
+        "    nexum resolve s1/web_search/0/0 OUTCOME",
         "Then run it again:",
         "  again",
     ]
@@ -226,7 +226,9 @@ def test_a_call_that_is_unknown_is_said_in_a_sentence_and_asked_about_at_the_end
 
 def test_the_command_that_settles_a_call_says_where_its_server_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEXUM_ADDRESS", "[::1]:5001")
-    assert "    NEXUM_ADDRESS='[::1]:5001' nexum resolve s1/web_search/0/0" in footer_of(call("unknown", detail="no"))
+    assert "    NEXUM_ADDRESS='[::1]:5001' nexum resolve s1/web_search/0/0 OUTCOME" in footer_of(
+        call("unknown", detail="no")
+    )
 
 
 def test_a_run_that_was_stopped_says_what_is_unsettled_too() -> None:

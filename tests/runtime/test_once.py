@@ -530,7 +530,7 @@ async def test_what_took_too_long_has_the_time_that_the_next_run_declares(bench:
 
 # As a person sees it
 
-COMMAND = r"^ +((?:NEXUM_ADDRESS=\S+ )?nexum resolve \S+)$"
+COMMAND = r"^ +((?:NEXUM_ADDRESS=\S+ )?nexum resolve \S+) OUTCOME$"
 
 
 async def once_demo(stage: Stage, **changes: str) -> Finished:
@@ -578,7 +578,7 @@ async def test_a_worker_killed_in_the_middle_of_an_effect_that_happens_once_leav
 
     commands = re.findall(COMMAND, second.stdout, re.MULTILINE)
     assert len(commands) == 3
-    assert (await say(stage, commands[0])).code == 2, "as it stands it decides nothing"
+    assert (await say(stage, commands[0], "OUTCOME")).code == 2, "as it stands it decides nothing"
     for command in commands:
         settled = await say(stage, command, "--result", "# A page\n\nDurable execution records it's calls.")
         assert (settled.code, settled.stderr) == (0, "")

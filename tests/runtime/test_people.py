@@ -219,7 +219,7 @@ async def test_approvals_tell_what_waits_for_what_and_how_to_answer(client: Clie
         '  "q": "página"',
         "}",
         "  nexum approve s/e approve",
-        '  nexum reject s/e approve --reason "…"',
+        "  nexum reject s/e approve --reason 'why not'",
     ]
     as_json = [json.loads(line) for line in (await nexum(address, "approvals", "s", "--json")).stdout.splitlines()]
     assert [(each["execution_id"], each["node_id"]) for each in as_json] == [
@@ -321,8 +321,8 @@ async def test_approvals_list_a_question_with_its_words_its_choices_its_time_and
             r"  asks Which account?\nSay it \u001b[2J.",
             "  choices main, savings",
             f"  until {clock_time(due_ms)}, then the answer is main",
-            '  nexum answer s/ask "…"',
-            '  nexum reject s/ask answer --reason "…"',
+            "  nexum answer s/ask 'your answer'",
+            "  nexum reject s/ask answer --reason 'why not'",
         ]
         assert alone == [listed[0], "  asks Which account?", r"Say it \u001b[2J.", *listed[2:]], "the whole of it"
         told = json.loads((await nexum(address, "approvals", "--json")).stdout)
@@ -339,7 +339,10 @@ async def test_approvals_list_a_question_with_its_words_its_choices_its_time_and
         }
         shown = (await nexum(address, "show", "s")).stdout
         assert "ask waits for an answer" in shown
-        assert 's/ask answer waits for your answer:\n  nexum answer s/ask "…"\n  nexum reject s/ask answer' in shown
+        assert (
+            "s/ask answer waits for your answer:\n  nexum answer s/ask 'your answer'\n  nexum reject s/ask answer"
+            in shown
+        )
         assert await nexum(address, "answer", "s/ask", "main") == Finished(0, "Answered.\n", "")
 
 
@@ -404,7 +407,7 @@ async def test_of_several_questions_the_command_names_the_node(client: Client, a
     await eventually(client.approvals)
     told = (await nexum(address, "approvals", "s")).stdout
     for node in ("first", "second"):
-        assert f'  nexum answer s/two "…" --node {node}\n' in told
+        assert f"  nexum answer s/two 'your answer' --node {node}\n" in told
         assert (await nexum(address, "answer", "s/two", node, "--node", node)).stdout == "Answered.\n"
     assert (await executing).outputs["second"]["comment"] == "second"
 
@@ -431,7 +434,7 @@ async def test_a_yes_may_be_to_other_arguments_and_show_tells_them(client: Clien
 
 @pytest.mark.usefixtures("waiting")
 async def test_what_does_not_heed_other_arguments_is_not_approved_with_them(client: Client, address: str) -> None:
-    said = "Node approve of s/e takes no other arguments. Say no to it, and why: nexum reject"
+    said = "Node approve of s/e takes no other arguments. Say no to it, and why: nexum reject s/e --reason 'why not'"
     assert_refused(await nexum(address, "approve", "s/e", "--args", "{}"), said)
     assert "s/e" in [each.execution_id for each in await client.approvals()]
 

@@ -138,11 +138,11 @@ def _print_asked(out: "Console", told_input: Any, asked: dict[str, Any], *, is_w
 def answers(pending: Any, history: dict[str, Any]) -> tuple[str, str]:
     """The two commands that answer what waits for a person."""
     what = f"{pending.execution_id} {pending.node_id}"
-    no = f'nexum reject {what} --reason "…"'
+    no = f"nexum reject {what} --reason 'why not'"
     if asked_at(history, pending.node_id)["question"] is None:
         return f"nexum approve {what}", no
     which = f" --node {pending.node_id}" if len({each["node_id"] for each in _requests(history)}) > 1 else ""
-    return f'nexum answer {pending.execution_id} "…"{which}', no
+    return f"nexum answer {pending.execution_id} 'your answer'{which}", no
 
 
 Node = Annotated[str, typer.Argument(metavar="NODE", help="Which node, when several wait.", show_default=False)]
@@ -174,9 +174,8 @@ def answer(
             id, at = (execution, node) if node else await _the_pending(client, execution)
             history = await _history(client, id)
             if any(each["node_id"] == at and "choices" not in each for each in _requests(history)):
-                raise InvalidRequest(
-                    f"{id} waits for a yes, not for an answer: nexum approve {id}, or nexum reject {id}"
-                )
+                no = f"nexum reject {id} --reason 'why not'"
+                raise InvalidRequest(f"{id} waits for a yes, not for an answer: nexum approve {id}, or {no}")
             return await client.approve(id, at, approver or user(), said)
 
     print(run(send()))

@@ -244,8 +244,8 @@ class Look:
                 error = shorten(error_line(history["error"] or ""), SHOWN_CHARS)
                 lines.append(f"[red]{shown(name)}[/] failed ({history['error_code']}): {shown(error)}")
             if history["error_code"] == "OUTCOME_UNKNOWN":
-                settle = f"nexum resolve {name} --result TEXT | --failed REASON | --retry"
-                lines.append(f"  settle it with: {shown(settle)}")
+                lines.append(f"  settle it with: {shown(f'nexum resolve {name} OUTCOME')}")
+                lines.append("  OUTCOME is --result 'what it returned', --failed 'why', or --retry to attempt it again")
         for each in self.approvals:
             lines.append(f"[cyan]{shown(each.execution_id)}[/] {shown(each.node_id)} waits for your answer:")
             lines += [f"  {shown(line)}" for line in answers(each, self.histories[each.execution_id])]

@@ -155,7 +155,8 @@ class Executions:
         is_question = asked.choices is not None
         output: dict[str, Any] = {"approved": True, "approver": verdict.by, "comment": verdict.text}
         if args is not None and (is_question or not asked.takes_args):
-            raise InvalidRequest(f"{_whose(task)} takes no other arguments. Say no to it, and why: nexum reject")
+            how = f"nexum reject {task.execution_id} --reason 'why not'"
+            raise InvalidRequest(f"{_whose(task)} takes no other arguments. Say no to it, and why: {how}")
         if asked.choices is not None:
             if not verdict.text:
                 how = f"nexum answer {task.execution_id} TEXT"
