@@ -1,6 +1,7 @@
 """Function tools, MCP's among them, and agents as tools: what a call of one is, and how it is recorded."""
 
 import asyncio
+import inspect
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -19,9 +20,13 @@ from nexum_agents.standin import StandIn
 from nexum_agents.tools import Submitter
 from nexum_agents.values import from_value, returns_of
 from nexum_agents.workflows import LOCAL_NODE, Recorded
+from nexum_runtime.logs import Log
+from nexum_runtime.signals import end_at_next_ctrl_c
 from nexum_runtime.wire import canonical_json
 
 Invoke = Callable[[], Awaitable[Any]]  # what the SDK does at the seam, and returns there
+
+log = Log("nexum_agents")
 
 GENERATED_ERROR, CUSTOM_DATA = "generated_error", "custom_data"  # in a note: see seams.Invocation
 MCP_DATA, SPAN_ERROR = "mcp_data", "span_error"  # in a note: what the call's span tells of it in a trace
@@ -82,7 +87,7 @@ async def _called(scope: Scope, tool: FunctionTool, context: Any, arguments: str
         made.append(True)
         inside = current_scope()
         try:
-            found = seams.invocation(await invoke(), context)
+            found = seams.invocation(await _told_if_it_lasts(tool, invoke), context)
             if found.is_generated_error and inside is not None and inside.unknown is not None:
                 raise inside.unknown  # the SDK would ask the model to try again what may have happened
             note.update(_told_by_the_span())
@@ -112,6 +117,21 @@ async def _called(scope: Scope, tool: FunctionTool, context: Any, arguments: str
             raise asyncio.CancelledError(str(failed)) from None
         output = str(failed)
     return _as_noted(output, note, context)
+
+
+async def _told_if_it_lasts(tool: FunctionTool, invoke: Invoke) -> Any:
+    """Say at Ctrl-C that a sync tool, which the SDK runs in a thread, is waited for."""
+    try:
+        return await invoke()
+    except asyncio.CancelledError:
+        function = getattr(tool, "__wrapped__", None)
+        if function is not None and not inspect.iscoroutinefunction(function) and end_at_next_ctrl_c():
+            log.warning(
+                "%s is a sync function, which cannot be cut short. This process ends when it has returned; "
+                "Ctrl-C again ends it at once.",
+                tool.name,
+            )
+        raise
 
 
 async def _agent_called(place: Place, name: str, asked: Any, context: Any, invoke: Invoke) -> Any:

@@ -1,8 +1,9 @@
-"""How a process of this project is told to stop."""
+"""How a process is told to stop."""
 
 import asyncio
 import os
 import signal
+import threading
 from typing import Any
 
 # Environment: the process that started us, to stop as soon as it is gone; "1" for the parent of now.
@@ -43,3 +44,23 @@ async def stop_requested() -> int:
             set_handlers(before)
         raise
     return stop.result() if stop.done() else 0
+
+
+def end_at_next_ctrl_c() -> bool:
+    """After Ctrl-C has cancelled `asyncio.run`, which waits for its threads: let the next one end the process at once.
+
+    Otherwise that one, too, would wait for the threads. Returns False, and changes nothing, if there was no Ctrl-C.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    runner = getattr(getattr(handler, "func", None), "__self__", None)  # what runs `asyncio.run`, if it is its
+    if not getattr(runner, "_interrupt_count", 0) or threading.current_thread() is not threading.main_thread():
+        return False
+    loop = asyncio.get_running_loop()
+
+    def end(*_: Any) -> None:
+        has_waited = loop.is_closed()
+        signal.signal(signal.SIGINT, signal.default_int_handler if has_waited else signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGINT, end)
+    return True

@@ -173,3 +173,48 @@ async def test_a_workflow_waits_on_without_its_script_after_ctrl_c(stage: Stage)
     process.send(signal.SIGINT)
     assert await process.ended() == 130
     assert one_line(process.output.removeprefix(before)) == "Interrupted. Run it again, and it goes on."
+
+
+WAITS_IN_A_THREAD = """
+import asyncio, pathlib, time
+from agents import Agent, Runner, function_tool
+from agents.testing import ScriptedModel, function_call
+from nexum_agents import durable_session, print_events
+
+@function_tool
+def look_up() -> str:
+    while not pathlib.Path("gate").exists():
+        time.sleep(0.01)
+    print("looked up")
+    return "It is there."
+
+async def main():
+    model = ScriptedModel([[function_call("look_up", {}, call_id="c")]])
+    with durable_session("s1", on_event=print_events):
+        await Runner.run(Agent("A", tools=[look_up], model=model), "?")
+
+try:
+    asyncio.run(main())
+except KeyboardInterrupt:
+    print("the end of asyncio.run")
+"""
+WAITED_FOR = "look_up is a sync function, which cannot be cut short. This process ends when it has returned; "
+
+
+@pytest.mark.parametrize("is_patient", [True, False])
+async def test_ctrl_c_in_a_sync_tool_says_what_is_waited_for_and_the_second_one_ends_it(
+    tmp_path: Path, is_patient: bool
+) -> None:
+    agent = Process([sys.executable, "-c", WAITS_IN_A_THREAD], tmp_path / "agent.log", env=environment(), cwd=tmp_path)
+    agent.start()
+    await agent.says(r"look_up\(\) …")
+    agent.send(signal.SIGINT)
+    await agent.says(re.escape(WAITED_FOR + "Ctrl-C again ends it at once.\n"))
+    if is_patient:
+        (tmp_path / "gate").touch()
+        assert await agent.ended() == 0
+        assert agent.output.endswith("looked up\nthe end of asyncio.run\n")
+    else:
+        agent.send(signal.SIGINT)
+        assert await agent.ended() == -signal.SIGINT
+        assert agent.output.endswith("at once.\n")
