@@ -96,7 +96,7 @@ async def run(arguments: argparse.Namespace, session_id: str, view: Any, model: 
     async with AsyncExitStack() as stack:
         if arguments.worker:
             flags = ["--offline"] if arguments.offline else []
-            view.worker_is_starting = stack.enter_context(worker_beside(Path(".nexum"), *flags))
+            view.has_own_worker = stack.enter_context(worker_beside(Path(".nexum"), *flags))
         turns, tools = arguments.durable_model, arguments.tools
         session = durable_session(session_id, turns=turns, tools=tools, on_event=on_event)
         view.saved = (await stack.enter_async_context(session)).saved

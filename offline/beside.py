@@ -4,6 +4,7 @@ It stops when the block ends, and by itself should this process be killed.
 """
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ STOP_SECONDS = 15.0
 def worker_beside(folder: Path, *flags: str) -> Iterator[Callable[[], bool]]:
     """worker.py, which finds the same engine as we do; its log is in `folder`. Raises NexumError.
 
-    Yields what tells whether it is still starting.
+    Yields what tells whether it runs. If it has not connected when the block ends, it has no work, and is killed.
     """
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -37,13 +38,11 @@ def worker_beside(folder: Path, *flags: str) -> Iterator[Callable[[], bool]]:
             start_new_session=True,  # Ctrl-C is for us; we tell it
         )
 
-        def is_starting() -> bool:
-            return worker.poll() is None and b"Connected to Nexum" not in Path(log.name).read_bytes()
-
         try:
-            yield is_starting
+            yield lambda: worker.poll() is None
         finally:
-            worker.terminate()
+            has_work = b"Connected to Nexum" in Path(log.name).read_bytes()
+            worker.send_signal(signal.SIGTERM if has_work else signal.SIGKILL)
             try:
                 worker.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:

@@ -25,7 +25,7 @@ class RunView(EventPrinter):
         self.saved = Saved()
         self.unsettled: list[CallEvent] = []  # calls that may or may not have run
         self.code = 0  # to exit with
-        self.worker_is_starting: Callable[[], bool] = lambda: False  # the demo's own
+        self.has_own_worker: Callable[[], bool] = lambda: False  # that runs
 
     @property
     def stored(self) -> str:
@@ -38,7 +38,7 @@ class RunView(EventPrinter):
         return f"Interrupted{f'; {self.stored} stored' if self.stored else ''}. Go on with: {self.again}"
 
     def on_event(self, event: DurableEvent) -> None:
-        if event.kind == "waiting" and event.detail == "worker" and self.worker_is_starting():
+        if event.kind == "waiting" and event.detail == "worker" and self.has_own_worker():
             return  # it is about to take the call
         super().on_event(event)
 

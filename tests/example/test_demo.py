@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from processes import Finished, NexumDev, Process, environment, eventually, run
 
 from nexum_runtime import Client
+from offline.beside import worker_beside
 
 ROOT = Path(__file__).parents[2]
 SHORT_LEASE_MS = "2000"  # of a worker that is to be killed; a shorter one may expire while it lives, under load
@@ -312,6 +314,27 @@ async def test_the_worker_beside_the_demo_uses_the_server_that_the_demo_uses(sta
     assert completed(shown.stdout, "/web_search/") + completed(shown.stdout, "/visit_webpage/") == 5
     assert completed(shown.stdout, "/model-turn/") == 3
     assert not (stage.folder / ".nexum" / "local.db").exists()
+
+
+@pytest.mark.parametrize("has_connected", [False, True])
+def test_a_worker_beside_is_waited_for_only_if_it_has_connected_and_may_have_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_connected: bool
+) -> None:
+    """Its imports take seconds, in which it hears no signal, and a run that is all cached has ended before."""
+    sent: list[int] = []
+    send = subprocess.Popen.send_signal
+
+    def noted(process: "subprocess.Popen[bytes]", number: int) -> None:
+        sent.append(number)
+        send(process, number)
+
+    monkeypatch.setattr(subprocess.Popen, "send_signal", noted)
+    with worker_beside(tmp_path) as runs:
+        if has_connected:
+            (tmp_path / "worker.log").write_text("Connected to Nexum at localhost:1.\n")
+        assert runs(), "so no worker is missed, also before it has asked for work"
+    assert not runs()
+    assert sent[0] == (signal.SIGTERM if has_connected else signal.SIGKILL)
 
 
 async def test_output_that_nobody_reads_any_more_ends_neither_the_run_nor_in_a_traceback(stage: Stage) -> None:

@@ -272,6 +272,14 @@ def view_into(again: str = "again") -> tuple[RunView, io.StringIO]:
     return view, output
 
 
+@pytest.mark.parametrize("has_own_worker", [True, False])
+def test_a_worker_is_missed_unless_the_demos_own_runs(has_own_worker: bool) -> None:
+    view, output = view_into()
+    view.has_own_worker = lambda: has_own_worker
+    view.on_event(call("waiting", detail="worker"))
+    assert ("no worker has taken this call yet" in output.getvalue()) is not has_own_worker
+
+
 def test_the_header_stays_on_its_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEXUM_ADDRESS", f"localhost:1{EVIL}")
     screen.header(f"what? {EVIL}", f"s1{EVIL}", f"gpt{EVIL}", "live")
