@@ -143,7 +143,8 @@ async def results(database: Path) -> int:
 async def test_a_file_that_is_no_database_is_named_and_left_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("Dear diary, " * 1_000)
     sentence = (
-        f"Cannot use the database {tmp_path}/notes.txt: file is not a database. Give Nexum a file of its own with --db."
+        f"Cannot use the database {tmp_path}/notes.txt: file is not a database. Give Nexum a file of its own: "
+        "NEXUM_DATABASE_URL=sqlite:///PATH, or nexum dev --db PATH."
     )
     assert refused(tmp_path / "notes.txt") == sentence
     assert await refused_by_dev(tmp_path / "notes.txt") == sentence
@@ -285,7 +286,7 @@ async def test_the_database_of_another_program_is_left_as_it_is_with_its_log(tmp
     another_program(tmp_path / "books.db")
     assert refused(tmp_path / "books.db") == (
         f"{tmp_path}/books.db is a database of another program: it has books. "
-        "Give this Nexum a file of its own with --db."
+        "Give Nexum a file of its own: NEXUM_DATABASE_URL=sqlite:///PATH, or nexum dev --db PATH."
     )
 
 
@@ -296,7 +297,7 @@ async def test_the_database_of_the_original_server_is_refused_by_its_name_and_le
         original.execute("INSERT INTO workflow_executions (execution_id) VALUES ('exec-1')")
     assert refused(tmp_path / "local.db") == (
         f"{tmp_path}/local.db is a database of the original Nexum server, which keeps its records in another way. "
-        "Give this Nexum a file of its own with --db."
+        "Give Nexum a file of its own: NEXUM_DATABASE_URL=sqlite:///PATH, or nexum dev --db PATH."
     )
 
 
@@ -337,7 +338,7 @@ async def test_a_database_of_another_schema_version_is_named_and_left_as_it_is(t
         later.execute(f"PRAGMA user_version = {version}")
     assert refused(database) == (
         f"{database} has schema version {version}, and this Nexum knows versions up to 5. "
-        "Use the Nexum that wrote it, or another file with --db."
+        "Use the Nexum that wrote it, or another file: NEXUM_DATABASE_URL=sqlite:///PATH, or nexum dev --db PATH."
     )
 
 
@@ -354,14 +355,17 @@ async def test_a_database_that_another_server_holds_is_named_with_its_process(tm
 async def test_a_folder_in_place_of_the_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "nexum.db").mkdir()
     said = await refused_by_dev(tmp_path / "nexum.db")
-    assert said == f"Cannot use the database {tmp_path}/nexum.db: Is a directory. Name a file in it with --db."
+    assert (
+        said == f"Cannot use the database {tmp_path}/nexum.db: Is a directory. Name a file in it: "
+        "NEXUM_DATABASE_URL=sqlite:///PATH, or nexum dev --db PATH."
+    )
 
 
 async def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("in the way")
     assert await refused_by_dev(tmp_path / "data" / "nexum.db") == (
         f"Cannot use the database {tmp_path}/data/nexum.db: Not a directory ({tmp_path}/data). "
-        "Name another file with --db."
+        "Name another file: NEXUM_DATABASE_URL=sqlite:///PATH, or nexum dev --db PATH."
     )
 
 
@@ -450,7 +454,8 @@ async def test_a_read_only_file_system_is_told(tmp_path: Path) -> None:
     assert finished.code == 1
     assert finished.stderr == (
         f"Cannot use the database {folder}/nexum.db: Read-only file system ({folder}/nexum.db.lock). "
-        "Make its file system writable, or name another file with --db.\n"
+        "Make its file system writable, or name another file: "
+        "NEXUM_DATABASE_URL=sqlite:///PATH, or nexum dev --db PATH.\n"
     )
 
 

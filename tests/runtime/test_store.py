@@ -998,7 +998,7 @@ async def test_a_second_store_on_the_same_file_is_refused_naming_the_file_and_th
             SqliteStore(path)
         assert str(refused.value) == (
             f"The database {path} is in use by process {os.getpid()}, which runs the engine for it. "
-            "Stop that one, or use another file (--db, NEXUM_DATABASE_URL)."
+            "Stop that one, or name another file: NEXUM_DATABASE_URL=sqlite:///PATH, or nexum dev --db PATH."
         )
     await add(first, an_execution("e"))
     await first.close()
@@ -1032,9 +1032,7 @@ def test_a_database_of_another_program_is_refused_and_left_as_it_is(tmp_path: Pa
     before = path.read_bytes()
     with pytest.raises(StoreUnavailable) as refused:
         SqliteStore(path)
-    assert str(refused.value).startswith(
-        f"{path} is a database of another program: it has books. Give this Nexum a file"
-    )
+    assert str(refused.value).startswith(f"{path} is a database of another program: it has books. Give Nexum a file")
     assert path.read_bytes() == before
 
 
@@ -1051,7 +1049,7 @@ async def test_a_database_of_a_later_nexum_is_refused_and_left_as_it_is(tmp_path
         SqliteStore(path)
     assert str(refused.value) == (
         f"{path} has schema version 99, and this Nexum knows versions up to 5. "
-        "Use the Nexum that wrote it, or another file with --db."
+        "Use the Nexum that wrote it, or another file: NEXUM_DATABASE_URL=sqlite:///PATH, or nexum dev --db PATH."
     )
     assert path.read_bytes() == before
 

@@ -21,6 +21,8 @@ from nexum_runtime.server.model.states import ErrorCode, Event, ExecutionStatus,
 
 T = TypeVar("T")
 
+ANOTHER = "NEXUM_DATABASE_URL=sqlite:///PATH, or nexum dev --db PATH"  # how to name another database
+
 
 class StoreUnavailable(Exception):
     """The database cannot be used now: it cannot be opened, is held by another server, or the disk is full.

@@ -7,7 +7,7 @@ from typing import Any
 from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
 from nexum_runtime.server.model import graph
-from nexum_runtime.server.model.contract import Execution, Task, Transaction, Workflow
+from nexum_runtime.server.model.contract import ANOTHER, Execution, Task, Transaction, Workflow
 from nexum_runtime.server.model.shapes import Claimed, Notices, Resolution, Started, StartOrder, Taker, Verdict
 from nexum_runtime.server.model.states import ErrorCode, Event, ExecutionStatus, TaskStatus
 from nexum_runtime.server.rules import questions, sessions
@@ -51,7 +51,7 @@ class Executions:
         if not known:
             if tx.count_workflows() >= WORKFLOWS_LIMIT:
                 raise LimitExceeded(
-                    f"This database knows {WORKFLOWS_LIMIT} versions of workflows already; use another one with --db."
+                    f"This database knows {WORKFLOWS_LIMIT} versions of workflows already; use another one: {ANOTHER}."
                 )
             tx.add_workflow(Workflow(workflow_id, version_hash, ir_json, compatibility, self._clock()))
         elif latest != known:  # a version rolled back to is the one that is started from now on

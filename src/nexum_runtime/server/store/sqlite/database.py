@@ -5,7 +5,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from nexum_runtime import wire
-from nexum_runtime.server.model.contract import StoreUnavailable
+from nexum_runtime.server.model.contract import ANOTHER, StoreUnavailable
 from nexum_runtime.server.model.states import Event
 from nexum_runtime.server.store.sql.rows import EVENT_BITS
 from nexum_runtime.server.store.sqlite import failures, files, inspection, last
@@ -90,7 +90,7 @@ def check_version(path: Path) -> None:
     with closing(connect_to_read(path)) as connection:
         application_id, version = _pragma(connection, "application_id"), _pragma(connection, "user_version")
     if application_id != APPLICATION_ID:
-        raise StoreUnavailable(f"{path} is a database of another program. Give Nexum a file of its own with --db.")
+        raise StoreUnavailable(f"{path} is a database of another program. {failures.OTHER_FILE}")
     if version != SCHEMA_VERSION:
         raise StoreUnavailable(
             f"{path} has schema version {version}, and this Nexum reads version {SCHEMA_VERSION}. "
@@ -132,11 +132,11 @@ def _check_open(path: Path, connection: sqlite3.Connection) -> bool:
     if application_id != APPLICATION_ID:
         if _is_empty(connection):
             return False
-        raise StoreUnavailable(f"{path} is {_whose(connection)}. Give this Nexum a file of its own with --db.")
+        raise StoreUnavailable(f"{path} is {_whose(connection)}. {failures.OTHER_FILE}")
     if version != SCHEMA_VERSION and version not in MIGRATIONS:
         raise StoreUnavailable(
             f"{path} has schema version {version}, and this Nexum knows versions up to {SCHEMA_VERSION}. "
-            "Use the Nexum that wrote it, or another file with --db."
+            f"Use the Nexum that wrote it, or another file: {ANOTHER}."
         )
     _look_for_damage(path, connection)
     if version == SCHEMA_VERSION:

@@ -4,9 +4,9 @@ import errno
 import sqlite3
 from pathlib import Path
 
-from nexum_runtime.server.model.contract import StoreUnavailable
+from nexum_runtime.server.model.contract import ANOTHER, StoreUnavailable
 
-OTHER_FILE = "Give Nexum a file of its own with --db."
+OTHER_FILE = f"Give Nexum a file of its own: {ANOTHER}."
 ROOM = "Make room on its disk (or raise the quota, or the limit on the size of files)."
 LOST_LOG = "Results may be missing that are nowhere else: put the right log there, or move this away to do without."
 PERMISSION = "The user that Nexum runs as must be able to read and to write the file and its folder."
@@ -16,8 +16,8 @@ _NEXT = {
     errno.EFBIG: ROOM,
     errno.EACCES: PERMISSION,
     errno.EPERM: PERMISSION,
-    errno.EROFS: "Make its file system writable, or name another file with --db.",
-    errno.EISDIR: "Name a file in it with --db.",
+    errno.EROFS: f"Make its file system writable, or name another file: {ANOTHER}.",
+    errno.EISDIR: f"Name a file in it: {ANOTHER}.",
 }
 _NEXT_OF_SQLITE = {  # SQLite's error → what to do about it
     sqlite3.SQLITE_FULL: ROOM,
@@ -35,7 +35,7 @@ def unusable(path: Path, why: str, what_next: str) -> StoreUnavailable:
 
 def unusable_because(path: Path, error: OSError) -> StoreUnavailable:
     where = f" ({error.filename})" if error.filename and Path(error.filename) != path else ""
-    what_next = _NEXT.get(error.errno or 0, "Name another file with --db.")
+    what_next = _NEXT.get(error.errno or 0, f"Name another file: {ANOTHER}.")
     return unusable(path, f"{error.strerror or error}{where}", what_next)
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from nexum_runtime.server.model.contract import StoreInUse
+from nexum_runtime.server.model.contract import ANOTHER, StoreInUse
 from nexum_runtime.server.store.sqlite.failures import LOST_LOG, OTHER_FILE, unusable, unusable_because
 from nexum_runtime.wire.beside import Owner, lock_of
 
@@ -85,7 +85,7 @@ class Lock:
                 except BlockingIOError as error:
                     raise StoreInUse(
                         f"The database {path} is in use by process {holder.decode() or '(unknown)'}, which runs the "
-                        "engine for it. Stop that one, or use another file (--db, NEXUM_DATABASE_URL)."
+                        f"engine for it. Stop that one, or name another file: {ANOTHER}."
                     ) from error
                 file.seek(0)
                 if self._is_in_place(file):
@@ -114,7 +114,7 @@ def real_path(path: Path) -> Path:
         if real.exists() and not real.is_dir() and not real.is_file():
             raise unusable(real, "it is no regular file", OTHER_FILE)
     except RuntimeError:  # what pathlib makes of ELOOP
-        raise unusable(path, os.strerror(errno.ELOOP), "Name another file with --db.") from None
+        raise unusable(path, os.strerror(errno.ELOOP), f"Name another file: {ANOTHER}.") from None
     except OSError as error:
         raise unusable_because(path, error) from error
     return real
