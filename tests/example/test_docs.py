@@ -1,31 +1,37 @@
 """What the pages in docs/ say is so: their code, their commands, and the lists that the code has, too."""
 
 import ast
+import asyncio
 import builtins
 import importlib
 import inspect
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, suppress
 from html import unescape
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import agents
 import agents.realtime
 import agents.sandbox
 import pytest
 import typer
-from processes import NEXUM, NexumDev, environment, eventually, run
+from agents import Agent, Runner, SQLiteSession
+from agents.testing import ScriptedModel, assistant_message
+from processes import LOOK_SECONDS, NEXUM, PATIENCE_SECONDS, NexumDev, environment, eventually, run
+from pydantic import BaseModel
 
 import nexum_agents
 import nexum_runtime
-from nexum_agents import refusals, runs, seams
+from nexum_agents import durable_session, refusals, runs, seams
 from nexum_agents.errors import DurableCallError
 from nexum_runtime import wire
 from nexum_runtime.cli import app
+from nexum_runtime.engines import host, near
 from nexum_runtime.server.rpc.service import Services
 from nexum_runtime.wire import methods as wire_methods
 
@@ -52,27 +58,58 @@ def test_every_page_is_listed_in_the_documentations_own_readme() -> None:
 
 # Blocks of Python
 
-# What a page speaks of and its reader has: it stands in no import of a block.
-READERS_OWN = {
-    "Forecast",
-    "agent",
-    "agent_with_another_prompt",
-    "ask_the_person",
-    "book",
-    "book_room",
-    "cancel",
-    "chat_id",
-    "city",
-    "get_weather",
-    "memory",
-    "planner",
-    "question",
-    "searcher",
-    "send_invoice",
-    "transfer",
-    "web_search",
-    "writer",
-}
+
+class Forecast(BaseModel):
+    rain: bool = True
+    searches: list[str] = ["Rome", "rain"]
+
+
+def stand_in(output_type: type[BaseModel] | None = None) -> Agent[Any]:
+    """An agent whose model always answers at once, in the same words."""
+    text = "It rains." if output_type is None else output_type().model_dump_json()
+    answers = [[assistant_message(text, item_id=f"m{n}")] for n in range(9)]
+    return Agent(name="Guide", model=ScriptedModel(answers), output_type=output_type)
+
+
+def book(what: str, city: str = "") -> str:
+    return f"{what} {city}"
+
+
+def tool(name: str) -> Callable[..., str]:
+    def call(what: str, city: str = "") -> str:
+        return book(what, city)
+
+    call.__name__ = name
+    return call
+
+
+def asks(questions: Iterator[str]) -> Callable[[], str]:
+    def ask() -> str:
+        for question in questions:
+            return question
+        raise EOFError("The person has gone.")
+
+    return ask
+
+
+def readers_own() -> dict[str, Any]:
+    """What a page speaks of and its reader has: it stands in no import of a block."""
+    tools = ("book_room", "cancel", "get_weather", "send_invoice", "transfer", "web_search")
+    agents = ("agent", "agent_with_another_prompt", "searcher", "writer")
+    return {
+        **{name: tool(name) for name in tools},
+        **{name: stand_in() for name in agents},
+        "Forecast": Forecast,
+        "ask_the_person": asks(iter(["Will it rain?", "And tomorrow?"])),
+        "book": book,
+        "chat_id": "chat",
+        "city": "Rome",
+        "memory": SQLiteSession("chat"),
+        "planner": stand_in(Forecast),
+        "question": "Will it rain?",
+    }
+
+
 OF_MODULES = vars(builtins) | {name: getattr(nexum_agents, name) for name in nexum_agents.__all__}
 OF_MODULES |= {name: getattr(agents, name) for name in agents.__all__}
 OF_MODULES |= {name: importlib.import_module(name) for name in ("asyncio", "itertools")}
@@ -100,14 +137,6 @@ def free_names(tree: ast.AST) -> set[str]:
     return used - made
 
 
-def awaits(tree: ast.AST) -> bool:
-    """Whether a block awaits something itself, and so cannot be run as it is."""
-    inner = [
-        each for each in ast.iter_child_nodes(tree) if not isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
-    return any(isinstance(each, ast.Await | ast.AsyncFor | ast.AsyncWith) or awaits(each) for each in inner)
-
-
 @pytest.mark.parametrize("block", list(python_blocks()))
 def test_a_block_of_python_names_only_what_there_is(block: str) -> None:
     code = compile(block, "a block", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST)
@@ -120,10 +149,46 @@ def test_a_block_of_python_names_only_what_there_is(block: str) -> None:
             taken = inspect.signature(getattr(nexum_agents, each.func.id)).parameters
             if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
                 assert [named.arg for named in each.keywords if named.arg not in taken] == []
-    unknown = free_names(code) - OF_MODULES.keys()
-    assert unknown <= READERS_OWN
-    if not unknown and not awaits(code) and "asyncio.run(" not in block:  # that one is run by test_readme.py
-        exec(compile(block, "a block", "exec"), {"__name__": "block"})
+    assert free_names(code) - OF_MODULES.keys() <= readers_own().keys()
+
+
+@pytest.fixture
+async def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """An engine in this process, with sessions that the pages speak of, and a person who answers."""
+    monkeypatch.setenv("NEXUM_DATABASE_URL", f"sqlite:///{tmp_path / 'nexum.db'}")
+    for session_id, agent in (("s1", stand_in(Forecast)), ("yesterday", stand_in())):
+        with durable_session(session_id):
+            await Runner.run(agent, "Will it rain in Rome?")
+
+    async def answer() -> None:
+        async with near() as client:
+            while True:
+                for each in await client.approvals():
+                    await client.approve(each.execution_id, each.node_id, "anna", "savings")
+                await asyncio.sleep(LOOK_SECONDS)
+
+    answering = asyncio.create_task(answer())
+    yield
+    answering.cancel()
+    await asyncio.wait([answering])
+    host.close_all()
+
+
+@pytest.mark.usefixtures("recorded")
+@pytest.mark.parametrize("block", [each for each in python_blocks() if "asyncio.run(" not in each.values[0]])
+async def test_a_block_of_python_runs_with_what_its_reader_has(block: str) -> None:
+    """All but the whole script, which test_readme.py runs. `serve`, which never returns, only makes its worker."""
+    code = compile(block, "a block", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    names = {"__name__": "block"} | OF_MODULES | readers_own()
+    with patch.object(nexum_agents, "serve", nexum_agents.Worker), ExitStack() as stack:
+        names["serve"] = nexum_agents.serve
+        if "durable_step(" in block or "ask_person(" in block:
+            stack.enter_context(durable_session("around"))
+        stack.enter_context(suppress(EOFError))  # a chat ends when its person goes
+        running = eval(code, names)
+        if inspect.isawaitable(running):
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await running
 
 
 def test_no_name_of_the_readers_own_is_left_over() -> None:
@@ -131,7 +196,7 @@ def test_no_name_of_the_readers_own_is_left_over() -> None:
         compile(each.values[0], "a block", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT | ast.PyCF_ONLY_AST)
         for each in python_blocks()
     ]
-    assert set().union(*(free_names(block) for block in blocks)) >= READERS_OWN
+    assert set().union(*(free_names(block) for block in blocks)) >= readers_own().keys()
 
 
 # Commands
