@@ -2,10 +2,10 @@
 
 import asyncio
 import signal
-import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,21 @@ import postgres
 import psycopg
 import pytest
 from local_process import ASK
-from processes import NEXUM, NexumDev, environment, run
+from processes import NEXUM, NexumDev, environment, eventually, run
+from test_engine import LEASE_MS, ONE, ir
 from test_store import NOW_MS, add, an_execution
 
 from nexum_runtime import Client
-from nexum_runtime.errors import InvalidRequest
-from nexum_runtime.server.model.contract import Store, StoreInUse, StoreUnavailable, Transaction, Workflow
+from nexum_runtime.errors import InvalidRequest, SessionStopped
+from nexum_runtime.server.engine.engine import SWEEP_INTERVAL_MS, Engine
+from nexum_runtime.server.model.contract import Store, StoreUnavailable, Transaction, Workflow
+from nexum_runtime.server.model.shapes import StartOrder
 from nexum_runtime.server.store.opened import opened
 from nexum_runtime.server.store.postgres import database
+from nexum_runtime.server.store.postgres.connection import Connection
 from nexum_runtime.server.store.postgres.place import place_of
 from nexum_runtime.server.store.postgres.store import PostgresStore
+from nexum_runtime.server.store.postgres.talk import Talk
 
 SECRET = "s3cret-of-the-database"
 
@@ -185,12 +190,6 @@ def test_without_psycopg_it_is_said_how_to_install_it(url: str, monkeypatch: pyt
         opened(url)
 
 
-async def test_a_second_server_is_refused_while_the_first_has_the_database(store: PostgresStore, url: str) -> None:
-    with pytest.raises(StoreInUse, match=r"Another Nexum server \(from .*, PostgreSQL's process \d+\) has the"):
-        opened(url)
-    await add(store, an_execution("e"))
-
-
 # Connections that break
 
 
@@ -311,15 +310,10 @@ async def test_a_server_that_was_killed_goes_on_where_it_was_and_shows_no_passwo
     assert runs == 1
 
 
-async def test_a_second_server_waits_and_goes_on_in_the_middle_of_a_call_when_the_first_is_killed(
+async def test_two_servers_have_one_database_and_either_goes_on_in_the_middle_of_a_call_when_the_other_is_killed(
     own: postgres.Postgres, tmp_path: Path
 ) -> None:
     options = ("--db", f"{own.url}&schema=of_two")
-    first, second = NexumDev(tmp_path, *options), NexumDev(tmp_path, *options, port=free_port())
-    first.start()
-    await first.ready()
-    second.start()
-    await second.says("has the database .* This one waits until it has gone.")
     begun, go_on = asyncio.Event(), asyncio.Event()
     runs = 0
 
@@ -330,43 +324,178 @@ async def test_a_second_server_waits_and_goes_on_in_the_middle_of_a_call_when_th
         await go_on.wait()
         return {"text": "done"}
 
-    async with Client(f"localhost:{first.port}, localhost:{second.port}") as client:
+    async with (
+        NexumDev(tmp_path, *options) as first,
+        NexumDev(tmp_path, *options) as second,
+        Client(f"{first.address}, {second.address}") as client,
+        Client(second.address) as other,
+    ):
         await client.register(ASK)
         before = await client.run_local(ASK, {}, recorded, execution_id="s/0")
+        assert (await other.run_local(ASK, {}, recorded, execution_id="s/0")).attempts == before.attempts
         running = asyncio.create_task(client.run_local(ASK, {}, effect, execution_id="s/1", effect="once"))
         await begun.wait()
+        waiting = asyncio.create_task(other.status("s/1", wait_ms=60_000))
         first.kill()
-        await second.ready()
         go_on.set()
-        assert (await running).outputs == {"ask": {"text": "done"}}
-        assert (await client.run_local(ASK, {}, recorded, execution_id="s/0")).attempts == before.attempts
+        assert (await running).outputs == (await waiting).outputs == {"ask": {"text": "done"}}
         assert client.address == second.address
         assert [each["executions"] for each in await client.sessions("s")] == [2]
     assert runs == 1
-    second.terminate()
-    assert await second.ended() == 0
 
 
-async def test_a_server_that_waits_can_be_stopped_and_says_at_once_that_its_port_is_taken(
-    own: postgres.Postgres, tmp_path: Path
+class Servers:
+    """The engines of several servers on one database."""
+
+    def __init__(self, url: str, count: int) -> None:
+        self.engines = [Engine(opened(url)) for _ in range(count)]
+        self._sweepers: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> list[Engine]:
+        for engine in self.engines:
+            engine.listen()
+        for workflow_id, nodes in (("one", ONE), ("pair", PAIR_AND_SUM)):
+            await self.engines[0].register(workflow_id, "h", ir(nodes))
+        self._sweepers = [asyncio.create_task(engine.run_sweeper()) for engine in self.engines]
+        return self.engines
+
+    async def __aexit__(self, *_: object) -> None:
+        for sweeper in self._sweepers:
+            sweeper.cancel()
+        for engine in self.engines:
+            await engine.close()
+            await engine._store.close()
+            engine.end()
+
+
+PAIR_AND_SUM = {"a": "EFFECT", "b": "EFFECT", "sum": "COMPUTE a b"}
+
+
+async def test_what_is_started_at_one_server_is_claimed_at_another_at_once_and_its_end_is_heard_at_the_first(
+    url: str,
 ) -> None:
-    options = ("--db", f"{own.url}&schema=of_waiting")
-    async with NexumDev(tmp_path, *options) as first:
-        finished = await run(NEXUM, "dev", "--port", str(first.port), *options, env=environment())
-        assert finished.code == 1
-        assert "the port is in use" in finished.stderr
-        second = NexumDev(tmp_path, *options)
-        second.start()
-        await second.says("This one waits")
-        second.terminate()
-        assert await second.ended() == 0
-        assert "Nexum has stopped. It had no database." in second.output
+    async with Servers(url, 2) as (here, there):
+        for i in range(10):
+            polling = asyncio.create_task(there.poll("w", "h", ["one"], LEASE_MS, 60_000))
+            await eventually(lambda: there._ready.count())
+            began = time.monotonic()
+            waiting = asyncio.create_task(here.execute(StartOrder("one", "h", "{}", f"s/{i}"), 60_000))
+            claimed = await polling
+            assert claimed is not None
+            await there.complete(claimed.task.task_id, "1")
+            _, found = await waiting
+            assert found.execution.status == "COMPLETED"
+            quick = time.monotonic() - began < SWEEP_INTERVAL_MS / 1000
+            if quick:
+                break
+        assert quick, "it was told, and not only found by a look"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+async def test_two_nodes_that_end_at_two_servers_at_one_moment_are_joined(url: str) -> None:
+    async with Servers(url, 2) as engines:
+        here, there = engines
+        for i in range(30):
+            await here.start(StartOrder("pair", "h", "{}", f"s/{i}"))
+            found = [await each.poll("w", "h", ["pair"], LEASE_MS, 60_000) for each in engines]
+            claimed = [each for each in found if each is not None]
+            await asyncio.gather(
+                *(each.complete(task.task.task_id, "1") for each, task in zip(engines, claimed, strict=True))
+            )
+            last = await there.poll("w", "h", ["pair"], LEASE_MS, 60_000)
+            assert last is not None
+            assert last.task.node_id == "sum"
+            await there.complete(last.task.task_id, "2")
+            assert (await here.snapshot(f"s/{i}")).execution.status == "COMPLETED"
+
+
+async def test_each_task_is_claimed_once_by_whichever_server(url: str) -> None:
+    async with Servers(url, 3) as engines:
+        await asyncio.gather(*(engines[i % 3].start(StartOrder("one", "h", "{}", f"s{i % 7}/{i}")) for i in range(100)))
+        tasks: list[str] = []
+
+        async def work(engine: Engine, name: str) -> None:
+            while claimed := await engine.poll(name, "h", ["one"], LEASE_MS, 500):
+                tasks.append(claimed.task.execution_id)
+                assert await engine.complete(claimed.task.task_id, "1") == ""
+
+        await asyncio.gather(*(work(engine, f"w{n}{m}") for n, engine in enumerate(engines) for m in range(3)))
+        assert sorted(tasks) == sorted(f"s{i % 7}/{i}" for i in range(100))
+
+
+async def test_of_a_session_that_is_stopped_at_one_server_nothing_begins_at_another(url: str) -> None:
+    async with Servers(url, 2) as (here, there):
+        stops: list[str] = []
+        started = await here.start(StartOrder("one", "h", "{}", "s/0", claim="local-1", lease_ms=LEASE_MS))
+        assert started.claimed is not None
+        with here.telling_to_stop(started.claimed.task.task_id, stops.append):
+            told = await there.stop_session("s", "anna", "enough")
+            assert told["stopped"] == ["s/0"]
+            await eventually(lambda: stops)
+        assert "stopped by anna: enough" in stops[0]
+        with pytest.raises(SessionStopped):
+            await here.start(StartOrder("one", "h", "{}", "s/1"))
+        assert await here.poll("w", "h", ["one"], LEASE_MS) is None
+        await here.go_session("s")
+        assert await there.poll("w", "h", ["one"], LEASE_MS) is not None
+
+
+async def test_starts_and_stops_of_a_session_at_two_servers_never_leave_anything_running(url: str) -> None:
+    async with Servers(url, 2) as (here, there):
+        for round in range(15):
+            session = f"s{round}"
+            await here.start(StartOrder("one", "h", "{}", f"{session}/first"))
+
+            async def start(i: int, session: str = session) -> None:
+                with suppress(SessionStopped):
+                    await (here, there)[i % 2].start(
+                        StartOrder("one", "h", "{}", f"{session}/{i}", claim=f"local-{i}", lease_ms=LEASE_MS)
+                    )
+
+            await asyncio.gather(*(start(i) for i in range(6)), there.stop_session(session, "", ""))
+            found = await here.executions("", "RUNNING", f"{session}/", 99)
+            for execution in found:
+                assert {task.status for task in await tasks_of(here, execution.execution_id)} <= {"READY"}
+
+
+async def test_words_between_servers_are_all_told_however_many_and_however_long(url: str) -> None:
+    heard: list[list[Any]] = []
+    places = [place_of(url)] * 2
+    opened_once = PostgresStore(places[0])
+    first, second = (Talk(place, heard.extend, lambda _: None) for place in places)
+    words = [["ended", f"{i}/{'ü' * (i % 700)}"] for i in range(3_000)]
+    words.insert(7, ["ended", "x" * 9_000])
+    try:
+        await eventually(lambda: first.listens and second.listens)
+        first.tell(words)
+        await eventually(lambda: len(heard) >= 3_000)
+        assert heard == [each for each in words if len(each[1]) < 9_000]
+    finally:
+        first.close()
+        second.close()
+        await opened_once.close()
+
+
+async def test_where_notifications_do_not_arrive_it_is_said_and_servers_look_for_themselves(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none(self: Connection, seconds: float) -> Iterator[tuple[int, str]]:
+        time.sleep(seconds / 10)
+        return iter([])
+
+    monkeypatch.setattr(Connection, "notifications", none)
+    async with Servers(url, 2) as (here, there):
+        waiting = asyncio.create_task(here.execute(StartOrder("one", "h", "{}", "s/0"), 60_000))
+        claimed = await there.poll("w", "h", ["one"], LEASE_MS, 60_000)
+        assert claimed is not None
+        await there.complete(claimed.task.task_id, "1")
+        _, found = await waiting
+        assert found.execution.status == "COMPLETED"
+        await eventually(lambda: "Notifications of postgresql://" in caplog.text)
+    assert "A pooler in transaction mode hands none on" in caplog.text
+
+
+async def tasks_of(engine: Engine, execution_id: str) -> list[Any]:
+    return await engine._store.read(lambda reader: reader.tasks(execution_id))
 
 
 async def recorded() -> dict[str, str]:

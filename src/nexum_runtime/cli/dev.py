@@ -15,7 +15,6 @@ from nexum_runtime.engines.nearest import DATABASE_DEFAULT
 
 PORT_MAX = 65535
 HAND_OVER_SECONDS = 10.0  # that a process which runs the engine itself gets to leave the database
-STANDBY_LOOK_SECONDS = 0.2  # between two looks whether the server that has the database has gone
 
 
 @app.command(
@@ -143,40 +142,21 @@ def dev(
         )
 
     async def opened() -> Server:
-        """Once the process that runs the engine itself, if there is one, has handed its database over; that of
-        PostgreSQL once the server that has it has gone."""
+        """Once the process that runs the engine itself, if there is one, has handed its database over."""
         is_handed_over, until = False, time.monotonic() + HAND_OVER_SECONDS
-        is_told = False
         while True:
             try:
                 return Server(config)
-            except StoreInUse as error:
-                if isinstance(config.database, Path):
-                    asked = await ask_to_hand_over(config.database)
-                    if not (is_handed_over or asked) or time.monotonic() > until:
-                        raise
-                    is_handed_over = True
-                elif not is_told:
-                    config.check_ports()  # now, and not when it is too late
-                    say(f"{error} This one waits until it has gone.")
-                    is_told = True
-            except StoreUnavailable as error:  # a standby goes on waiting while PostgreSQL itself is away
-                if not is_told:
+            except StoreInUse:
+                asked = isinstance(config.database, Path) and await ask_to_hand_over(config.database)
+                if not (is_handed_over or asked) or time.monotonic() > until:
                     raise
-                log.warning("%s", error)
-                await asyncio.sleep(STANDBY_LOOK_SECONDS)
-            await asyncio.sleep(STANDBY_LOOK_SECONDS if is_told else LOOK_SECONDS)
+                is_handed_over = True
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def serve() -> None:
         allow_connections()
-        stopping = asyncio.ensure_future(stop_requested())
-        opening = asyncio.ensure_future(opened())
-        await asyncio.wait([opening, stopping], return_when=asyncio.FIRST_COMPLETED)
-        if not opening.done():  # a standby
-            opening.cancel()
-            say("Nexum has stopped. It had no database.")
-            return
-        server = opening.result()
+        server = await opened()
         server.store.watch = events.EventLog()
         await server.start()
         gc.freeze()  # what is loaded stays; to look through all of it now and then would hold up every call
@@ -196,7 +176,7 @@ def dev(
         if not wire.is_loopback(host) and not config.tls:
             what = "The token and all else that travels" if config.token else "What travels"
             log.warning("%s to and from %s is not encrypted: use --tls-cert and --tls-key.", what, host)
-        await stopping
+        await stop_requested()
         await server.stop()
         say("Nexum has stopped. What it acknowledged is in the database.")
 

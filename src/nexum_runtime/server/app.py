@@ -72,11 +72,6 @@ class ServerConfig:
                 "(--token-file or NEXUM_TOKEN), best with --tls-cert and --tls-key, or let anyone in with --insecure."
             )
 
-    def check_ports(self) -> None:
-        """Raise CannotBind when the address cannot be listened on as it is."""
-        if reason := _why_not(self.host, self.port):
-            raise _cannot_listen(self.host, self.port, reason)
-
 
 class Server:
     """A Nexum server in this process. `start()` binds and serves, `stop()` drains; `port` is the one bound.
@@ -115,6 +110,7 @@ class Server:
                 self.port = self._bind(host)
                 if self.metrics_port is not None:
                     self.metrics_port = await self._serve_metrics(host, self.metrics_port)
+            self.engine.listen()
             await self.engine.take_over()
         except BaseException:
             self._stop_metrics()
@@ -193,12 +189,8 @@ class Server:
                 reason = "the address is not available"
             else:
                 return port
-        raise _cannot_listen(host, self.port, reason)
-
-
-def _cannot_listen(host: str, port: int, reason: str) -> CannotBind:
-    hint = " Is a Nexum server running there already? Choose another port with --port."
-    return CannotBind(f"Cannot listen on {_address(host, port)}: {reason}.{hint if reason == PORT_IN_USE else ''}")
+        hint = " Is a Nexum server running there already? Choose another port with --port."
+        raise CannotBind(f"Cannot listen on {address}: {reason}.{hint if reason == PORT_IN_USE else ''}")
 
 
 def _address(host: str, port: int) -> str:

@@ -1,7 +1,7 @@
 """Transactions of the store: what follows when one is committed, and what when the store fails."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple, TypeVar
 
 from nexum_runtime.logs import Log
@@ -44,8 +44,16 @@ class Commits:
         self._outage_ms: int | None = None  # when the store last failed; None once that is over
         self.failure: tuple[int, str] | None = None  # when and why it last failed
 
-    async def make(self, work: Callable[[Transaction, Notices], T], *, renews: bool = False, long: bool = False) -> T:
-        return await self.begin(work, renews=renews, long=long)
+    async def make(
+        self,
+        work: Callable[[Transaction, Notices], T],
+        *,
+        renews: bool = False,
+        long: bool = False,
+        about: Collection[str] = (),
+        about_tasks: Collection[str] = (),
+    ) -> T:
+        return await self.begin(work, renews=renews, long=long, about=about, about_tasks=about_tasks)
 
     def begin(
         self,
@@ -55,11 +63,14 @@ class Commits:
         patient: bool = False,
         renews: bool = False,
         long: bool = False,
+        about: Collection[str] = (),
+        about_tasks: Collection[str] = (),
     ) -> asyncio.Future[T]:
         """Run one transaction and have it followed, even if the caller has gone meanwhile.
 
         `work` adds to `given` what it claims for others. Who is `patient` waits for the end of that, not for this.
         What takes `long` is run in a thread: calls are answered meanwhile, and other writes wait.
+        `about` and `about_tasks` are as `Store.begin_write` has them.
 
         When one that `renews` leases fails, none expires until all could be renewed. Any other is no such reason: a
         result that the disk has no room for is sent again and again, and would keep the tasks of dead workers.
@@ -104,7 +115,15 @@ class Commits:
             self._follow(notices, ended)
 
         executing = None if given is None else executed
-        return self._store.begin_write(run, executed=executing, settled=settled, is_patient=patient, is_long=long)
+        return self._store.begin_write(
+            run,
+            executed=executing,
+            settled=settled,
+            is_patient=patient,
+            is_long=long,
+            about=about,
+            about_tasks=about_tasks,
+        )
 
     def note_outage(self, error: StoreUnavailable) -> None:
         """Say it once, however often it is met."""

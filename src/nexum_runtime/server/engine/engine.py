@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from functools import partial
+from operator import methodcaller
 from typing import Any, TypeVar
 
 from nexum_runtime import wire
@@ -66,7 +67,7 @@ from nexum_runtime.server.rules.checks import (
     same_json,
 )
 from nexum_runtime.server.rules.course import Course, not_registered
-from nexum_runtime.server.rules.executions import SHOWN_CHARS, Executions, NotCompared, check_same_input
+from nexum_runtime.server.rules.executions import SHOWN_CHARS, TIMERS_AT_ONCE, Executions, NotCompared, check_same_input
 from nexum_runtime.server.rules.questions import check_question
 from nexum_runtime.server.rules.records import Records
 from nexum_runtime.server.rules.sessions import Sessions, check_that_it_goes_on, words_of
@@ -76,12 +77,15 @@ from nexum_runtime.text import MIB
 T = TypeVar("T")
 
 SWEEP_INTERVAL_MS = 250
+SHARED_LOOK_MS = 1_000  # between two looks for what other servers have told and was lost
+LOST_AT_ONCE = 500  # of those who wait, that look for it then
 ABSENCE_MS = 3_000  # a clock that moved this far between two sweeps means that this process was the silent one
 STOP_KEPT_MS = 600_000  # how long a worker that has gone quiet is still told what to stop
 FAILURE_KEPT_MS = 300_000  # how long it is told that the store failed
 LARGE_LIMIT = 10_000  # executions with large outputs that are remembered, the latest ones
 STOPS_LIMIT = 10_000  # attempts that workers are still to be told to stop, the latest ones
 PRUNE_BATCH = 200  # executions deleted in one transaction, so that pruning holds up nobody
+OF_WORKFLOWS = "/"  # what a write is about that registers one
 LOOKED_AT_LIMIT = 100_000  # executions, for those of a state
 JOURNAL_PART_CHARS = 1_000_000  # about, of outputs in one message of a journal
 
@@ -105,7 +109,7 @@ class Engine:
     ) -> None:
         self.max_message_bytes = max_message_bytes
         self._store = store
-        clock = clock or Clock()
+        clock = clock or Clock(store.time_of_day_ms)
         self._clock = clock
         # execution id → who waits for its end, or for a task of it that can be taken
         self._watched = Waiters()
@@ -120,6 +124,8 @@ class Engine:
         self._heavy = asyncio.Lock()  # of whoever records a heavy result
         self._last_sweep_ms = clock()
         self._is_to_take_over = False  # what another engine has left: there was no room
+        self._looked = 0  # of those who wait, how many have looked for what was lost
+        self._shared_look_ms = 0
         self.closing = asyncio.Event()  # set when this server stops
         self._workers = Workers(clock)
         self._commits = Commits(store, clock, self._watched, self._follow)
@@ -147,7 +153,7 @@ class Engine:
         except graph.GraphError as error:
             raise InvalidRequest(f"Workflow {workflow_id!r} is refused: {error}.") from None
         return await self._commits.make(
-            lambda tx, _: self._executions.register(tx, workflow_id, version_hash, ir_json, new)
+            lambda tx, _: self._executions.register(tx, workflow_id, version_hash, ir_json, new), about=[OF_WORKFLOWS]
         )
 
     async def workflow_ids(self, version_hash: str) -> list[str]:
@@ -265,6 +271,7 @@ class Engine:
                 given=given if stream or told else None,
                 patient=patient,
                 long=len(order.input_json) > HEAVY_CHARS,
+                about=[order.execution_id],
             )
         finally:
             if stream is not None and not given:
@@ -380,7 +387,9 @@ class Engine:
     async def cancel(self, execution_id: str) -> str:
         """Cancel a RUNNING execution and all its open tasks. Returns what came of it, in words."""
         check_execution_id(execution_id)
-        return await self._commits.make(lambda tx, notices: self._executions.cancel(tx, notices, execution_id))
+        return await self._commits.make(
+            lambda tx, notices: self._executions.cancel(tx, notices, execution_id), about=[execution_id]
+        )
 
     # Sessions
 
@@ -395,14 +404,17 @@ class Engine:
         if by:
             check_name("name of who stops it", by)
         told = await self._commits.make(
-            lambda tx, notices: self._sessions.stop(tx, notices, session_id, by, reason[:ERROR_LIMIT])
+            lambda tx, notices: self._sessions.stop(tx, notices, session_id, by, reason[:ERROR_LIMIT]),
+            about=[f"{session_id}/"],
         )
         operator.info("%s", words_of(session_id, Stop(0, by, reason)))
         return told
 
     async def go_session(self, session_id: str) -> bool:
         """Let a session go on. Returns whether it was stopped."""
-        was_stopped = await self._commits.make(lambda tx, notices: self._sessions.go(tx, notices, session_id))
+        was_stopped = await self._commits.make(
+            lambda tx, notices: self._sessions.go(tx, notices, session_id), about=[f"{session_id}/"]
+        )
         operator.info("Session %s goes on.", session_id)
         return was_stopped
 
@@ -410,13 +422,19 @@ class Engine:
         """Take back what a session has recorded: see `Records.forget`."""
         if order.by:
             check_name("name of who takes it back", order.by)
-        return await self._commits.make(lambda tx, _: self._records.forget(tx, session_id, order), long=True)
+        return await self._commits.make(
+            lambda tx, _: self._records.forget(tx, session_id, order), long=True, about=[f"{session_id}/"]
+        )
 
     async def fork(self, session_id: str, order: Fork) -> dict[str, Any]:
         """Make a new session of what another one has recorded: see `Records.fork`."""
         if order.by:
             check_name("name of who forks it", order.by)
-        return await self._commits.make(lambda tx, _: self._records.fork(tx, session_id, order), long=True)
+        return await self._commits.make(
+            lambda tx, _: self._records.fork(tx, session_id, order),
+            long=True,
+            about=[f"{session_id}/", f"{order.session_id}/"],
+        )
 
     async def first_session(self, prefix: str) -> str:
         """The session that the one of this prefix was first forked from; that one itself when it is no fork."""
@@ -443,7 +461,8 @@ class Engine:
         if word.kind == "result":
             await self._check_json(f"The result of {execution_id}", word.text)
         return await self._commits.make(
-            lambda tx, notices: self._executions.resolve(tx, notices, execution_id, node_id, word)
+            lambda tx, notices: self._executions.resolve(tx, notices, execution_id, node_id, word),
+            about=[execution_id],
         )
 
     async def approvals(self, limit: int) -> list[Approval]:
@@ -454,7 +473,8 @@ class Engine:
         """Take a person's yes or no, or answer; the first word wins. Returns what came of it, in words."""
         verdict = checked_verdict(verdict, execution_id, self.max_message_bytes)
         return await self._commits.make(
-            lambda tx, notices: self._executions.answer(tx, notices, execution_id, node_id, verdict)
+            lambda tx, notices: self._executions.answer(tx, notices, execution_id, node_id, verdict),
+            about=[execution_id],
         )
 
     async def prune(self, prefix: str, older_than_ms: int, *, dry_run: bool) -> tuple[int, int]:
@@ -469,13 +489,19 @@ class Engine:
         def batch(reader: Reader) -> list[tuple[int, str]]:
             return reader.ended_before(before_ms, prefix, after_seq, PRUNE_BATCH)
 
-        def delete(tx: Transaction, _: Notices) -> list[tuple[int, str]]:
-            ended = batch(tx)
-            for _seq, execution_id in ended:
-                tx.delete_execution(execution_id)
-            return ended
+        async def delete() -> list[tuple[int, str]]:
+            found = await self._store.read(batch, is_look=True)
 
-        while ended := await (self._store.read(batch, is_look=True) if dry_run else self._commits.make(delete)):
+            def work(tx: Transaction, _: Notices) -> None:
+                for each in batch(tx):
+                    if each in found:  # the others may be another server's to change
+                        tx.delete_execution(each[1])
+
+            if found:
+                await self._commits.make(work, about=[execution_id for _, execution_id in found])
+            return found
+
+        while ended := await (self._store.read(batch, is_look=True) if dry_run else delete()):
             after_seq, count = ended[-1][0], count + len(ended)
         return count, 0 if dry_run else await self._store.compact()
 
@@ -536,7 +562,7 @@ class Engine:
         with suppress(StoreUnavailable):  # nothing was claimed, or its lease will end
             found = claimed(await job)
             if found is not None:
-                await self._commits.make(lambda tx, notices: self._attempts.give_back(tx, notices, found.task))
+                await self._giver.return_to_all([found.task])
 
     def give_back(self, claimed: Claimed, may_be_known: bool) -> None:
         """Undo a claim whose answer was not sent: its attempt has not begun.
@@ -544,8 +570,7 @@ class Engine:
         It `may_be_known` when that was tried. What happens once is left to its lease then: it may happen.
         """
         if not (may_be_known and claimed.is_once):
-            giving_back = self._commits.make(lambda tx, notices: self._attempts.give_back(tx, notices, claimed.task))
-            self._jobs.spawn(giving_back).add_done_callback(for_nobody)
+            self._jobs.spawn(self._giver.return_to_all([claimed.task])).add_done_callback(for_nobody)
 
     async def complete(self, task_id: str, output_json: str, labels_json: str = "") -> str:
         """Record a task's result. The first word wins; returns "" if it was this one, else why nothing changed.
@@ -575,7 +600,7 @@ class Engine:
         def work(tx: Transaction, notices: Notices) -> str:
             return self._attempts.complete(tx, notices, task_id, output_json, labels_json)
 
-        recording = self._commits.begin(work, long=long)
+        recording = self._commits.begin(work, long=long, about_tasks=[task_key(task_id)])
         recording.add_done_callback(partial(self._recorded, task_id))
         return recording
 
@@ -615,7 +640,8 @@ class Engine:
         flags = {"retryable": retryable, "interrupted": interrupted, "unknown": unknown, "begun": begun}
         with self._last_word(task_id):
             return await self._commits.make(
-                lambda tx, notices: self._attempts.fail(tx, notices, task_id, error, **flags)
+                lambda tx, notices: self._attempts.fail(tx, notices, task_id, error, **flags),
+                about_tasks=[task_key(task_id)],
             )
 
     @contextmanager
@@ -691,8 +717,11 @@ class Engine:
         if claiming is not None:
             await asyncio.wait([claiming])
         with suppress(StoreUnavailable):  # its leases will end
-            if await self._store.read(lambda reader: reader.held(worker_id)):
-                await self._commits.make(lambda tx, notices: self._attempts.lose_all(tx, notices, worker_id))
+            if held := await self._store.read(lambda reader: reader.held(worker_id)):
+                await self._commits.make(
+                    lambda tx, notices: self._attempts.lose_all(tx, notices, worker_id),
+                    about_tasks=[task.task_key for task in held],
+                )
 
     # Streams of workers
 
@@ -767,7 +796,10 @@ class Engine:
 
         def follow(tx: Transaction, _: Notices) -> None:
             nonlocal is_followed
-            tx.shift_clock(jump_ms)
+            if self._store.is_shared:  # others follow it as well: together they would move the leases too far
+                tx.restart_clock(self._clock() + jump_ms, RETRY_DELAY_MS_MAX)
+            else:
+                tx.shift_clock(jump_ms)
             assert isinstance(clock, Clock)
             if not is_followed:
                 clock.follow(jump_ms)  # before any write after this one
@@ -782,6 +814,35 @@ class Engine:
         self._last_sweep_ms += jump_ms
         operator.info("The clock was set by %g s, and leases with it.", jump_ms / 1000)
 
+    # Other servers
+
+    def listen(self) -> None:
+        """Follow what other servers commit, from now on."""
+        if self._store.is_shared:
+            self._store.listen(self._hear)
+
+    def _hear(self, words: Sequence[list[Any]]) -> None:
+        if not words:
+            self._look_for_lost(len(self._watched))
+        notices = Notices()
+        for word in words:
+            notices.hear(word)
+        self._follow_here(notices, {})
+
+    def _look_for_lost(self, count: int) -> None:
+        """Let so many of those who wait look for themselves, each in its turn: a word of another server may be lost."""
+        keys = list(self._watched)
+        for key in keys[self._looked : self._looked + count]:
+            self._watched.wake(key)
+        self._looked = 0 if self._looked + count >= len(keys) else self._looked + count
+
+    async def _free_slots(self) -> None:
+        """Of tasks that have ended at other servers."""
+        for worker_id, held in self._streams.held().items():
+            running = await self._store.read(methodcaller("held", worker_id))
+            for task_id in held - {task.task_id for task in running}:
+                self._giver.release(task_id)
+
     async def hand_over(self) -> None:
         """End, as `close` does, and leave to another engine also what this process executes, which goes on."""
         await self.close()
@@ -795,6 +856,7 @@ class Engine:
                 pause_ms = await self.sweep()
             except StoreUnavailable as error:
                 self._commits.note_outage(error)
+                self._commits.deaf = self._commits.deaf or self._store.is_shared  # as other servers were
             except Exception:  # without a sweeper no lease would ever end
                 log.exception("A sweep for expired leases failed. The next one follows.")
             else:
@@ -816,14 +878,19 @@ class Engine:
         if self._commits.deaf:
             self._commits.deaf = False  # until it fails again, be it here
             await self.restart_clock()
-        expired, timer_ms = await self._store.read(lambda reader: (reader.expired(now_ms), reader.next_timer()))
-        if expired:
-            await self._commits.make(self._attempts.expire)
-        if timer_ms is not None and timer_ms <= now_ms:
-            await self._commits.make(self._executions.fire)
+        expired, timer_ms, due = await self._store.read(
+            lambda reader: (reader.expired(now_ms), reader.next_timer(), reader.due(now_ms, TIMERS_AT_ONCE))
+        )
+        for tasks, rule in ((expired, self._attempts.expire), (due, self._executions.fire)):
+            if keys := {task.task_key for task in tasks}:
+                await self._commits.make(partial(rule, task_keys=keys), about_tasks=keys)
         for version_hash in list(self._ready):
             self._ready.wake(version_hash)
         self._giver.fill_slots(look=True)
+        if self._store.is_shared and now_ms - self._shared_look_ms > SHARED_LOOK_MS:
+            self._shared_look_ms = now_ms
+            self._look_for_lost(LOST_AT_ONCE)
+            await self._free_slots()
         for task_id in [task_id for task_id, (_, since_ms) in self._stops.items() if now_ms - since_ms > STOP_KEPT_MS]:
             del self._stops[task_id]
         return SWEEP_INTERVAL_MS if timer_ms is None else max(0, min(timer_ms - self._clock(), SWEEP_INTERVAL_MS))
@@ -875,6 +942,11 @@ class Engine:
     # Commits and waits
 
     def _follow(self, notices: Notices, ended: dict[str, Snapshot]) -> None:
+        self._follow_here(notices, ended)
+        if self._store.is_shared and (words := notices.words()):
+            self._store.tell(words)
+
+    def _follow_here(self, notices: Notices, ended: dict[str, Snapshot]) -> None:
         """Wake whoever waits for what has been committed."""
         for execution_id in notices.ended:
             self._watched.wake(execution_id, ended.get(execution_id))

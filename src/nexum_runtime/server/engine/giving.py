@@ -12,7 +12,7 @@ from nexum_runtime.crash import crash_point
 from nexum_runtime.server.engine.commits import Commits, Given
 from nexum_runtime.server.engine.jobs import Jobs, for_nobody
 from nexum_runtime.server.engine.streams import Pool, Stream, Streams, Work
-from nexum_runtime.server.model.contract import StoreUnavailable, Transaction
+from nexum_runtime.server.model.contract import StoreUnavailable, Task, Transaction
 from nexum_runtime.server.model.shapes import Claimed, Notices
 from nexum_runtime.server.rules.attempts import Attempts
 
@@ -76,15 +76,19 @@ class Giver:
 
     async def give_back(self, unsent: Sequence[Claimed]) -> None:
         """Let others have tasks that were not sent."""
-
-        def give_back(tx: Transaction, notices: Notices) -> None:
-            for claimed in unsent:
-                self._attempts.give_back(tx, notices, claimed.task)
-
         for claimed in unsent:
             self._streams.release(claimed.task.task_id)
         with suppress(StoreUnavailable):  # their leases will end
-            await self._commits.make(give_back)
+            await self.return_to_all([claimed.task for claimed in unsent])
+
+    async def return_to_all(self, tasks: Sequence[Task]) -> None:
+        """Undo these claims. Raises StoreUnavailable."""
+
+        def give_back(tx: Transaction, notices: Notices) -> None:
+            for task in tasks:
+                self._attempts.give_back(tx, notices, task)
+
+        await self._commits.make(give_back, about_tasks=[task.task_key for task in tasks])
 
     def release(self, task_id: str) -> None:
         """Whoever held this task has a slot again."""

@@ -61,6 +61,10 @@ class Streams:
     def pools(self) -> list[Pool]:
         return list(self._pools.values())
 
+    def held(self) -> dict[str, set[str]]:
+        """The tasks that have slots, by worker."""
+        return {worker_id: set(pool.held) for worker_id, pool in self._pools.items() if pool.held}
+
     def pool(self, worker_id: str, slots: int) -> Pool:
         """What this worker's streams share."""
         return self._pools.get(worker_id) or Pool(slots)

@@ -11,6 +11,7 @@ Times are integer epoch milliseconds, JSON travels as text and comes back as the
 """
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -396,9 +397,26 @@ class Transaction(Reader, Protocol):
 class Store(ABC):
     metrics: Metrics  # of what it has committed
     where: str  # its file, or its URL without a password
+    is_shared: bool = False  # other servers may have it at the same time
+
     lacks_room: StoreUnavailable | None = None  # why it can only be read, while its disk is full
     # Told of the events of each commit: (execution id, time, type, node, attempt, data as JSON).
     watch: Callable[[Sequence[tuple[Any, ...]]], None] | None = None
+
+    def time_of_day_ms(self) -> int:
+        """By which its servers go."""
+        return time.time_ns() // 1_000_000
+
+    def listen(self, hear: "Callable[[Sequence[list[Any]]], None]") -> None:
+        """From now on `hear` is called, in this event loop, with what other servers `tell`.
+
+        It is called with nothing when some of it may have been lost.
+        """
+        raise NotImplementedError
+
+    def tell(self, words: "Sequence[list[Any]]") -> None:
+        """Say something to the other servers, soon. It may be lost."""
+        raise NotImplementedError
 
     async def write(self, work: Callable[[Transaction], T]) -> T:
         """Run `work` as one transaction. Raises what `work` raised (then nothing is kept), or StoreUnavailable."""
@@ -413,6 +431,8 @@ class Store(ABC):
         settled: Callable[[BaseException | None], None] | None = None,
         is_patient: bool = False,
         is_long: bool = False,
+        about: Collection[str] = (),
+        about_tasks: Collection[str] = (),
     ) -> "asyncio.Future[T]":
         """`write`, begun at once: works are run in the order in which they were begun.
 
@@ -421,6 +441,9 @@ class Store(ABC):
         come a few milliseconds later. `settled` is called once it is synced, or with the error, also when the caller
         has been cancelled meanwhile; a caller who is cancelled before `work` was begun has it not run at all.
         A `work` that `is_long` is run in a thread: reads are made meanwhile, and other writes wait.
+
+        `about` are ids of executions (or "{session}/") and `about_tasks` keys of tasks whose sessions `work` changes:
+        no other server changes these meanwhile. What `claim` finds is for this one as well.
         """
 
     @abstractmethod

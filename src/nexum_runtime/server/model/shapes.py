@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 from nexum_runtime import wire
 from nexum_runtime.server.model.contract import Execution, Task
 
+WHY_CHARS = 500  # of what a session was stopped for, as other servers are told
+
 
 class StartOrder(NamedTuple):
     """A wish to start an execution."""
@@ -96,13 +98,21 @@ class Ending(NamedTuple):
     output_json: str
 
 
+class ToStop(NamedTuple):
+    """Of a task whose worker should stop, what another server needs to know."""
+
+    task_id: str
+    worker_id: str | None
+    execution_id: str
+
+
 @dataclass
 class Notices:
     """Whom to wake once the transaction is committed."""
 
     ended: dict[str, Ending | None] = field(default_factory=dict)  # by execution id
     ready: set[tuple[str, str, str]] = field(default_factory=set)  # (workflow id, version hash, execution id)
-    stop: list[Task] = field(default_factory=list)  # attempts whose worker should stop
+    stop: list[Task | ToStop] = field(default_factory=list)  # attempts whose worker should stop
     cut: set[str] = field(default_factory=set)  # ids of those tasks that a person wants stopped at once
     stopped: dict[str, str] = field(default_factory=dict)  # execution id → why, of those whose session was stopped
     silent: set[str] = field(default_factory=set)  # workers whose leases have ended
@@ -110,3 +120,31 @@ class Notices:
     def clear(self) -> None:
         for noted in vars(self).values():
             noted.clear()
+
+    def words(self) -> list[list[Any]]:
+        """All of it, for other servers."""
+        return [
+            *(["ended", each] for each in self.ended),
+            *(["ready", *each] for each in self.ready),
+            *(
+                ["stop", each.task_id, each.worker_id, each.execution_id, each.task_id in self.cut]
+                for each in self.stop
+            ),
+            *(["stopped", each, why[:WHY_CHARS]] for each, why in self.stopped.items()),
+            *(["silent", each] for each in self.silent),
+        ]
+
+    def hear(self, word: list[Any]) -> None:
+        """What another server has said; what is not understood, a newer one's, is left out."""
+        match word:
+            case ["ended", str(execution_id)]:
+                self.ended[execution_id] = None
+            case ["ready", workflow_id, version_hash, execution_id]:
+                self.ready.add((workflow_id, version_hash, execution_id))
+            case ["stop", str(task_id), worker_id, execution_id, is_cut]:
+                self.stop.append(ToStop(task_id, worker_id, execution_id))
+                self.cut |= {task_id} if is_cut else set()
+            case ["stopped", str(execution_id), str(why)]:
+                self.stopped[execution_id] = why
+            case ["silent", str(worker_id)]:
+                self.silent.add(worker_id)

@@ -1,6 +1,6 @@
 """What becomes of an attempt: it is claimed, given back, completed, it fails or is lost."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from nexum_runtime import wire
@@ -125,9 +125,11 @@ class Attempts:
             self._course.fail_task(tx, notices, task, error, ErrorCode.TOOL_ERROR)
         return ""
 
-    def expire(self, tx: Transaction, notices: Notices) -> None:
-        """Give up every attempt whose lease has ended."""
+    def expire(self, tx: Transaction, notices: Notices, task_keys: Collection[str]) -> None:
+        """Give up the attempts at these tasks whose leases have ended."""
         for task in tx.expired(self._clock()):
+            if task.task_key not in task_keys:
+                continue
             assert task.lease_ms is not None, "a RUNNING task has a lease"
             assert task.worker_id is not None, "a RUNNING task has a worker"
             notices.silent.add(task.worker_id)

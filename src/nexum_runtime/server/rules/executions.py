@@ -1,7 +1,7 @@
 """What is asked of executions: to start, to be cancelled, to go on by a person's word or when it is time."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from nexum_runtime import wire
@@ -172,13 +172,16 @@ class Executions:
         self._course.schedule(tx, notices, execution)
         return "Answered." if is_question else "Approved."
 
-    def fire(self, tx: Transaction, notices: Notices) -> None:
-        """Go on with what waited for a timer whose time has come: `{"waited_until": …, "delay_seconds": …}`.
+    def fire(self, tx: Transaction, notices: Notices, task_keys: Collection[str]) -> None:
+        """Go on with those of these tasks that waited for a timer whose time has come:
+        `{"waited_until": …, "delay_seconds": …}`.
 
         What a person was asked in vain goes on with the answer by default, or has failed.
         """
         now_ms = self._clock()
         for task in tx.due(now_ms, TIMERS_AT_ONCE):
+            if task.task_key not in task_keys:
+                continue
             execution = execution_of(tx, task)
             if task.node_type == graph.APPROVAL:
                 self._pass_deadline(tx, notices, task, execution)

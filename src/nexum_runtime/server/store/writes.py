@@ -1,7 +1,7 @@
 """A write that waits for its commit."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ class Write:
     is_long: bool = False
     has_begun: bool = False  # as `executed` has told
     events: Sequence[tuple[Any, ...]] = ()  # that it has added
+    about: Collection[str] = ()
+    about_tasks: Collection[str] = ()
 
     def settle(self, result: Any, error: BaseException | None = None) -> None:
         if self.settled is not None:

@@ -1,6 +1,7 @@
 """Connections to PostgreSQL that understand the SQL of ../sql."""
 
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
@@ -17,6 +18,7 @@ from psycopg.types.string import StrDumperUnknown
 from nexum_runtime.server.store.postgres.place import Place
 from nexum_runtime.server.store.sql.connection import Rows
 
+CLOCK_SECONDS = 0.1  # of an answer that tells what PostgreSQL's clock says
 FETCHED_ROWS = 20  # at a time, of those that are fetched row by row: each may be large
 PREPARED_AFTER = 2  # executions of a statement
 DEFAULTS = {  # of libpq's parameters: a connection that is dead is noticed within seconds
@@ -111,6 +113,20 @@ class Connection:
         with psycopg.RawServerCursor(self._raw, "fetched") as cursor:
             cursor.itersize = FETCHED_ROWS
             yield from cursor.execute(translated(text), parameters)
+
+    def clock_ahead_ms(self) -> int | None:
+        """By how much PostgreSQL's clock is ahead of this machine's; None if it took too long to answer."""
+        asked = time.time()
+        (there,) = self.execute("SELECT CAST(extract(epoch FROM clock_timestamp()) AS double precision)").fetchone()
+        answered = time.time()
+        if answered - asked > CLOCK_SECONDS:
+            return None
+        return int((there - (asked + answered) / 2) * 1000)
+
+    def notifications(self, seconds: float) -> Iterator[tuple[int, str]]:
+        """For so long: the process that told it, and what."""
+        for each in self._raw.notifies(timeout=seconds):
+            yield each.pid, each.payload
 
     def raw_execute(self, text: Any) -> Any:
         return self._raw.execute(text)

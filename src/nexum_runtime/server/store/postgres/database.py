@@ -58,8 +58,14 @@ def _make(connection: Connection, place: Place) -> None:
     connection.execute("INSERT INTO about (schema_version) VALUES (?)", (SCHEMA_VERSION,))
 
 
+def enter(connection: Connection, place: Place) -> bool:
+    """Be one of the servers that write to it, as long as this connection lasts; not while somebody has all of it."""
+    sql = f"SELECT pg_try_advisory_lock_shared({LOCK}, hashtext(?))"
+    return bool(connection.execute(sql, (place.schema,)).fetchone()[0])
+
+
 def take(connection: Connection, place: Place) -> None:
-    """Be the only server that writes to it, as long as this connection lasts. Raises StoreInUse."""
+    """Have all of it, as long as this connection lasts. Raises StoreInUse."""
     if connection.execute(f"SELECT pg_try_advisory_lock({LOCK}, hashtext(?))", (place.schema,)).fetchone()[0]:
         return
     holder = connection.execute(
@@ -69,7 +75,7 @@ def take(connection: Connection, place: Place) -> None:
         (place.schema,),
     ).fetchone()
     who = f" (from {holder[0]}, PostgreSQL's process {holder[1]})" if holder else ""
-    raise StoreInUse(f"Another Nexum server{who} has the database {place}, schema {place.schema!r}.")
+    raise StoreInUse(f"A Nexum server{who} has the database {place}, schema {place.schema!r}.")
 
 
 def leave(connection: Connection) -> None:
@@ -91,6 +97,8 @@ class _transaction:
             self._connection.raw_execute("ROLLBACK")
 
 
-def is_refusal(error: psycopg.Error) -> bool:
-    """Whether what was asked is at fault, and not the database or the way to it."""
-    return isinstance(error, errors.IntegrityError | errors.DataError | errors.ProgrammingError)
+def may_succeed_again(error: psycopg.Error) -> bool:
+    """Whether another server has come between, or the way to the database was cut; not when what is asked is wrong."""
+    return isinstance(error, errors.UniqueViolation) or not isinstance(
+        error, errors.IntegrityError | errors.DataError | errors.ProgrammingError
+    )

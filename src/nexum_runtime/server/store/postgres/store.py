@@ -5,10 +5,11 @@ is committed. The connection that writes holds an advisory lock, so that what ha
 """
 
 import asyncio
+import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from nexum_runtime.server.store.postgres import database, failures
 from nexum_runtime.server.store.postgres.connection import Connection
 from nexum_runtime.server.store.postgres.place import Place
 from nexum_runtime.server.store.postgres.reader import PostgresReader
+from nexum_runtime.server.store.postgres.talk import Talk
 from nexum_runtime.server.store.postgres.transaction import PostgresTransaction
 from nexum_runtime.server.store.sql.inspection import overview
 from nexum_runtime.server.store.sql.transaction import Numbers
@@ -31,10 +33,19 @@ T = TypeVar("T")
 
 GROUP_LIMIT = 100  # writes that share one commit
 READERS = 2  # connections
-TAKE_SECONDS = 10.0  # that the lock of a connection that was lost is waited for
+TAKE_SECONDS = 10.0  # that whoever has the whole database is waited for
 ANSWER_SECONDS = 10.0  # that PostgreSQL is asked what became of a commit
 LOOK_SECONDS = 0.1
 
+NUMBERS_SINCE_MS = 1_700_000_000_000  # of tasks
+NUMBER_BITS = 20  # that two tasks of one millisecond may differ in
+AGAIN_LIMIT = 5  # times that a write is made which came upon what another server has just written
+
+# A server that stands still, or is cut off, keeps its locks from others for no longer than this.
+_OF_A_SERVER = """
+    SET idle_in_transaction_session_timeout = '5s'; SET tcp_user_timeout = '10s';
+    SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3
+"""
 _BEGIN_TO_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _SIZE = """
     SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c
@@ -49,8 +60,16 @@ class _Spoilt(Exception):
     """A write has failed after it had changed something: none of its transaction can be kept."""
 
 
+def _number_of_now() -> int:
+    """By the time, so that tasks of several servers are in about the order in which they were scheduled; and of one
+    server at random, so that two servers hardly ever take the same."""
+    return (time.time_ns() // 1_000_000 - NUMBERS_SINCE_MS << NUMBER_BITS) + random.getrandbits(NUMBER_BITS - 1)
+
+
 class PostgresStore(Store):
     """Opens the database, and makes its schema where there is none. Raises StoreUnavailable."""
+
+    is_shared = True
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -62,6 +81,8 @@ class PostgresStore(Store):
         self._reader = ThreadPoolExecutor(READERS, thread_name_prefix="nexum-store-read")
         self._of_reader = threading.local()
         self._read_connections: list[Connection] = []
+        self._numbers = Numbers(0, _number_of_now)
+        self._talk: Talk | None = None
         try:
             self._writes_by = self._connected_to_write()
         except psycopg.Error as error:
@@ -75,9 +96,12 @@ class PostgresStore(Store):
         settled: Callable[[BaseException | None], None] | None = None,
         is_patient: bool = False,
         is_long: bool = False,
+        about: Collection[str] = (),
+        about_tasks: Collection[str] = (),
     ) -> asyncio.Future[T]:
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting.append(Write(work, executed, settled, outcome, is_long=is_long))
+        write = Write(work, executed, settled, outcome, is_long=is_long, about=about, about_tasks=about_tasks)
+        self._waiting.append(write)
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write_groups())
         return outcome
@@ -104,6 +128,20 @@ class PostgresStore(Store):
             return {"database": told}
         return {"database": told} | found
 
+    def listen(self, hear: Callable[[Sequence[list[Any]]], None]) -> None:
+        self._talk = Talk(self.place, hear, self._note_clock)
+
+    def tell(self, words: Sequence[list[Any]]) -> None:
+        if self._talk is not None:
+            self._talk.tell(words)
+
+    def time_of_day_ms(self) -> int:
+        """PostgreSQL's: servers' own clocks differ."""
+        return super().time_of_day_ms() + self._ahead_ms
+
+    def _note_clock(self, ahead_ms: int) -> None:
+        self._ahead_ms = ahead_ms
+
     async def compact(self) -> int:
         """PostgreSQL uses the space of deleted rows for new ones by itself."""
         return 0
@@ -111,6 +149,8 @@ class PostgresStore(Store):
     async def close(self) -> None:
         if self._writing is not None:
             await self._writing
+        if self._talk is not None:
+            await asyncio.to_thread(self._talk.close)
         self._reader.shutdown()
         self._writer.shutdown()
         with suppress(psycopg.Error):
@@ -163,17 +203,14 @@ class PostgresStore(Store):
         connection = Connection(self.place)
         try:
             database.prepare(connection, self.place)
-            until = time.monotonic() + (TAKE_SECONDS if hasattr(self, "_writes_by") else 0)
-            while True:
-                try:
-                    database.take(connection, self.place)
-                    break
-                except StoreInUse:
-                    if time.monotonic() > until:
-                        raise
+            until = time.monotonic() + TAKE_SECONDS
+            while not database.enter(connection, self.place):
+                if time.monotonic() > until:
+                    raise StoreInUse(f"{self.place} is being copied. Wait until that has ended.")
                 time.sleep(LOOK_SECONDS)
-            (last,) = connection.execute("SELECT coalesce(max(seq), 0) FROM tasks").fetchone()
-            self._numbers = Numbers(last)
+            if not hasattr(self, "_writes_by"):
+                self._ahead_ms = connection.clock_ahead_ms() or 0
+            connection.raw_execute(_OF_A_SERVER)
         except BaseException:
             connection.close()
             raise
@@ -184,16 +221,16 @@ class PostgresStore(Store):
 
         Raises when nothing is kept.
         """
-        for is_last in (False, True):
+        for count in range(1, AGAIN_LIMIT + 1):
             self._be_connected()
             try:
                 return self._commit_together(group)
             except _Spoilt:
                 break
             except psycopg.Error as error:
-                if database.is_refusal(error) and len(group) > 1:
+                if len(group) > 1 and not self._writes_by.is_broken:
                     break
-                if database.is_refusal(error) or is_last:
+                if not database.may_succeed_again(error) or count == AGAIN_LIMIT:
                     raise
         return self._commit_each(group)
 
@@ -223,8 +260,12 @@ class PostgresStore(Store):
                 connection.raw_execute("ROLLBACK")
             connection.raw_execute("BEGIN")
             transaction = PostgresTransaction(connection, self._numbers)
+            transaction.lock(
+                [name for write in writes for name in write.about],
+                [key for write in writes for key in write.about_tasks],
+            )
             for write in writes:
-                transaction.added_events = []
+                transaction.begin_work()
                 before = connection.writes
                 try:
                     result = write.work(transaction)
@@ -239,12 +280,12 @@ class PostgresStore(Store):
                         connection.raw_execute("ROLLBACK")
                         return done, refused, 0.0
                 else:
-                    transaction.flush()
                     write.events = transaction.added_events
                     done.append((write, result))
                 crash_point("in-commit")
                 if len(writes) > 1:
                     crash_point("in-group-commit")
+            transaction.flush()
             began = time.perf_counter()
             self._make_commit(connection, is_empty=not done)
             return done, refused, time.perf_counter() - began

@@ -97,6 +97,8 @@ class Numbers:
 class SqlTransaction(SqlReader):
     """What is added is inserted together, when something else is asked or done, or by `flush`."""
 
+    _new_number: str  # of an execution, each higher than those before, in SQL that goes through many by their numbers
+
     def __init__(self, connection: Connection, numbers: Numbers) -> None:
         super().__init__(connection)
         self._execute_many = connection.executemany
@@ -107,6 +109,8 @@ class SqlTransaction(SqlReader):
         self._events: list[tuple[Any, ...]] = []
         self.added_events: list[tuple[Any, ...]] = []  # by the work that runs
         self.takes_away = False  # events that were committed, or their names
+        self._added: tuple[list[Any], ...] = (self._executions, self._heard, self._tasks, self._events)
+        self._before = [0] * len(self._added)  # how many of each there were when the work that runs began
 
     def flush(self) -> None:
         if self._executions or self._tasks or self._events:
@@ -124,11 +128,14 @@ class SqlTransaction(SqlReader):
                 self._execute_many(sql, rows)
                 rows.clear()
 
+    def begin_work(self) -> None:
+        self.added_events = []
+        self._before = [len(rows) for rows in self._added]
+
     def forget(self) -> None:
         """What the work that runs has added and is not inserted yet."""
-        added: tuple[list[Any], ...] = (self._executions, self._heard, self._tasks, self._events)
-        for rows in added:
-            rows.clear()
+        for rows, before in zip(self._added, self._before, strict=True):
+            del rows[before:]
 
     def _sql(self, sql: str, parameters: Sequence[Any] = ()) -> Rows:
         self.flush()
@@ -256,20 +263,19 @@ class SqlTransaction(SqlReader):
 
     def fork(self, span: Span, to: str, at_ms: int, data: dict[str, Any]) -> tuple[int, int]:
         # Which are copied, numbered in their order: each is found by its number from here on.
-        self._sql("CREATE TEMP TABLE IF NOT EXISTS copied (number BIGINT PRIMARY KEY, seq BIGINT NOT NULL)")
+        self._sql("CREATE TEMP TABLE IF NOT EXISTS copied (number BIGINT PRIMARY KEY, seq BIGINT, copy BIGINT)")
         self._sql("DELETE FROM copied")
         copied = self._sql(
-            f"INSERT INTO copied (number, seq) SELECT row_number() OVER (ORDER BY seq), seq FROM executions x "
-            f"WHERE {IN_SPAN} AND execution_id NOT IN ({open_ones()})",
+            f"INSERT INTO copied (number, seq, copy) SELECT row_number() OVER (ORDER BY seq), seq, {self._new_number} "
+            f"FROM executions x WHERE {IN_SPAN} AND execution_id NOT IN ({open_ones()})",
             span_of(span),
         ).rowcount
-        last = self._last_before(copied)
         columns = ", ".join(name for name in Execution._fields if name != "execution_id")
         renamed, of_renamed = "? || substr(x.execution_id, CAST(? AS INTEGER))", (to, len(span.session_id) + 1)
         self._sql(
-            f"INSERT INTO executions (seq, execution_id, {columns}) SELECT ? + number, {renamed}, {columns} "
+            f"INSERT INTO executions (seq, execution_id, {columns}) SELECT copy, {renamed}, {columns} "
             "FROM copied CROSS JOIN executions x WHERE x.seq = copied.seq",
-            (last, *of_renamed),
+            of_renamed,
         )
         crash_point("in-fork")
         (most,) = self._sql(  # tasks of one of them, and so many numbers are for each
@@ -290,16 +296,16 @@ class SqlTransaction(SqlReader):
         crash_point("in-fork")
         self._sql(
             "INSERT INTO events (seq, at_ms, type, node_id, attempt, data_json) "
-            f"SELECT ((? + number - c.seq) << {EVENT_BITS}) + v.seq, at_ms, type, node_id, attempt, data_json "
+            f"SELECT ((c.copy - c.seq) << {EVENT_BITS}) + v.seq, at_ms, type, node_id, attempt, data_json "
             f"FROM copied c CROSS JOIN events v WHERE v.seq BETWEEN c.seq << {EVENT_BITS} "
-            f"AND (c.seq << {EVENT_BITS}) + {(1 << EVENT_BITS) - 1}",
-            (last,),
+            f"AND (c.seq << {EVENT_BITS}) + {(1 << EVENT_BITS) - 1}"
         )
         crash_point("in-fork")
-        copies = ("(SELECT number + ? AS seq FROM copied)", (last,))
-        self._tell_of_each(*copies, at_ms, Event.EXECUTION_FORKED, data)
+        self._tell_of_each("(SELECT copy AS seq FROM copied)", (), at_ms, Event.EXECUTION_FORKED, data)
         self._sql("INSERT INTO sessions (session_id, began_at_ms, heard_at_ms) VALUES (?1, ?2, ?2)", (to, at_ms))
-        (turns,) = self._sql(f"SELECT count(*) FROM executions WHERE seq > ? AND {IS_TURN}", (last,)).fetchone()
+        (turns,) = self._sql(
+            f"SELECT count(*) FROM copied CROSS JOIN executions x WHERE x.seq = copy AND {IS_TURN}"
+        ).fetchone()
         self._sql("DELETE FROM copied")
         crash_point("in-fork")
         return copied, turns
@@ -386,10 +392,6 @@ class SqlTransaction(SqlReader):
     @abstractmethod
     def _defer_references(self) -> None:
         """Let a task refer to an execution that is not there, until the commit."""
-
-    @abstractmethod
-    def _last_before(self, count: int) -> int:
-        """The number after which `count` new executions can have theirs."""
 
     def restart_clock(self, now_ms: int, delay_limit_ms: int) -> None:
         self._sql("UPDATE tasks SET lease_expires_at_ms = ? + lease_ms WHERE status = 'RUNNING'", (now_ms,))

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -183,6 +183,8 @@ class SqliteStore(Store):
         settled: Callable[[BaseException | None], None] | None = None,
         is_patient: bool = False,
         is_long: bool = False,
+        about: Collection[str] = (),
+        about_tasks: Collection[str] = (),
     ) -> asyncio.Future[T]:
         outcome: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         if self._lock is None:
@@ -403,7 +405,7 @@ class SqliteStore(Store):
         for write in writes:
             if not is_alone:
                 connection.execute("SAVEPOINT work")
-            transaction.added_events = []
+            transaction.begin_work()
             try:
                 result = write.work(transaction)
                 if not is_alone:

@@ -1,0 +1,136 @@
+"""What servers on one database tell each other: by NOTIFY, each in connections and threads of its own.
+
+Not in the transactions that it tells of: PostgreSQL lets only one that notifies commit at a time.
+"""
+
+import asyncio
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import psycopg
+
+from nexum_runtime.logs import Log
+from nexum_runtime.server.store.postgres.connection import Connection
+from nexum_runtime.server.store.postgres.place import Place
+
+MESSAGE_BYTES = 7_900  # PostgreSQL takes up to 8,000
+LOOK_SECONDS = 1.0  # between two looks whether it is to end, and at the clock
+AGAIN_SECONDS = 0.2  # until a connection that broke is made anew
+UNTOLD_LIMIT = 100_000  # words that wait to be told; beyond, they are lost
+
+log = Log("nexum.engine")
+
+
+class Talk:
+    """`heard` is told, in the loop, what others have said, and of nothing when some of it may have been lost.
+
+    `measured` is told, in a thread, by how many milliseconds PostgreSQL's clock is ahead of this machine's.
+    """
+
+    def __init__(
+        self, place: Place, heard: Callable[[Sequence[list[Any]]], None], measured: Callable[[int], None]
+    ) -> None:
+        self._place, self._heard, self._measured = place, heard, measured
+        self._loop = asyncio.get_running_loop()
+        self._channel = f"nexum {place.schema}"[:63]
+        self._untold: deque[list[Any]] = deque(maxlen=UNTOLD_LIMIT)
+        self._something = threading.Event()
+        self.listens = False
+        self._has_warned = False
+        self._ends = False
+        self._own_process = 0  # PostgreSQL's, of the connection that tells
+        self._threads = [
+            threading.Thread(target=run, name=f"nexum-store-{name}", daemon=True)
+            for name, run in (("listen", self._listen), ("tell", self._tell))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def tell(self, words: Sequence[list[Any]]) -> None:
+        self._untold.extend(words)
+        self._something.set()
+
+    def close(self) -> None:
+        self._ends = True
+        self._something.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _listen(self) -> None:
+        while not self._ends:
+            try:
+                connection = Connection(self._place)
+                try:
+                    connection.raw_execute(f'LISTEN "{self._quoted}"')
+                    self.listens = True
+                    self._hand_over([])  # what was said before
+                    connection.execute("SELECT pg_notify(?, '[]')", (self._channel,))
+                    is_heard = False  # what it has just told itself
+                    while not self._ends:
+                        if (ahead_ms := connection.clock_ahead_ms()) is not None:
+                            self._measured(ahead_ms)
+                        for process, payload in connection.notifications(LOOK_SECONDS):
+                            is_heard = is_heard or process == connection.process_id
+                            if process not in (self._own_process, connection.process_id):
+                                self._hand_over(json.loads(payload))
+                        if not is_heard and not self._has_warned:
+                            self._has_warned = True
+                            log.warning(
+                                "Notifications of %s do not arrive, so what happens at one server is noticed at "
+                                "another up to a second later. A pooler in transaction mode hands none on: name "
+                                "PostgreSQL itself in the URL.",
+                                self._place,
+                            )
+                finally:
+                    connection.close()
+            except psycopg.Error:
+                time.sleep(AGAIN_SECONDS)
+
+    def _hand_over(self, words: Sequence[list[Any]]) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._heard, words)
+
+    def _tell(self) -> None:
+        connection = None
+        while True:
+            self._something.wait()
+            self._something.clear()
+            while self._untold:
+                try:
+                    if connection is None:
+                        connection = Connection(self._place)
+                        connection.raw_execute("SET synchronous_commit = off")
+                        self._own_process = connection.process_id
+                    connection.execute("SELECT pg_notify(?, ?)", (self._channel, self._next_message()))
+                except psycopg.Error:  # the words of this message are lost, and looked for by those who wait
+                    if connection is not None:
+                        connection.close()
+                    connection = None
+                    time.sleep(AGAIN_SECONDS)
+            if self._ends:
+                if connection is not None:
+                    connection.close()
+                return
+
+    def _next_message(self) -> str:
+        parts: list[str] = []
+        room = MESSAGE_BYTES
+        while self._untold:
+            part = json.dumps(self._untold[0], ensure_ascii=False, separators=(",", ":"))
+            size = len(part.encode()) + 1
+            if size > room and parts:
+                break
+            self._untold.popleft()
+            if size <= room:  # else it is too long to be told at all
+                parts.append(part)
+                room -= size
+        return f"[{','.join(parts)}]"
+
+    @property
+    def _quoted(self) -> str:
+        return self._channel.replace('"', '""')
