@@ -9,7 +9,8 @@ started again, and each client until it has finished. Tools write a line to a le
 effect, clients write down what they are told. In the end ledger, answers and database must tell the same story.
 
 With --embedded there is no server: whichever process needs the engine has it, and is what is killed and paused above
-all. With --postgres the database is a PostgreSQL, which is killed and paused as well, and whose connections are ended.
+all. With --postgres three servers have one PostgreSQL, which is killed and paused as well, and whose connections are
+ended.
 
 You will see a line for each round, then the figures. Exit code 1 if anything is wrong, with the evidence; the folder
 with the database, the ledger, the answers and every log is kept then.
@@ -76,6 +77,8 @@ PAUSES_MS = (0, 0, 20, 100, 400)  # of a tool, a quarter of it before its effect
 SLOW_MS = 1_000
 CLIENTS, CALLS, SLOTS = 2, 8, 3  # clients of a round, calls of a client, slots of each of the two workers
 SERVER_PAUSES_SECONDS = (1.4, 3.4)  # beyond the workers' lease; beyond what the server takes for an absence of its own
+SERVERS = 3  # on one PostgreSQL
+POINT_SECONDS = 3.0  # that one of several processes gets to pass the point at which it dies
 POSTGRES_AWAY_SECONDS = (0.0, 0.5, 2.0, 5.0)
 LAST_STRIKE_SECONDS = 0.6
 APART = "apart-"  # sessions whose names begin so are checked in their rounds, and not in the end
@@ -177,7 +180,7 @@ class Chaos:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for process in (self.server, *self.workers):
+        for process in (*self.servers, self.server, *self.workers):
             process.kill()
         for client in self.clients:
             client.kill()
@@ -204,7 +207,7 @@ class Chaos:
         return []
 
     def start_worker(self, crash_at: str = "") -> Process:
-        env = self.environment(NEXUM_ADDRESS=self.server.address, LEDGER=str(self.ledger), NEXUM_CRASH_AT=crash_at)
+        env = self.environment(NEXUM_ADDRESS=self.address, LEDGER=str(self.ledger), NEXUM_CRASH_AT=crash_at)
         command: list[str | Path] = [sys.executable, TESTS / "chaos_worker.py", str(SLOTS)]
         worker = Process(command, self.folder / f"worker-{len(STARTED)}.log", env=env)
         worker.start()
@@ -221,7 +224,7 @@ class Chaos:
 
         The first of them dies when it is told its answer of that number, or at that point.
         """
-        env = self.environment(NEXUM_ADDRESS=self.server.address, LEDGER=str(self.ledger))
+        env = self.environment(NEXUM_ADDRESS=self.address, LEDGER=str(self.ledger))
         twins = self.rng.random() < 1 / 3 and not crash_at  # what one of them executes the other does not
         for number in range(CLIENTS):
             name = f"r{self.rounds}-{number}"
@@ -263,6 +266,10 @@ class Chaos:
     @property
     def servers(self) -> list[NexumDev]:
         return [self.server]
+
+    @property
+    def address(self) -> str:
+        return self.server.address
 
     def has_engine(self, process: Process | Client) -> bool:
         return process is self.server
@@ -331,7 +338,7 @@ class Chaos:
         await self.start_server("begun-uncommitted")
 
         async def both_wait() -> bool:
-            async with near(self.server.address) as client:
+            async with near(self.address) as client:
                 return [each["waits_for_task"] for each in (await client.inspect())["workers"]] == [True, True]
 
         await eventually(both_wait, "the workers")
@@ -356,7 +363,7 @@ class Chaos:
         """Killed as soon as the server knows one of them."""
         self.enter_clients(pauses_ms=(300,))
         victim = self.rng.choice(self.clients)
-        async with near(self.server.address) as client:
+        async with near(self.address) as client:
             await eventually(lambda: client.executions(f"{victim.session}/"))
         victim.kill()
         await self.dies_at("calls started", victim)
@@ -401,7 +408,7 @@ class Chaos:
         name = f"-{victim.pid}-"
 
         async def silent() -> bool:
-            async with near(self.server.address) as client:
+            async with near(self.address) as client:
                 histories = [h for one in self.clients async for h in client.history(f"{one.session}/")]
             of_tool = [h for h in histories if h["input"]["tool_name"] in tools]
             events = [event for history in of_tool for event in history["events"]]
@@ -421,7 +428,7 @@ class Chaos:
         self.enter_clients(pauses_ms=(400, SLOW_MS))
         session = self.clients[0].session
         its_own = [client for client in self.clients if client.session == session]
-        async with near(self.server.address) as person:
+        async with near(self.address) as person:
 
             async def runs() -> bool:
                 return any(each["running"] for each in await person.sessions(session, 1))
@@ -453,7 +460,7 @@ class Chaos:
 
     def apart(self, name: str, session: str, calls: list[Call]) -> Client:
         """A client that is not checked in the end."""
-        env = self.environment(NEXUM_ADDRESS=self.server.address, LEDGER=str(self.ledger))
+        env = self.environment(NEXUM_ADDRESS=self.address, LEDGER=str(self.ledger))
         return Client(name, session, calls, self.folder / "apart", env)
 
     async def session_is_forked(self) -> None:
@@ -462,7 +469,7 @@ class Chaos:
         await self.finish()
         client = self.clients[0]
         fork = f"{APART}{client.name}"
-        async with near(self.server.address) as person:
+        async with near(self.address) as person:
             forking = asyncio.create_task(person.fork_session(client.session, fork))
             await asyncio.sleep(self.rng.uniform(0, RECORDS_SECONDS))
             self.kill(self.server, "fork")
@@ -491,7 +498,7 @@ class Chaos:
         client.start()
         if await client.ended() != 0:
             raise Broken(f"Client {client.name} ended with {client.code}:\n{client.output}")
-        async with near(self.server.address) as person:
+        async with near(self.address) as person:
             before = await chaos_people.histories_of(person, session)
             cut = self.rng.randrange(len(before))
 
@@ -535,7 +542,7 @@ class Chaos:
         self.clients += askers
         for asker in askers:
             asker.start()
-        answering = asyncio.create_task(chaos_people.answer_all(self.server.address, session, calls))
+        answering = asyncio.create_task(chaos_people.answer_all(self.address, session, calls))
         try:
             for _ in range(self.rng.randint(2, 4)):
                 await asyncio.sleep(self.rng.uniform(0, LAST_STRIKE_SECONDS))
@@ -549,7 +556,7 @@ class Chaos:
         for asker in askers:  # from the store
             asker.start()
         await self.finish()
-        async with near(self.server.address) as person:
+        async with near(self.address) as person:
             histories = await chaos_people.histories_of(person, session)
         answers = chaos_people.told([asker.told for asker in askers])
         self.expect_none(chaos_people.check_questions(calls, histories, answers, acknowledged))
@@ -604,7 +611,7 @@ class Chaos:
         for number, story in enumerate(unknown[::RESOLVED_EVERY]):
             kind = "result" if number % 2 == 0 else "failed"
             word = f"a person looked at {story.execution_id}"
-            command = (NEXUM, "resolve", story.execution_id, f"--{kind}", word, "--address", self.server.address)
+            command = (NEXUM, "resolve", story.execution_id, f"--{kind}", word, "--address", self.address)
             resolved = await run(*command, env=self.environment())
             if resolved.code != 0:
                 raise Broken(f"nexum resolve {story.execution_id} failed: {resolved.stderr}")
@@ -712,10 +719,11 @@ class Embedded(Chaos):
 
 
 class OnPostgres(Chaos):
-    """… with a PostgreSQL of its own."""
+    """… with a PostgreSQL of its own, and several servers on it."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         super().__init__(folder, seed)
+        self.others: list[NexumDev] = []
         self.postgres = postgres.Postgres(syncs=True)
         atexit.register(self.postgres.remove)  # the checks read it in the end
         (folder / URL).write_text(self.postgres.url)
@@ -726,6 +734,57 @@ class OnPostgres(Chaos):
 
     def server_options(self) -> list[str]:
         return ["--db", self.postgres.url]
+
+    @property
+    def servers(self) -> list[NexumDev]:
+        return [self.server, *self.others]
+
+    @property
+    def address(self) -> str:
+        """Each process begins with another one."""
+        return ",".join(server.address for server in self.rng.sample(self.servers, len(self.servers)))
+
+    def has_engine(self, process: Process | Client) -> bool:
+        return isinstance(process, NexumDev)
+
+    async def start_server(self, crash_at: str = "") -> None:
+        await super().start_server(crash_at)
+        while len(self.servers) < SERVERS:
+            self.others.append(NexumDev(self.folder, *self.server_options(), env=self.environment()))
+        for server in self.others:
+            if not server.alive:
+                server.start()
+                await server.ready()
+
+    async def round(self, fault: str) -> None:
+        """What is to strike the server strikes any."""
+        at = self.rng.randrange(len(self.others))
+        self.server, self.others[at] = self.others[at], self.server
+        await super().round(fault)
+
+    async def heal(self) -> None:
+        await super().heal()
+        if not all(server.alive for server in self.servers):
+            await self.start_server()
+
+    async def dies_at(self, point: str, victim: Process | Client) -> None:
+        """… or at any time, when all that passes this point is at others."""
+        until = time.monotonic() + POINT_SECONDS
+        while victim.alive and time.monotonic() < until:
+            await asyncio.sleep(LAST_STRIKE_SECONDS / 10)
+        if victim.alive:
+            self.kill(victim, "at any time")
+        else:
+            await super().dies_at(point, victim)
+
+    async def servers_are_upgraded(self) -> None:
+        """Each is stopped in order and started anew, one after the other."""
+        self.enter_clients()
+        for server in list(self.servers):
+            server.terminate()
+            await server.ended()
+            server.start()
+            await server.ready()
 
     async def postgres_is_killed(self) -> None:
         self.enter_clients()
@@ -823,6 +882,7 @@ EMBEDDED_FAULTS: dict[str, Callable[[Embedded], Awaitable[None]]] = {
 
 
 POSTGRES_FAULTS: dict[str, Any] = {
+    "the servers are upgraded one after the other": OnPostgres.servers_are_upgraded,
     "PostgreSQL is killed": OnPostgres.postgres_is_killed,
     "PostgreSQL is killed again": OnPostgres.postgres_is_killed,
     "PostgreSQL is paused": OnPostgres.postgres_is_paused,
