@@ -21,6 +21,7 @@ from nexum_runtime.server.store.sql.connection import Rows
 CLOCK_SECONDS = 0.1  # of an answer that tells what PostgreSQL's clock says
 FETCHED_ROWS = 20  # at a time, of those that are fetched row by row: each may be large
 PREPARED_AFTER = 2  # executions of a statement
+BEGIN_TO_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"  # one snapshot for all that is asked
 DEFAULTS = {  # of libpq's parameters: a connection that is dead is noticed within seconds
     "application_name": "nexum",
     "connect_timeout": "5",
@@ -53,11 +54,14 @@ class _NumberLoader(Loader):
         return float(text) if "." in text else int(text)
 
 
-class _TextDumper(StrDumperUnknown):
+def without_nul(text: str) -> str:
     """A NUL, which no text here can have, is written as its picture."""
+    return text.replace("\0", "␀") if "\0" in text else text
 
+
+class _TextDumper(StrDumperUnknown):
     def dump(self, text: str) -> Any:
-        return super().dump(text.replace("\0", "␀") if "\0" in text else text)
+        return super().dump(without_nul(text))
 
 
 class Connection:

@@ -1,11 +1,12 @@
 """The database: is it new enough, ours, free to be used; its schema made and brought up to date."""
 
+import time
 from pathlib import Path
 
 import psycopg
 from psycopg import errors, sql
 
-from nexum_runtime.server.model.contract import StoreInUse
+from nexum_runtime.server.model.contract import StoreInUse, StoreUnavailable
 from nexum_runtime.server.store.postgres.connection import Connection
 from nexum_runtime.server.store.postgres.failures import unusable
 from nexum_runtime.server.store.postgres.place import Place
@@ -14,30 +15,41 @@ OLDEST = 140_000  # the version of PostgreSQL, as it counts them
 SCHEMA_VERSION = 1
 SCHEMA = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
 LOCK = 0x4E58554D  # "NXUM": of advisory locks, with the schema's name
+LOOK_SECONDS = 0.1  # between two tries to take it
 MIGRATIONS: dict[int, str] = {}  # schema version → the SQL that makes it the next one
 
 
 def prepare(connection: Connection, place: Place) -> None:
     """Make the schema, or bring it up to date. Raises StoreUnavailable, or what PostgreSQL raises."""
     if connection.server_version < OLDEST:
-        version = f"{connection.server_version // 10_000}.{connection.server_version % 10_000}"
-        raise unusable(place, f"it is PostgreSQL {version}", f"Nexum needs {OLDEST // 10_000} or newer.")
+        found = f"{connection.server_version // 10_000}.{connection.server_version % 10_000}"
+        raise unusable(place, f"it is PostgreSQL {found}", f"Nexum needs {OLDEST // 10_000} or newer.")
     with _transaction(connection):
         connection.execute(f"SELECT pg_advisory_xact_lock({LOCK}, hashtext(?))", (f"{place.schema} is made",))
-        found = connection.execute("SELECT to_regclass('about') IS NOT NULL").fetchone()
-        if not found[0]:
+        if not _is_made(connection):
             _make(connection, place)
-        version = connection.execute("SELECT schema_version FROM about").fetchone()[0]
+        version = _version(connection)
         if version != SCHEMA_VERSION and version not in MIGRATIONS:
-            raise unusable(
-                place,
-                f"its schema {place.schema!r} has version {version}, and this Nexum knows versions up to "
-                f"{SCHEMA_VERSION}",
-                "Use the Nexum that wrote it, or name another schema: ?schema=… in the URL.",
-            )
+            raise _unknown(place, version)
         for before in range(version, SCHEMA_VERSION):
             connection.raw_execute(MIGRATIONS[before])
         connection.execute("UPDATE about SET schema_version = ? WHERE schema_version <> ?", (SCHEMA_VERSION,) * 2)
+
+
+def _is_made(connection: Connection) -> bool:
+    return bool(connection.execute("SELECT to_regclass('about') IS NOT NULL").fetchone()[0])
+
+
+def _version(connection: Connection) -> int:
+    return int(connection.execute("SELECT schema_version FROM about").fetchone()[0])
+
+
+def _unknown(place: Place, version: int) -> StoreUnavailable:
+    return unusable(
+        place,
+        f"its schema {place.schema!r} has version {version}, and this Nexum knows versions up to {SCHEMA_VERSION}",
+        "Use the Nexum that wrote it, or name another schema: ?schema=… in the URL.",
+    )
 
 
 def _make(connection: Connection, place: Place) -> None:
@@ -58,14 +70,36 @@ def _make(connection: Connection, place: Place) -> None:
     connection.execute("INSERT INTO about (schema_version) VALUES (?)", (SCHEMA_VERSION,))
 
 
-def enter(connection: Connection, place: Place) -> bool:
-    """Be one of the servers that write to it, as long as this connection lasts; not while somebody has all of it."""
+def enter(connection: Connection, place: Place, seconds: float) -> None:
+    """Be one of the servers that write to it, as long as this connection lasts; wait so long for whoever has all of it.
+
+    Raises StoreInUse.
+    """
+    until = time.monotonic() + seconds
     sql = f"SELECT pg_try_advisory_lock_shared({LOCK}, hashtext(?))"
-    return bool(connection.execute(sql, (place.schema,)).fetchone()[0])
+    while not connection.execute(sql, (place.schema,)).fetchone()[0]:
+        if time.monotonic() > until:
+            raise StoreInUse(f"The database {place} is being copied. Wait until that has ended.")
+        time.sleep(LOOK_SECONDS)
 
 
-def take(connection: Connection, place: Place) -> None:
-    """Have all of it, as long as this connection lasts. Raises StoreInUse."""
+def take(connection: Connection, place: Place, seconds: float) -> None:
+    """Have all of it, as long as this connection lasts; wait so long for servers to leave it.
+
+    Raises StoreInUse.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            _take(connection, place)
+            return
+        except StoreInUse:
+            if time.monotonic() > until:
+                raise
+        time.sleep(LOOK_SECONDS)
+
+
+def _take(connection: Connection, place: Place) -> None:
     if connection.execute(f"SELECT pg_try_advisory_lock({LOCK}, hashtext(?))", (place.schema,)).fetchone()[0]:
         return
     holder = connection.execute(

@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 import psycopg
 
 from nexum_runtime.crash import crash_point
-from nexum_runtime.server.model.contract import Reader, Store, StoreInUse, StoreUnavailable, Transaction
+from nexum_runtime.server.model.contract import Reader, Store, StoreUnavailable, Transaction
 from nexum_runtime.server.model.metrics import Metrics
 from nexum_runtime.server.store.postgres import database, failures
-from nexum_runtime.server.store.postgres.connection import Connection
+from nexum_runtime.server.store.postgres.connection import BEGIN_TO_READ, Connection
 from nexum_runtime.server.store.postgres.place import Place
 from nexum_runtime.server.store.postgres.reader import PostgresReader
 from nexum_runtime.server.store.postgres.talk import Talk
@@ -46,7 +46,6 @@ _OF_A_SERVER = """
     SET idle_in_transaction_session_timeout = '5s'; SET tcp_user_timeout = '10s';
     SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3
 """
-_BEGIN_TO_READ = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
 _SIZE = """
     SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c
     JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = ? AND relkind = 'r'
@@ -203,11 +202,7 @@ class PostgresStore(Store):
         connection = Connection(self.place)
         try:
             database.prepare(connection, self.place)
-            until = time.monotonic() + TAKE_SECONDS
-            while not database.enter(connection, self.place):
-                if time.monotonic() > until:
-                    raise StoreInUse(f"{self.place} is being copied. Wait until that has ended.")
-                time.sleep(LOOK_SECONDS)
+            database.enter(connection, self.place, TAKE_SECONDS)
             if not hasattr(self, "_writes_by"):
                 self._ahead_ms = connection.clock_ahead_ms() or 0
             connection.raw_execute(_OF_A_SERVER)
@@ -333,7 +328,7 @@ class PostgresStore(Store):
             try:
                 connection = self._connected_to_read()
                 try:
-                    connection.raw_execute(_BEGIN_TO_READ)  # one snapshot for all that `work` asks
+                    connection.raw_execute(BEGIN_TO_READ)  # one snapshot for all that `work` asks
                     return work(connection)
                 finally:
                     if connection.is_in_transaction:

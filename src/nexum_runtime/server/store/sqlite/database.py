@@ -5,12 +5,15 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from nexum_runtime import wire
+from nexum_runtime.logs import Log
 from nexum_runtime.server.model.contract import ANOTHER, StoreUnavailable
 from nexum_runtime.server.model.states import Event
 from nexum_runtime.server.store.sql.rows import EVENT_BITS
 from nexum_runtime.server.store.sqlite import failures, files, inspection, last
 from nexum_runtime.server.store.sqlite.schema import APPLICATION_ID, MIGRATIONS, SCHEMA, SCHEMA_VERSION
 from nexum_runtime.text import MIB, printable_line, shorten
+
+log = Log("nexum.engine")
 
 BUSY_TIMEOUT_MS = 5_000  # a person's sqlite3 shell may hold the write lock for a moment
 CHECK_MS = 100  # at most, of looking for damage when the database is opened
@@ -34,6 +37,20 @@ def connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def connect_to_write(path: Path) -> sqlite3.Connection:
+    """To what is there, once it has been looked at; or to a new and empty file.
+
+    Raises StoreUnavailable, or what SQLite raises.
+    """
+    files.check(path)
+    files.check_room(path)
+    check(path)
+    files.make_private(path)
+    if (folder := files.open_folder(path)) is not None:
+        log.warning("Every user may write to %s, and replace the database: chmod o-w %s", folder, folder)
+    return connect(path)
 
 
 # Whatever the last engine's own process executed has gone with it, and is shown so.

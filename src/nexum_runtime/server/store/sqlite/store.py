@@ -119,13 +119,7 @@ class SqliteStore(Store):
 
     def _open_to_write(self) -> None:
         with ExitStack() as on_failure:
-            files.check(self.path)
-            files.check_room(self.path)
-            database.check(self.path)
-            files.make_private(self.path)
-            if (folder := files.open_folder(self.path)) is not None:
-                log.warning("Every user may write to %s, and replace the database: chmod o-w %s", folder, folder)
-            self._write_connection = database.connect(self.path)
+            self._write_connection = database.connect_to_write(self.path)
             on_failure.callback(self._write_connection.close)
             self._last = LastEvent(self.path, files.FILE_MODE)
             on_failure.callback(self._last.close, remove=False)
