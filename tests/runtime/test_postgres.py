@@ -190,6 +190,14 @@ def test_without_psycopg_it_is_said_how_to_install_it(url: str, monkeypatch: pyt
         opened(url)
 
 
+def test_a_parameter_comes_to_postgresql_as_it_was_written(url: str) -> None:
+    place = place_of(f"{url}&options=-cstatement_timeout%3D60000%20-clock_timeout%3D50000&application_name=a+b")
+    connection = Connection(place)
+    for name, value in (("statement_timeout", "1min"), ("lock_timeout", "50s"), ("application_name", "a+b")):
+        assert connection.execute(f"SHOW {name}").fetchone() == (value,)
+    connection.close()
+
+
 # Connections that break
 
 

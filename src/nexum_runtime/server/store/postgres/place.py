@@ -1,7 +1,7 @@
 """Where a database is: its URL, as psycopg takes it and as people may see it."""
 
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from nexum_runtime.errors import InvalidRequest
 
@@ -27,7 +27,8 @@ def place_of(url: str) -> Place:
     """
     try:
         parts = urlsplit(url)
-        parameters = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        query = parts.query.replace("+", "%2B")  # to libpq a "+" is no space
+        parameters = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
         host = parts.netloc.rpartition("@")[2]
         user = parts.username or ""
     except ValueError as error:
@@ -48,4 +49,4 @@ def place_of(url: str) -> Place:
 
 
 def _url(place: str, path: str, parameters: list[tuple[str, str]]) -> str:
-    return f"postgresql://{place}{path}{'?' if parameters else ''}{urlencode(parameters, safe='/')}"
+    return f"postgresql://{place}{path}{'?' if parameters else ''}{urlencode(parameters, safe='/', quote_via=quote)}"
