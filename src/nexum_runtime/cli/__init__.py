@@ -2,6 +2,7 @@
 
 from nexum_runtime.cli import (
     compare,
+    copy,
     dev,
     doctor,
     people,
@@ -14,7 +15,7 @@ from nexum_runtime.cli import (
 from nexum_runtime.cli.base import app
 from nexum_runtime.text import spell_what_cannot_be_printed
 
-__all__ = ["app", "compare", "dev", "doctor", "main", "people", "ps", "sessions", "show", "upkeep", "versions"]
+__all__ = ["app", "compare", "copy", "dev", "doctor", "main", "people", "ps", "sessions", "show", "upkeep", "versions"]
 
 ORDER = [
     "dev",
@@ -34,6 +35,7 @@ ORDER = [
     "resolve",
     "retry",
     "prune",
+    "copy",
     "versions",
     "diff",
     "doctor",

@@ -132,6 +132,18 @@ class Connection:
         for each in self._raw.notifies(timeout=seconds):
             yield each.pid, each.payload
 
+    def copied_out(self, query: str) -> Iterator[Any]:
+        """The rows of a query, read one by one however many there are."""
+        types = [column.type_code for column in self._raw.execute(f"{query} LIMIT 0".encode()).description or ()]
+        with self._raw.cursor().copy(f"COPY ({query}) TO STDOUT".encode()) as rows:
+            rows.set_types(types)
+            yield from rows.rows()
+
+    def copy_in(self, table_and_columns: str, rows: Iterable[Sequence[Any]]) -> None:
+        with self._raw.cursor().copy(f"COPY {table_and_columns} FROM STDIN".encode()) as written:
+            for row in rows:
+                written.write_row(row)
+
     def raw_execute(self, text: Any) -> Any:
         return self._raw.execute(text)
 

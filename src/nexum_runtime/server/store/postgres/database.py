@@ -36,6 +36,22 @@ def prepare(connection: Connection, place: Place) -> None:
         connection.execute("UPDATE about SET schema_version = ? WHERE schema_version <> ?", (SCHEMA_VERSION,) * 2)
 
 
+def check(connection: Connection, place: Place) -> None:
+    """Refuse what cannot be read as it is, without changing it. Raises StoreUnavailable, or what PostgreSQL raises."""
+    if not _is_made(connection):
+        raise unusable(place, f"it has no records of Nexum in its schema {place.schema!r}", "Name the one that has.")
+    if connection.execute("SELECT pg_is_in_recovery()").fetchone()[0]:
+        raise unusable(place, "it is a replica, which cannot tell whether a server has it open", "Name the primary.")
+    if (version := _version(connection)) in MIGRATIONS:
+        raise unusable(
+            place,
+            f"its schema {place.schema!r} has version {version}, and this Nexum reads version {SCHEMA_VERSION}",
+            "Bring it forward by starting `nexum dev` on it once.",
+        )
+    if version != SCHEMA_VERSION:
+        raise _unknown(place, version)
+
+
 def _is_made(connection: Connection) -> bool:
     return bool(connection.execute("SELECT to_regclass('about') IS NOT NULL").fetchone()[0])
 

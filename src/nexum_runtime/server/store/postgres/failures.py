@@ -40,21 +40,21 @@ def told(place: Place, error: BaseException) -> BaseException:
 
 
 def unavailable(place: Place, error: psycopg.Error) -> StoreUnavailable:
-    reason = _reason(error)
+    why = reason(error)
     for kind, what_next in _NEXT:
         if isinstance(error, kind):
-            return unusable(place, reason, what_next)
+            return unusable(place, why, what_next)
     for words, what_next in _NEXT_OF_WORDS:
-        if words in reason:
-            return unusable(place, reason, what_next)
-    return unusable(place, reason, UNKNOWN)
+        if words in why:
+            return unusable(place, why, what_next)
+    return unusable(place, why, UNKNOWN)
 
 
 def unusable(place: Place, why: str, what_next: str) -> StoreUnavailable:
     return StoreUnavailable(f"Cannot use the database {place}: {why}. {what_next}", for_room=what_next == ROOM)
 
 
-def _reason(error: psycopg.Error) -> str:
+def reason(error: psycopg.Error) -> str:
     """In one line; of several addresses that were tried, the last."""
     text = error.diag.message_primary or str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith(("Multiple", "\t"))]

@@ -48,6 +48,14 @@ def check(database: Path, connection: sqlite3.Connection) -> None:
         )
 
 
+def remove(database: Path) -> None:
+    """Raises StoreUnavailable."""
+    try:
+        last_of(database).unlink(missing_ok=True)
+    except OSError as error:
+        raise unusable_because(database, error) from error
+
+
 class LastEvent:
     """Of an open database. Raises StoreUnavailable."""
 
