@@ -13,7 +13,7 @@ import postgres
 import psycopg
 import pytest
 from local_process import ASK
-from processes import NEXUM, NexumDev, environment, eventually, run
+from processes import NEXUM, PATIENCE_SECONDS, NexumDev, environment, eventually, run
 from test_engine import LEASE_MS, ONE, ir
 from test_store import NOW_MS, add, an_execution
 
@@ -289,6 +289,60 @@ async def test_a_postgresql_that_is_killed_and_comes_back_has_all_that_was_ackno
         assert await store.write(of_started) == sorted([*known, "next"])
     finally:
         await store.close()
+
+
+async def test_a_commit_of_which_nothing_is_told_for_long_is_not_made_again(
+    own: postgres.Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexum_runtime.server.store.postgres.store.ANSWER_SECONDS", 0.3)
+    store = PostgresStore(place_of(f"{own.url}&schema=untold"))
+    runs = 0
+    connection = store._writes_by
+    execute = connection.raw_execute
+
+    def killed(text: Any) -> Any:
+        if text != "COMMIT":
+            return execute(text)
+        execute(text)
+        own.stop(signal.SIGKILL)
+        return execute("SELECT 1")
+
+    def work(tx: Transaction) -> None:
+        nonlocal runs
+        runs += 1
+        tx.add_execution(an_execution("e"))
+
+    connection.raw_execute = killed  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        await store.write(work)
+    own.start()
+    assert await store.write(of_started) == ["e"]
+    assert runs == 1
+    await store.close()
+
+
+async def test_a_server_whose_postgresql_is_away_can_be_stopped(own: postgres.Postgres, tmp_path: Path) -> None:
+    async with NexumDev(tmp_path, "--db", f"{own.url}&schema=stopped") as nexum, Client(nexum.address) as client:
+        await client.register(ASK)
+        await client.run_local(ASK, {}, recorded, execution_id="s/0")
+        own.stop(signal.SIGKILL)
+        nexum.terminate()
+        try:
+            assert await nexum.ended() == 0
+        finally:
+            own.start()
+
+
+async def test_words_that_cannot_be_told_keep_nobody_from_ending(own: postgres.Postgres) -> None:
+    store = PostgresStore(place_of(f"{own.url}&schema=silent"))
+    store.listen(lambda _: None)
+    own.stop(signal.SIGKILL)
+    try:
+        store.tell([["ended", "e"]])
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await store.close()
+    finally:
+        own.start()
 
 
 # Servers

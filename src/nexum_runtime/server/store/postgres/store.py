@@ -223,6 +223,8 @@ class PostgresStore(Store):
             except _Spoilt:
                 break
             except psycopg.Error as error:
+                if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):  # a primary no more: find the new one
+                    self._writes_by.close()
                 if len(group) > 1 and not self._writes_by.is_broken:
                     break
                 if not database.may_succeed_again(error) or count == AGAIN_LIMIT:
@@ -303,18 +305,20 @@ class PostgresStore(Store):
                 raise
 
     def _was_committed(self, number: str) -> bool:
-        """Raises psycopg.Error when PostgreSQL cannot be asked for so long."""
+        """Raises StoreUnavailable when PostgreSQL does not tell for so long: it is not made again then."""
         until = time.monotonic() + ANSWER_SECONDS
         while True:
             try:
                 self._be_connected()
                 (state,) = self._writes_by.execute("SELECT pg_xact_status(?::xid8)", (number,)).fetchone()
-            except psycopg.Error:
+            except psycopg.Error as error:
                 if time.monotonic() > until:
-                    raise
+                    raise failures.unavailable(self.place, error) from error
             else:
                 if state != "in progress":
                     return bool(state == "committed")
+                if time.monotonic() > until:
+                    raise failures.unusable(self.place, "what became of a commit is not known", failures.UNKNOWN)
             time.sleep(LOOK_SECONDS)
 
     # In the threads that read

@@ -100,7 +100,7 @@ class Talk:
         while True:
             self._something.wait()
             self._something.clear()
-            while self._untold:
+            while self._untold and not self._ends:
                 try:
                     if connection is None:
                         connection = Connection(self._place)
