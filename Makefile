@@ -1,5 +1,6 @@
-# make demo, test, test-quick, test-embedded, check, docs, pictures, benchmark, chaos, far, fuzz, dist, sdk-suite: each
-# sets up .venv first when it is missing or old. With uv on the PATH it takes seconds, with pip a minute or two.
+# make demo, test, test-quick, test-embedded, test-postgres, check, docs, pictures, benchmark, chaos, far, fuzz, dist,
+# sdk-suite: each sets up .venv first when it is missing or old. With uv on the PATH it takes seconds, with pip a minute
+# or two.
 
 NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
@@ -15,7 +16,8 @@ PYTEST = $(BIN)/python -m pytest -n auto --maxprocesses 8
 QUICK = tests/runtime/test_engine.py tests/runtime/test_store.py tests/runtime/test_house.py \
 	tests/agents/test_sessions.py tests/agents/test_seams.py tests/example/test_docs.py
 
-.PHONY: demo test test-quick test-embedded check docs pictures benchmark chaos far fuzz dist sdk-suite constraints
+.PHONY: demo test test-quick test-embedded test-postgres check docs pictures benchmark chaos far fuzz dist sdk-suite
+.PHONY: constraints
 
 demo: .venv/for-use
 	$(BIN)/python demo.py --offline --worker
@@ -32,6 +34,11 @@ test-quick: .venv/for-development
 test-embedded: .venv/for-development
 	@echo "Running the tests of nexum_agents with the engine in their own process; some minutes."
 	@$(PYTEST) --embedded tests/agents
+
+# … and with a server on PostgreSQL: the system's, that of requirements-dev.txt, or at NEXUM_TEST_POSTGRES.
+test-postgres: .venv/for-development
+	@echo "Running the tests of nexum_agents with a server on PostgreSQL; some minutes."
+	@$(PYTEST) --postgres tests/agents
 
 # make fuzz TRIES=1000000 SEED=2
 TRIES = 100000
