@@ -78,11 +78,16 @@ class Commits:
         notices = Notices()
         ended: dict[str, Snapshot] = {}
 
+        is_again = False
+
         def run(tx: Transaction) -> T:
-            notices.clear()  # of a run that was in vain
-            ended.clear()
-            if given is not None:
-                given.clear()
+            nonlocal is_again
+            if is_again:  # what it did before was in vain
+                notices.clear()
+                ended.clear()
+                if given is not None:
+                    given.clear()
+            is_again = True
             result = work(tx, notices)
             for execution_id in [each for each in notices.ended if each in self._watched]:
                 ended[execution_id] = snapshots.ended(tx, execution_id, notices.ended[execution_id], self._clock())

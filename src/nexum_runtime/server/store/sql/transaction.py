@@ -130,7 +130,7 @@ class SqlTransaction(SqlReader):
 
     def begin_work(self) -> None:
         self.added_events = []
-        self._before = [len(rows) for rows in self._added]
+        self._before = list(map(len, self._added))
 
     def forget(self) -> None:
         """What the work that runs has added and is not inserted yet."""
