@@ -35,7 +35,6 @@ _IN_OTHER_WORDS = {  # SQLite's → PostgreSQL's
     "NOT GLOB '[0-9]*-*'": "!~ '^[0-9].*-'",
     "lower(hex(randomblob(8)))": "substr(replace(gen_random_uuid()::text, '-', ''), 1, 16)",
 }
-_PLACEHOLDER = re.compile(r"\?(\d*)")
 
 
 @lru_cache(maxsize=2_000)
@@ -43,7 +42,7 @@ def translated(text: str) -> str:
     for ours, theirs in _IN_OTHER_WORDS.items():
         text = text.replace(ours, theirs)
     numbers = count(1)
-    return _PLACEHOLDER.sub(lambda found: f"${found[1] or next(numbers)}", text)
+    return re.sub(r"\?", lambda _: f"${next(numbers)}", text)
 
 
 class _NumberLoader(Loader):

@@ -1,6 +1,6 @@
 """What a database's connection has to offer for the SQL of this folder.
 
-The SQL is written as SQLite reads it, in what other databases read as well; a placeholder is "?" or "?1".
+The SQL is written as SQLite reads it, in what other databases read as well; a placeholder is "?".
 """
 
 from collections.abc import Iterable, Iterator, Sequence

@@ -62,8 +62,8 @@ class SqlReader:
             f"FROM ({open_ones('execution_id, workflow_id, version_hash')}) opened GROUP BY 1, 2) "
             f"SELECT {WORKFLOW}, coalesce(executions, 0) "
             "FROM workflows LEFT JOIN running USING (workflow_id, version_hash) "
-            "WHERE workflow_id = ?1 OR ?1 = '' ORDER BY seq DESC",
-            (workflow_id,),
+            "WHERE workflow_id = ? OR ? = '' ORDER BY seq DESC",
+            (workflow_id, workflow_id),
         )
         return [Workflow(*row) for row in rows]
 

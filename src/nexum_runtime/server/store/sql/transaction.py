@@ -47,7 +47,7 @@ _encode = json.JSONEncoder(ensure_ascii=False).encode
 _ADD_EXECUTION = f"INSERT INTO executions ({EXECUTION}) VALUES ({marks(Execution._fields)})"
 # To the second, so that few calls change it.
 _HEAR_SESSION = """
-    INSERT INTO sessions (session_id, began_at_ms, heard_at_ms) VALUES (?1, ?2, ?2)
+    INSERT INTO sessions (session_id, began_at_ms, heard_at_ms) VALUES (?, ?, ?)
     ON CONFLICT (session_id) DO UPDATE SET heard_at_ms = excluded.heard_at_ms
     WHERE excluded.heard_at_ms >= sessions.heard_at_ms + 1000
 """
@@ -57,7 +57,7 @@ _ADD_EVENT = f"""
     SELECT coalesce(
         (SELECT max(seq) FROM events
          WHERE seq BETWEEN x.seq << {EVENT_BITS} AND (x.seq << {EVENT_BITS}) + {(1 << EVENT_BITS) - 1}),
-        x.seq << {EVENT_BITS}) + 1, ?2, ?3, ?4, CAST(?5 AS INTEGER), ?6 FROM executions x WHERE execution_id = ?1
+        x.seq << {EVENT_BITS}) + 1, ?, ?, ?, CAST(? AS INTEGER), ? FROM executions x WHERE execution_id = ?
 """
 _FINISH = {
     key: "UPDATE tasks SET status = 'DONE', output_json = ?, lease_expires_at_ms = NULL, available_at_ms = 0, "
@@ -104,7 +104,7 @@ class SqlTransaction(SqlReader):
         self._execute_many = connection.executemany
         self._numbers = numbers  # of tasks
         self._executions: list[Execution] = []
-        self._heard: list[tuple[str, int]] = []  # sessions, by executions that began then
+        self._heard: list[tuple[str, int, int]] = []  # sessions, by executions that began then
         self._tasks: list[tuple[Any, ...]] = []
         self._events: list[tuple[Any, ...]] = []
         self.added_events: list[tuple[Any, ...]] = []  # by the work that runs
@@ -166,7 +166,7 @@ class SqlTransaction(SqlReader):
     def add_execution(self, execution: Execution) -> None:
         self._executions.append(execution)
         if session_id := execution.session_id:
-            self._heard.append((session_id, execution.created_at_ms))
+            self._heard.append((session_id, execution.created_at_ms, execution.created_at_ms))
 
     def label(self, execution_id: str, labels_json: str) -> None:
         self._sql("UPDATE executions SET labels_json = ? WHERE execution_id = ?", (labels_json, execution_id))
@@ -203,9 +203,9 @@ class SqlTransaction(SqlReader):
 
     def declare(self, execution_id: str, max_attempts: int, effect: str, timeout_ms: int | None) -> None:
         self._sql(
-            "UPDATE tasks SET attempt_limit = attempt_limit + ?1 - "
-            "(SELECT max_attempts FROM executions WHERE execution_id = ?2) WHERE execution_id = ?2",
-            (max_attempts, execution_id),
+            "UPDATE tasks SET attempt_limit = attempt_limit + ? - "
+            "(SELECT max_attempts FROM executions WHERE execution_id = ?) WHERE execution_id = ?",
+            (max_attempts, execution_id, execution_id),
         )
         self._sql(
             "UPDATE tasks SET attempt_limit = attempt + CASE status WHEN 'READY' THEN 1 ELSE 0 END WHERE "
@@ -302,7 +302,7 @@ class SqlTransaction(SqlReader):
         )
         crash_point("in-fork")
         self._tell_of_each("(SELECT copy AS seq FROM copied)", (), at_ms, Event.EXECUTION_FORKED, data)
-        self._sql("INSERT INTO sessions (session_id, began_at_ms, heard_at_ms) VALUES (?1, ?2, ?2)", (to, at_ms))
+        self._sql("INSERT INTO sessions (session_id, began_at_ms, heard_at_ms) VALUES (?, ?, ?)", (to, at_ms, at_ms))
         (turns,) = self._sql(
             f"SELECT count(*) FROM copied CROSS JOIN executions x WHERE x.seq = copy AND {IS_TURN}"
         ).fetchone()
@@ -396,8 +396,8 @@ class SqlTransaction(SqlReader):
     def restart_clock(self, now_ms: int, delay_limit_ms: int) -> None:
         self._sql("UPDATE tasks SET lease_expires_at_ms = ? + lease_ms WHERE status = 'RUNNING'", (now_ms,))
         self._sql(
-            "UPDATE tasks SET available_at_ms = ?1 WHERE status = 'READY' AND available_at_ms > ?1",
-            (now_ms + delay_limit_ms,),
+            "UPDATE tasks SET available_at_ms = ? WHERE status = 'READY' AND available_at_ms > ?",
+            (now_ms + delay_limit_ms, now_ms + delay_limit_ms),
         )
 
     def shift_clock(self, by_ms: int) -> None:
@@ -421,5 +421,5 @@ class SqlTransaction(SqlReader):
         if not wire.is_text(data_json):  # half a character, which JSON can spell and no database can keep
             data_json = wire.json_text(data)
         event = (execution_id, at_ms, type.value, node_id, attempt, data_json)
-        self._events.append(event)
+        self._events.append((*event[1:], execution_id))
         self.added_events.append(event)
