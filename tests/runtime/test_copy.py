@@ -185,7 +185,7 @@ async def test_a_database_that_a_server_has_open_is_refused(
 async def test_nobody_else_can_open_either_of_them_during_a_copy(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(of_postgres, "TAKE_SECONDS", 0.0)
+    monkeypatch.setattr("nexum_runtime.server.store.postgres.store.TAKE_SECONDS", 0.0)
     source, target = named(kind, tmp_path, "source"), named(kind, tmp_path, "target")
     await fill(source, "e")
     tried = []

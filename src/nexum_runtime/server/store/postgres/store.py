@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 GROUP_LIMIT = 100  # writes that share one commit
 READERS = 2  # connections
-TAKE_SECONDS = 10.0  # that whoever has the whole database is waited for
+TAKE_SECONDS = 2.0  # that whoever has the whole database is waited for
 ANSWER_SECONDS = 10.0  # that PostgreSQL is asked what became of a commit
 LOOK_SECONDS = 0.1
 
