@@ -96,7 +96,7 @@ async def test_stored_calls_are_whole_copies_with_numbers_of_their_own(tmp_path:
     await engine.complete(claimed.task.task_id, '"done"')
     await store.close()
     fill(database, [(f"copy/{n}", f'{{"n":{n}}}') for n in range(3)])
-    assert list(check_database(database)) == []
+    assert list(check_database(tmp_path)) == []
     engine = Engine(store := SqliteStore(database))
     snapshot, original = await engine.history("original")
     for n in range(3):

@@ -15,6 +15,7 @@ from backends import BACKENDS
 from processes import PATIENCE_SECONDS, eventually
 from slow_disk import hold_commits
 
+from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
 from nexum_runtime.server.engine.clock import Clock
 from nexum_runtime.server.engine.engine import ABSENCE_MS, SWEEP_INTERVAL_MS, Engine
@@ -1332,8 +1333,9 @@ async def test_an_owner_that_asks_again_has_its_task_and_no_attempt_more(bench: 
 async def test_an_owner_that_asks_again_has_its_task_also_when_it_was_thought_to_have_gone(bench: Bench) -> None:
     """Its connection was cut before the answer had come."""
     await bench.register(ONE)
+    owner = f"{wire.LOCAL_WORKER}1-me"
     once: dict[str, Any] = {"effect": "once", "max_attempts": 1}
-    order = StartOrder("w", "h", "{}", "e", claim="me", **once)
+    order = StartOrder("w", "h", "{}", "e", claim=owner, **once)
     executing = bench.engine.execute_here(order, FOREVER_MS)
     await anext(executing)
     await executing.aclose()
@@ -1341,7 +1343,7 @@ async def test_an_owner_that_asks_again_has_its_task_also_when_it_was_thought_to
     assert (await bench.snapshot()).execution.error_code == "OUTCOME_UNKNOWN"
     for restart in ("", "failed"):
         assert (await bench.start(claim="another", input_json="{}", restart=restart, **once)).claimed is None
-    claimed = (await bench.start(claim="me", input_json="{}", **once)).claimed
+    claimed = (await bench.start(claim=owner, input_json="{}", **once)).claimed
     assert claimed is not None
     assert (await bench.snapshot()).attempts == 1
     assert await bench.engine.complete(claimed.task.task_id, "1") == ""

@@ -24,6 +24,7 @@ from nexum_runtime.server.model.contract import Store, StoreUnavailable, Transac
 from nexum_runtime.server.model.shapes import StartOrder
 from nexum_runtime.server.store.opened import opened
 from nexum_runtime.server.store.postgres import database
+from nexum_runtime.server.store.postgres import store as the_store
 from nexum_runtime.server.store.postgres.connection import Connection
 from nexum_runtime.server.store.postgres.place import place_of
 from nexum_runtime.server.store.postgres.store import PostgresStore
@@ -294,7 +295,7 @@ async def test_a_postgresql_that_is_killed_and_comes_back_has_all_that_was_ackno
 async def test_a_commit_of_which_nothing_is_told_for_long_is_not_made_again(
     own: postgres.Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nexum_runtime.server.store.postgres.store.ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(the_store, "ANSWER_SECONDS", 0.3)
     store = PostgresStore(place_of(f"{own.url}&schema=untold"))
     runs = 0
     connection = store._writes_by

@@ -261,8 +261,8 @@ def check_same_input(order: StartOrder, differ: tuple[str, str] | None) -> None:
 
 def _lost_on_its_way(tx: Transaction, execution: Execution, order: StartOrder) -> Task | None:
     """The task of an unknown outcome, if this very owner had claimed it: that it asks again tells that the answer was
-    lost, and nothing has begun."""
-    if not order.claim or execution.error_code != ErrorCode.OUTCOME_UNKNOWN:
+    lost, and nothing has begun. An owner is one effect of one process; others' ids may be used again."""
+    if not order.claim.startswith(wire.LOCAL_WORKER) or execution.error_code != ErrorCode.OUTCOME_UNKNOWN:
         return None
     if has_long_story(tx, execution.execution_id):
         return None
