@@ -1,11 +1,11 @@
 """The contract every store keeps.
 
 A store runs the engine's decisions as transactions: `write(work)` calls `work(tx)` with a Transaction and commits
-what it did, all of it or nothing; when `write` returns, the commit is synced to disk. Writes run one after another.
-`read(work)` changes nothing and sees what was committed before it began, and also what has begun before its commit (see
-`begin_write`): that is waited for. `work` is plain synchronous code; that of a write is quick, for it may hold up the
-event loop, or be in a thread of its own. It may be run again when what it did could not be kept, and leaves nothing
-elsewhere but what that run puts right.
+what it did, all of it or nothing; when `write` returns, the commit is synced to disk. Writes of one server run one
+after another. `read(work)` changes nothing and sees what was committed before it began, and also what has begun before
+its commit (see `begin_write`): that is waited for. `work` is plain synchronous code; that of a write is quick, for it
+may hold up the event loop, or be in a thread of its own. It may be run again when what it did could not be kept, and
+leaves nothing elsewhere but what that run puts right.
 
 Times are integer epoch milliseconds, JSON travels as text and comes back as the very text that was stored.
 """
@@ -436,7 +436,7 @@ class Store(ABC):
     ) -> "asyncio.Future[T]":
         """`write`, begun at once: works are run in the order in which they were begun.
 
-        `executed` is called when `work` has returned and before that is committed: it may yet be lost. It returns
+        `executed` is called when `work` has returned. Where that is before its commit, it may yet be lost. It returns
         whether something has begun by it; if so, nobody waits for the commit of a write that `is_patient`, and that may
         come a few milliseconds later. `settled` is called once it is synced, or with the error, also when the caller
         has been cancelled meanwhile; a caller who is cancelled before `work` was begun has it not run at all.
