@@ -1,6 +1,6 @@
 """The way to the engine that is nearest, found anew when the process that had it has gone.
 
-NEXUM_ADDRESS         that server, and no other
+NEXUM_ADDRESS         that server, or one of those, and no other
 this folder's file    whoever has it: another process, by the socket beside it, or this one
 localhost:50051       a server there, or at NEXUM_PORT, which may have another file: this process stays with it
 nobody                this process opens the file itself, and serves it to whoever finds it
@@ -54,7 +54,12 @@ def near(
     if address:
         return Client(address, span_attributes=span_attributes)
     database, port = database_from_environment(), port_from_environment()
-    if isinstance(database, str):  # which a server has
+    if isinstance(database, str):  # which only a server opens
+        if not port:
+            raise InvalidRequest(
+                "NEXUM_DATABASE_URL is a PostgreSQL database, which only a server opens, and NEXUM_PORT=0 looks for "
+                "none. Start `nexum dev`, and set NEXUM_ADDRESS to where it runs."
+            )
         return Client(f"localhost:{port}", span_attributes=span_attributes)
     way = Nearest(database, use, port)
     return Client(way=way, span_attributes=span_attributes)
