@@ -77,7 +77,7 @@ class Talk:
                         for process, payload in connection.notifications(LOOK_SECONDS):
                             is_heard = is_heard or process == connection.process_id
                             if process not in (self._own_process, connection.process_id):
-                                self._hand_over(json.loads(payload))
+                                self._hear(payload)
                         if not is_heard and not self._has_warned:
                             self._has_warned = True
                             log.warning(
@@ -90,6 +90,12 @@ class Talk:
                     connection.close()
             except psycopg.Error:
                 time.sleep(AGAIN_SECONDS)
+
+    def _hear(self, payload: str) -> None:
+        """What no server can have said is of another program, and not for us."""
+        with suppress(ValueError):
+            if isinstance(words := json.loads(payload), list):
+                self._hand_over(words)
 
     def _hand_over(self, words: Sequence[list[Any]]) -> None:
         with suppress(RuntimeError):  # the loop is closed
