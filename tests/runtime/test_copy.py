@@ -22,7 +22,6 @@ from nexum_runtime.server.store.copying import copied
 from nexum_runtime.server.store.opened import opened
 from nexum_runtime.server.store.postgres import copying as of_postgres
 from nexum_runtime.server.store.postgres import database as postgres_database
-from nexum_runtime.server.store.postgres import store as postgres_store
 from nexum_runtime.server.store.postgres.place import place_of
 from nexum_runtime.server.store.sql.copying import TABLES
 from nexum_runtime.server.store.sqlite.copying import SqliteEnd
@@ -172,7 +171,7 @@ async def test_a_target_with_other_records_is_refused_and_stays_as_it_is(one: st
 async def test_a_database_that_a_server_has_open_is_refused(
     kind: str, which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(of_postgres, "TAKE_SECONDS", 0.0)
+    monkeypatch.setattr(postgres_database, "TAKE_SECONDS", 0.0)
     open_one, other = named(kind, tmp_path, "open"), str(tmp_path / "other.db")
     await fill(other)
     store = opened(database(open_one))
@@ -186,7 +185,7 @@ async def test_a_database_that_a_server_has_open_is_refused(
 async def test_nobody_else_can_open_either_of_them_during_a_copy(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_store, "TAKE_SECONDS", 0.0)
+    monkeypatch.setattr(postgres_database, "TAKE_SECONDS", 0.0)
     source, target = named(kind, tmp_path, "source"), named(kind, tmp_path, "target")
     await fill(source, "e")
     tried = []

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, suppress
@@ -20,7 +21,7 @@ from test_store import NOW_MS, add, an_execution
 from nexum_runtime import Client
 from nexum_runtime.errors import InvalidRequest, SessionStopped
 from nexum_runtime.server.engine.engine import SWEEP_INTERVAL_MS, Engine
-from nexum_runtime.server.model.contract import Store, StoreUnavailable, Transaction, Workflow
+from nexum_runtime.server.model.contract import Reader, Store, StoreUnavailable, Transaction, Workflow
 from nexum_runtime.server.model.shapes import StartOrder
 from nexum_runtime.server.store.opened import opened
 from nexum_runtime.server.store.postgres import database
@@ -538,6 +539,38 @@ async def test_words_between_servers_are_all_told_however_many_and_however_long(
         await opened_once.close()
 
 
+async def test_what_another_program_says_on_the_channel_is_passed_over(url: str) -> None:
+    heard: list[list[Any]] = []
+    opened_once = PostgresStore(place_of(url))
+    talk = Talk(place_of(url), heard.extend, lambda _: None)
+    try:
+        await eventually(lambda: talk.listens)
+        for payload in ("hello", "7", '{"ended": "e"}', '[["ended", "e"]]'):
+            asked(url, "SELECT pg_notify(%s, %s)", talk._channel, payload)
+        await eventually(lambda: heard)
+        assert heard == [["ended", "e"]]
+    finally:
+        talk.close()
+        await opened_once.close()
+
+
+async def test_no_call_waits_for_what_people_look_at(store: PostgresStore) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def look(_: Reader) -> None:
+        begun.set()
+        go_on.wait()
+
+    looking = [asyncio.create_task(store.read(look, is_look=True)) for _ in range(5)]
+    try:
+        await eventually(begun.is_set)
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert await store.read(lambda reader: reader.count_workflows()) == 0
+    finally:
+        go_on.set()
+        await asyncio.gather(*looking)
+
+
 async def test_where_notifications_do_not_arrive_it_is_said_and_servers_look_for_themselves(
     url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -571,3 +604,5 @@ async def test_commands_and_agents_say_that_a_server_has_to_be_there(tmp_path: P
     )
     assert finished.code == 3
     assert "No Nexum server answers at localhost:1" in finished.stderr
+    finished = await run(NEXUM, "ps", env=environment(NEXUM_ADDRESS="", NEXUM_DATABASE_URL=url), cwd=tmp_path)
+    assert "which only a server opens, and NEXUM_PORT=0 looks for none." in finished.stderr

@@ -11,8 +11,6 @@ from nexum_runtime.server.store.postgres.connection import BEGIN_TO_READ, Connec
 from nexum_runtime.server.store.postgres.place import Place, place_of
 from nexum_runtime.server.store.sql.copying import TABLES, Row, RowRefused
 
-TAKE_SECONDS = 2.0  # that the lock of a copy or a server is waited for that may have just been killed
-
 _TAKES_LONG = "SET idle_in_transaction_session_timeout = 0; SET statement_timeout = 0"
 _COUNTS_ON = """
     SELECT setval(pg_get_serial_sequence('executions', 'seq'), max(seq)) FROM executions HAVING count(*) > 0
@@ -88,9 +86,9 @@ def _connected(place: Place) -> Iterator[Connection]:
 
 def _take(connection: Connection, place: Place) -> None:
     try:
-        database.take(connection, place, TAKE_SECONDS)
+        database.take(connection, place)
     except StoreInUse as error:
-        raise StoreInUse(f"{error} Stop it, and those that wait for it, before you copy.") from None
+        raise StoreInUse(f"{error} Stop all servers on it before you copy.") from None
 
 
 @contextmanager

@@ -15,7 +15,8 @@ OLDEST = 140_000  # the version of PostgreSQL, as it counts them
 SCHEMA_VERSION = 1
 SCHEMA = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
 LOCK = 0x4E58554D  # "NXUM": of advisory locks, with the schema's name
-LOOK_SECONDS = 0.1  # between two tries to take it
+TAKE_SECONDS = 2.0  # that whoever has it is waited for …
+LOOK_SECONDS = 0.1  # … between two looks
 MIGRATIONS: dict[int, str] = {}  # schema version → the SQL that makes it the next one
 
 
@@ -86,37 +87,25 @@ def _make(connection: Connection, place: Place) -> None:
     connection.execute("INSERT INTO about (schema_version) VALUES (?)", (SCHEMA_VERSION,))
 
 
-def enter(connection: Connection, place: Place, seconds: float) -> None:
-    """Be one of the servers that write to it, as long as this connection lasts; wait so long for whoever has all of it.
+def enter(connection: Connection, place: Place) -> None:
+    """Be one of the servers that write to it, as long as this connection lasts. Raises StoreInUse."""
+    if not _has_lock(connection, place, "pg_try_advisory_lock_shared"):
+        raise StoreInUse(f"The database {place} is being copied. Wait until that has ended.")
 
-    Raises StoreInUse.
-    """
-    until = time.monotonic() + seconds
-    sql = f"SELECT pg_try_advisory_lock_shared({LOCK}, hashtext(?))"
-    while not connection.execute(sql, (place.schema,)).fetchone()[0]:
+
+def _has_lock(connection: Connection, place: Place, function: str) -> bool:
+    """Within a moment: whoever had it may have just been killed."""
+    until = time.monotonic() + TAKE_SECONDS
+    while not connection.execute(f"SELECT {function}({LOCK}, hashtext(?))", (place.schema,)).fetchone()[0]:
         if time.monotonic() > until:
-            raise StoreInUse(f"The database {place} is being copied. Wait until that has ended.")
+            return False
         time.sleep(LOOK_SECONDS)
+    return True
 
 
-def take(connection: Connection, place: Place, seconds: float) -> None:
-    """Have all of it, as long as this connection lasts; wait so long for servers to leave it.
-
-    Raises StoreInUse.
-    """
-    until = time.monotonic() + seconds
-    while True:
-        try:
-            _take(connection, place)
-            return
-        except StoreInUse:
-            if time.monotonic() > until:
-                raise
-        time.sleep(LOOK_SECONDS)
-
-
-def _take(connection: Connection, place: Place) -> None:
-    if connection.execute(f"SELECT pg_try_advisory_lock({LOCK}, hashtext(?))", (place.schema,)).fetchone()[0]:
+def take(connection: Connection, place: Place) -> None:
+    """Have all of it, as long as this connection lasts. Raises StoreInUse."""
+    if _has_lock(connection, place, "pg_try_advisory_lock"):
         return
     holder = connection.execute(
         "SELECT coalesce(host(client_addr), 'its own machine'), l.pid FROM pg_locks l "

@@ -32,8 +32,7 @@ from nexum_runtime.server.store.writes import Write
 T = TypeVar("T")
 
 GROUP_LIMIT = 100  # writes that share one commit
-READERS = 2  # connections
-TAKE_SECONDS = 2.0  # that whoever has the whole database is waited for
+READERS = 2  # connections, besides one for what people look at
 ANSWER_SECONDS = 10.0  # that PostgreSQL is asked what became of a commit
 LOOK_SECONDS = 0.1
 
@@ -78,7 +77,8 @@ class PostgresStore(Store):
         self._writing: asyncio.Task[None] | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-write")
         self._reader = ThreadPoolExecutor(READERS, thread_name_prefix="nexum-store-read")
-        self._of_reader = threading.local()
+        self._looker = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-look")
+        self._of_thread = threading.local()
         self._read_connections: list[Connection] = []
         self._numbers = Numbers(0, _number_of_now)
         self._talk: Talk | None = None
@@ -106,7 +106,8 @@ class PostgresStore(Store):
         return outcome
 
     async def read(self, work: Callable[[Reader], T], *, is_look: bool = False) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, work)
+        threads = self._looker if is_look else self._reader
+        return await asyncio.get_running_loop().run_in_executor(threads, self._read, work)
 
     async def inspect(self, now_ms: int) -> dict[str, Any]:
         told: dict[str, Any] = {
@@ -122,7 +123,7 @@ class PostgresStore(Store):
             return overview(connection, now_ms)
 
         try:
-            found = await asyncio.get_running_loop().run_in_executor(self._reader, self._look, look)
+            found = await asyncio.get_running_loop().run_in_executor(self._looker, self._look, look)
         except StoreUnavailable:  # as a write has told already
             return {"database": told}
         return {"database": told} | found
@@ -151,6 +152,7 @@ class PostgresStore(Store):
         if self._talk is not None:
             await asyncio.to_thread(self._talk.close)
         self._reader.shutdown()
+        self._looker.shutdown()
         self._writer.shutdown()
         with suppress(psycopg.Error):
             database.leave(self._writes_by)
@@ -202,7 +204,7 @@ class PostgresStore(Store):
         connection = Connection(self.place)
         try:
             database.prepare(connection, self.place)
-            database.enter(connection, self.place, TAKE_SECONDS)
+            database.enter(connection, self.place)
             if not hasattr(self, "_writes_by"):
                 self._ahead_ms = connection.clock_ahead_ms() or 0
             connection.raw_execute(_OF_A_SERVER)
@@ -344,8 +346,8 @@ class PostgresStore(Store):
         raise AssertionError("it was read, or raised")
 
     def _connected_to_read(self) -> Connection:
-        connection: Connection | None = getattr(self._of_reader, "connection", None)
+        connection: Connection | None = getattr(self._of_thread, "connection", None)
         if connection is None or connection.is_broken:
-            connection = self._of_reader.connection = Connection(self.place)
+            connection = self._of_thread.connection = Connection(self.place)
             self._read_connections.append(connection)
         return connection
