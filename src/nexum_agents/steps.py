@@ -3,7 +3,9 @@
 import functools
 import inspect
 from collections.abc import Awaitable, Callable
+from types import FunctionType
 from typing import Any, ParamSpec, TypeVar, overload
+from weakref import WeakKeyDictionary
 
 from pydantic_core import to_jsonable_python
 
@@ -15,6 +17,8 @@ from nexum_runtime.worker.attempt import run_in_thread
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_signatures: WeakKeyDictionary[FunctionType, inspect.Signature] = WeakKeyDictionary()
 
 
 @overload
@@ -106,10 +110,19 @@ _step.__qualname__ = durable_step.__qualname__  # Python names it when somebody 
 def _by_name(function: Callable[..., Any], args: tuple[Any, ...], named: dict[str, Any]) -> dict[str, Any]:
     """The arguments as JSON, by their names as far as they have any; what JSON has no form for by its type."""
     try:
-        bound: dict[str, Any] = dict(inspect.signature(function).bind(*args, **named).arguments)
+        bound: dict[str, Any] = dict(_signature(function).bind(*args, **named).arguments)
     except (TypeError, ValueError):  # a built-in function that does not tell, or arguments that do not fit
         bound = {**{str(n): value for n, value in enumerate(args)}, **named}
     plain: dict[str, Any] = to_jsonable_python(
         bound, fallback=lambda other: type(other).__name__, inf_nan_mode="strings"
     )
     return plain
+
+
+def _signature(function: Callable[..., Any]) -> inspect.Signature:
+    """To find it out takes as long as much of the rest of a step."""
+    if not isinstance(function, FunctionType):  # a method is made anew each time
+        return inspect.signature(function)
+    if (signature := _signatures.get(function)) is None:
+        signature = _signatures[function] = inspect.signature(function)
+    return signature

@@ -226,7 +226,8 @@ async def presence(
             claim.leave()
         for each in keeping:
             each.cancel()
-        await asyncio.gather(*keeping, return_exceptions=True)
+        if keeping:
+            await asyncio.gather(*keeping, return_exceptions=True)
 
 
 async def _attend(server: Server, owner: str) -> None:

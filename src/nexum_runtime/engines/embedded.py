@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from functools import partial
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from nexum_runtime import wire
 from nexum_runtime.client.outgoing import Completion, Outgoing
 from nexum_runtime.client.way import RPC_SECONDS, Claim, Fields, Metadata, Told
-from nexum_runtime.engines.host import Crossing, Host
-from nexum_runtime.errors import DatabaseUnavailable, InvalidRequest, LimitExceeded, NexumError
+from nexum_runtime.engines.host import Crossing, Host, Present, call_soon
+from nexum_runtime.errors import DatabaseUnavailable, InvalidRequest, LimitExceeded
 from nexum_runtime.server.methods.methods import Call
 from nexum_runtime.server.methods.orders import (
     lease_ms,
@@ -29,7 +29,6 @@ from nexum_runtime.server.rules.snapshots import Snapshot
 
 T = TypeVar("T")
 
-KEEP_SECONDS = 5.0  # between two renewals of a lease
 NOTHING = {
     "has_task": False,
     "task_id": "",
@@ -57,6 +56,7 @@ class Embedded:
         self._here = asyncio.get_running_loop()
         self._there = Crossing(host.loop)
         self._back: Crossing | None = None  # of the engine's loop
+        self._present: dict[str, Present] = {}  # by the tasks that are executed here
 
     async def close(self) -> None:
         """The engine goes on: others may use it."""
@@ -117,48 +117,45 @@ class Embedded:
 
     async def _claim(self, order: Any, wait_ms: int) -> tuple[Any, Told, Claim | None]:
         """Execute here: from its claim on the engine keeps the lease, for as long as this process does not leave."""
-        engine = self.host.engine
-        answer: asyncio.Future[tuple[Started, Snapshot]] = self._here.create_future()
         lost: asyncio.Future[None] = self._here.create_future()
-        claim = Claim(lambda: leave(), lost, is_kept=True)
+        present = Present(self.host, order.claim, lambda: self._tell(_fulfil, lost, None))
 
-        async def execute() -> None:
+        async def execute() -> tuple[Started, Snapshot]:
             with traced("Execute", order) as (span, traced_order):
-                executing = engine.execute_here(traced_order, wait_ms)
-                async with aclosing(executing):
-                    started, snapshot = await anext(executing)
-                    span.tell(before=started.before, outcome=snapshot.execution.status)
-                    if started.claimed is None:
-                        self._tell(_fulfil, answer, (started, snapshot))
-                        return
-                    task_id = started.claimed.task.task_id
-                    with engine.telling_to_stop(task_id, lambda why: self._tell(_fulfil, claim.stopped, why)):
-                        self._tell(_fulfil, answer, (started, snapshot))
-                        while True:
-                            await asyncio.sleep(KEEP_SECONDS)
-                            with suppress(NexumError, StoreUnavailable):
-                                await engine.heartbeat(order.claim, [task_id])
+                started, snapshot, claiming = await self.host.engine.claim_here(traced_order, wait_ms)
+                span.tell(before=started.before, outcome=snapshot.execution.status)
+            if started.claimed is not None:
+                stop = partial(self._tell, _fulfil, claim.stopped)
+                present.begin(started.claimed.task.task_id, claiming, stop)
+            return started, snapshot
 
-        def ended(task: "asyncio.Task[None] | None") -> None:
-            if task is None or task.cancelled():
-                self._tell(_fail, answer, self.host.has_left())
-                self._tell(_fulfil, lost, None)
-            elif (error := task.exception()) is not None:
-                self._tell(_fail, answer, error)
+        def leave() -> None:
+            self._present.pop(present.task_id, None)
+            if not present.is_over:
+                call_soon(self.host.loop, present.leave)
 
-        leave = self.host.begin(execute(), ended, self._there)
+        claim = Claim(leave, lost, is_kept=True)
         try:
-            started, snapshot = await answer
-        except asyncio.CancelledError:
+            started, snapshot = await self._call(execute)
+        except BaseException:
             leave()
             raise
-        except StoreUnavailable as error:
-            raise DatabaseUnavailable(str(error)) from None
         told = dict(told_of(started, snapshot))
-        return _response(status_fields(snapshot)), told, claim if started.claimed is not None else None
+        if started.claimed is None:
+            return _response(status_fields(snapshot)), told, None
+        self._present[started.claimed.task.task_id] = present
+        return _response(status_fields(snapshot)), told, claim
 
     async def complete(self, task_id: str, output_json: str, labels_json: str) -> str:
-        return await self._call(partial(self.host.engine.complete, task_id, output_json, labels_json))
+        present = self._present.get(task_id)
+
+        def record() -> asyncio.Future[str]:
+            recording = self.host.engine.record(task_id, output_json, labels_json)
+            if present is not None:
+                recording.add_done_callback(partial(_recorded, present))
+            return recording
+
+        return await self._begin(record)
 
     async def stream_tasks(self, metadata: Metadata, outgoing: Outgoing) -> AsyncGenerator[Any, None]:
         metadata, engine = dict(metadata), self.host.engine
@@ -238,8 +235,12 @@ class Embedded:
 
     async def _call(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """What the coroutine returns, run by the engine's loop."""
+        return await self._begin(lambda: self.host.loop.create_task(make()))
+
+    async def _begin(self, start: "Callable[[], asyncio.Future[T]]") -> T:
+        """What comes of that which the engine's loop starts."""
         outcome: asyncio.Future[T] = self._here.create_future()
-        leave = self.host.begin(make(), lambda ended: self._tell(self._settle, outcome, ended), self._there)
+        leave = self.host.begin(start, lambda ended: self._tell(self._settle, outcome, ended), self._there)
         try:
             return await outcome
         except asyncio.CancelledError:
@@ -254,7 +255,7 @@ class Embedded:
             self._back = Crossing(self._here)
         self._back.call(function, *args)
 
-    def _settle(self, outcome: "asyncio.Future[T]", ended: "asyncio.Task[T] | None") -> None:
+    def _settle(self, outcome: "asyncio.Future[T]", ended: "asyncio.Future[T] | None") -> None:
         if outcome.done():
             if ended is not None and not ended.cancelled():
                 ended.exception()  # it is nobody's
@@ -304,6 +305,7 @@ def _fulfil(answer: "asyncio.Future[T]", result: T) -> None:
         answer.set_result(result)
 
 
-def _fail(answer: "asyncio.Future[Any]", error: BaseException) -> None:
-    if not answer.done():
-        answer.set_exception(error)
+def _recorded(present: Present, recording: "asyncio.Future[str]") -> None:
+    """Nothing is left to do for who has executed it."""
+    if not recording.cancelled() and recording.exception() is None:
+        present.leave()

@@ -9,25 +9,27 @@ import atexit
 import ctypes
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from contextvars import Context, copy_context
 from functools import cache, partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Generic, TypeVar
 
-from nexum_runtime.errors import ForkedWhileConnected, ServerUnavailable
+from nexum_runtime.errors import ForkedWhileConnected, NexumError, ServerUnavailable
 from nexum_runtime.logs import Log
 from nexum_runtime.server.door import Door
 from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.methods.methods import Methods
+from nexum_runtime.server.model.contract import StoreUnavailable
 from nexum_runtime.server.store.sqlite import SqliteStore
 
 T = TypeVar("T")
 
 LEFT_SECONDS = 5.0  # for so long a process that has handed its database over does not take it again
+KEEP_SECONDS = 5.0  # between two renewals of the leases of this process
 END_SECONDS = 2.0  # what the engine gets at the end of the interpreter: its last commit, and to tidy up
 
 log = Log("nexum.engine")
@@ -68,40 +70,77 @@ def _run_each(calls: list[tuple[Context, Callable[..., object], tuple[Any, ...]]
 
 
 class _Begun(Generic[T]):
-    """What the engine's loop runs for somebody: see `Host.begin`."""
+    """What the engine's loop does for somebody: see `Host.begin`."""
 
     def __init__(
-        self, host: "Host", job: Coroutine[Any, Any, T], ended: "Callable[[asyncio.Task[T] | None], None]"
+        self,
+        host: "Host",
+        start: "Callable[[], asyncio.Future[T]]",
+        ended: "Callable[[asyncio.Future[T] | None], None]",
     ) -> None:
-        self._host, self._job, self._ended = host, job, ended
-        self._task: asyncio.Task[T] | None = None
+        self._host, self._start, self._ended = host, start, ended
+        self._job: asyncio.Future[T] | None = None
         self._is_left = False
 
     def begin(self) -> None:
-        if self._is_left or self._host.is_leaving:
-            self._job.close()
-            if not self._is_left:
-                self._ended(None)
+        if self._is_left:
             return
-        self._task = self._host.loop.create_task(self._job)
-        self._host.tasks.add(self._task)
-        self._task.add_done_callback(self._over)
+        if self._host.is_leaving:
+            self._ended(None)
+            return
+        self._job = self._start()
+        self._host.jobs.add(self._job)
+        self._job.add_done_callback(self._over)
 
-    def _over(self, task: "asyncio.Task[T]") -> None:
-        self._task = None  # its frames refer to who may leave, and so to here
-        self._host.tasks.discard(task)
+    def _over(self, job: "asyncio.Future[T]") -> None:
+        self._job = None  # its frames refer to who may leave, and so to here
+        self._host.jobs.discard(job)
         if not self._is_left:
-            self._ended(task)
-        elif not task.cancelled():
-            task.exception()  # it is nobody's
+            self._ended(job)
+        elif not job.cancelled():
+            job.exception()  # it is nobody's
 
     def leave(self) -> None:
         call_soon(self._host.loop, self._leave)
 
     def _leave(self) -> None:
         self._is_left = True
-        if self._task is not None:
-            self._task.cancel()
+        if self._job is not None:
+            self._job.cancel()
+
+
+class Present:
+    """Who executes a task in this process: here, for the engine, until it leaves, which also keeps its lease.
+
+    But for `is_over` it belongs to the engine's loop. `lost` is called when this process leaves the database.
+    """
+
+    def __init__(self, host: "Host", owner: str, lost: Callable[[], None]) -> None:
+        self.is_over = False
+        self._host, self._owner, self._lost = host, owner, lost
+        self._while_here = ExitStack()
+        self.task_id = ""
+
+    def begin(self, task_id: str, claiming: "asyncio.Future[Any]", stop: Callable[[str], None]) -> None:
+        engine, self.task_id = self._host.engine, task_id
+        self._while_here.enter_context(engine.here(self._owner, task_id, claiming))
+        self._while_here.enter_context(engine.telling_to_stop(task_id, stop))
+        self._host.present.add(self)
+        if self.is_over:
+            self.leave()
+
+    async def beat(self) -> None:
+        with suppress(NexumError, StoreUnavailable):
+            await self._host.engine.heartbeat(self._owner, [self.task_id])
+
+    def leave(self) -> None:
+        self.is_over = True
+        self._host.present.discard(self)
+        self._while_here.close()
+
+    def lose(self) -> None:
+        self.leave()
+        self._lost()
 
 
 class Host:
@@ -112,7 +151,8 @@ class Host:
         self.ready: Future[None] = Future()
         self.is_leaving = False
         self._reads_only = reads_only
-        self.tasks: set[asyncio.Task[Any]] = set()  # for those who call
+        self.jobs: set[asyncio.Future[Any]] = set()  # for those who call
+        self.present: set[Present] = set()
         self._thread = threading.Thread(target=self._run, name="nexum-engine", daemon=True)
         self._thread.start()
 
@@ -121,16 +161,18 @@ class Host:
         await asyncio.shield(asyncio.wrap_future(self.ready))
 
     def begin(
-        self, job: Coroutine[Any, Any, T], ended: "Callable[[asyncio.Task[T] | None], None]", there: Crossing
+        self,
+        start: "Callable[[], asyncio.Future[T]]",
+        ended: "Callable[[asyncio.Future[T] | None], None]",
+        there: Crossing,
     ) -> Callable[[], None]:
-        """Have the engine's loop run this. `ended` is told there of its task, or of None if it was not begun.
+        """Have the engine's loop `start` this. `ended` is told there of what came of it, or of None if it never began.
 
         Returns what cancels it; then `ended` is told nothing.
         """
         if self.loop.is_closed():
-            job.close()
             raise self.has_left()
-        begun = _Begun(self, job, ended)
+        begun = _Begun(self, start, ended)
         there.call(begun.begin)
         return begun.leave
 
@@ -172,7 +214,8 @@ class Host:
         except BaseException as error:
             self.ready.set_exception(error)
             raise
-        sweeping = None if self._reads_only else asyncio.create_task(self.engine.run_sweeper())
+        own = [] if self._reads_only else [self.engine.run_sweeper(), self._keep_leases()]
+        running = [asyncio.create_task(each) for each in own]
         self.ready.set_result(None)
         await self._closing.wait()
         self.is_leaving = True
@@ -180,16 +223,25 @@ class Host:
             _left[self.path] = monotonic()
             _hosts.pop(self.path, None)
             log.info("The database %s is handed over to a server that starts.", self.path)
-        if sweeping is not None:
-            sweeping.cancel()
+        for each in running:
+            each.cancel()
+        if running:
             await (self.engine.hand_over() if self._hands_over else self.engine.close())
             await self._door.close()
-        for task in self.tasks:
-            task.cancel()
-        if self.tasks:
-            await asyncio.wait(self.tasks, timeout=END_SECONDS)
+        for present in list(self.present):
+            present.lose()
+        for job in self.jobs:
+            job.cancel()
+        if self.jobs:
+            await asyncio.wait(self.jobs, timeout=END_SECONDS)
         self.engine.end()
         await self.store.close()
+
+    async def _keep_leases(self) -> None:
+        """Of all who are here, for as long as this process does not leave."""
+        while True:
+            await asyncio.sleep(KEEP_SECONDS)
+            await asyncio.gather(*(present.beat() for present in self.present))
 
     async def _begin(self) -> None:
         self.engine = Engine(self.store)

@@ -8,10 +8,10 @@ import asyncio
 import random
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from operator import methodcaller
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from nexum_runtime import wire
 from nexum_runtime.crash import crash_point
@@ -75,6 +75,8 @@ from nexum_runtime.server.rules.snapshots import Snapshot
 from nexum_runtime.text import MIB
 
 T = TypeVar("T")
+_Found: TypeAlias = tuple[Started, Snapshot | None]
+_Told: TypeAlias = "asyncio.Future[_Found]"
 
 SWEEP_INTERVAL_MS = 250
 SHARED_LOOK_MS = 1_000  # between two looks for what other servers have told and was lost
@@ -202,52 +204,57 @@ class Engine:
         return started, found
 
     async def execute_here(self, order: StartOrder, wait_ms: int) -> AsyncGenerator[tuple[Started, Snapshot], None]:
-        """`execute`, and `attend` in one for who gets the task: from its claim on there is no moment without.
+        """`claim_here`, and `attend` in one for who gets the task: from its claim on there is no moment without."""
+        started, found, claiming = await self.claim_here(order, wait_ms)
+        if started.claimed is None:
+            yield started, found
+            return
+        with self.here(order.claim, started.claimed.task.task_id, claiming):
+            yield started, found
+            await self.closing.wait()
+
+    async def claim_here(self, order: StartOrder, wait_ms: int) -> "tuple[Started, Snapshot, asyncio.Future[_Found]]":
+        """`execute`, for who executes what it claims itself. The last of what it returns is done when the claim is.
 
         What may be done again can begin before its claim is synced. Should that be lost, no one has its task, and its
         record is refused: whoever has begun it claims it anew.
         """
         order = await self._checked(order)
-        told: asyncio.Future[tuple[Started, Snapshot | None]] = asyncio.get_running_loop().create_future()
+        try:
+            return await self._claim_here(order, wait_ms, self._begin_start)
+        except NotCompared:  # it takes longer
+            return await self._claim_here(order, wait_ms, lambda *how: asyncio.create_task(self._start(*how)))
+
+    async def _claim_here(
+        self, order: StartOrder, wait_ms: int, start: "Callable[[StartOrder, _Told], asyncio.Future[_Found]]"
+    ) -> "tuple[Started, Snapshot, asyncio.Future[_Found]]":
+        told: _Told = asyncio.get_running_loop().create_future()
         with self._watched.waiter(order.execution_id) as woken:
-            starting = self._jobs.spawn(self._start(order, patient=True, told=told))
-            starting.add_done_callback(partial(pass_on, told))
-            started, found = await self._claiming(starting, lambda found: found[0].claimed, told)
+            claiming = start(order, told)
+            self._jobs.keep(claiming)
+            claiming.add_done_callback(partial(pass_on, told))
+            started, found = await self._claiming(claiming, lambda found: found[0].claimed, told)
             if found is None:
                 found = await self._end_of(order.execution_id, woken, wait_ms, or_ready=True, or_stopped=True)
-        if started.claimed is None:
-            yield started, found
-            return
-        task_id = started.claimed.task.task_id
-        self._unheard.add(task_id)
-        async with aclosing(self.attend(order.claim, task_id, starting)) as attending:
-            async for _ in attending:
-                yield started, found
+        return started, found, claiming
 
     async def _start(
-        self,
-        order: StartOrder,
-        *,
-        patient: bool = False,
-        lazily: bool = False,
-        told: "asyncio.Future[tuple[Started, Snapshot | None]] | None" = None,
-    ) -> tuple[Started, Snapshot | None]:
+        self, order: StartOrder, told: "_Told | None" = None, *, patient: bool = False, lazily: bool = False
+    ) -> "_Found":
         """Start or find it, and tell how it is if there is nothing to wait for; to `told` as soon as may be."""
         try:
-            return await self._start_once(order, patient, lazily, told)
+            return await self._begin_start(order, told, patient=patient, lazily=lazily)
         except NotCompared as error:
             what = f"The input of {order.execution_id}"
             differ = await self._apart.run(what, same_json, error.before, order.input_json, SHOWN_CHARS)
             check_same_input(order, differ)
-            return await self._start_once(order._replace(input_json=error.before), patient, lazily, told)
+            order = order._replace(input_json=error.before)
+            return await self._begin_start(order, told, patient=patient, lazily=lazily)
 
-    async def _start_once(
-        self,
-        order: StartOrder,
-        patient: bool,
-        lazily: bool,
-        told: "asyncio.Future[tuple[Started, Snapshot | None]] | None",
-    ) -> tuple[Started, Snapshot | None]:
+    def _begin_start(
+        self, order: StartOrder, told: "_Told | None" = None, *, patient: bool = False, lazily: bool = False
+    ) -> "asyncio.Future[_Found]":
+        patient = patient or told is not None
         stream = None if order.claim else self._streams.reserve((order.workflow_id, order.version_hash))
         given: list[Given] = []
 
@@ -265,20 +272,22 @@ class Engine:
                 given.append(Given(started.claimed, partial(tell, told, result)))
             return result
 
-        try:
-            result = await self._commits.begin(
-                work,
-                given=given if stream or told else None,
-                patient=patient,
-                long=len(order.input_json) > HEAVY_CHARS,
-                about=[order.execution_id],
-            )
-        finally:
+        def over(starting: "asyncio.Future[Any]") -> None:
             if stream is not None and not given:
                 stream.pool.free += 1
                 self._giver.fill_slots()  # what has become ready meanwhile found no slot
-        crash_point("start-committed")
-        return result
+            if not starting.cancelled() and starting.exception() is None:
+                crash_point("start-committed")
+
+        starting = self._commits.begin(
+            work,
+            given=given if stream or told else None,
+            patient=patient,
+            long=len(order.input_json) > HEAVY_CHARS,
+            about=[order.execution_id],
+        )
+        starting.add_done_callback(over)
+        return starting
 
     async def snapshot(
         self, execution_id: str, wait_ms: int = 0, *, or_ready: bool = False, lazily: bool = False
@@ -546,7 +555,7 @@ class Engine:
 
     async def _claiming(
         self,
-        job: "asyncio.Task[T]",
+        job: "asyncio.Future[T]",
         claimed: Callable[[T], Claimed | None],
         told: "asyncio.Future[T] | None" = None,
     ) -> T:
@@ -558,7 +567,7 @@ class Engine:
             self._jobs.spawn(self._give_back(job, claimed)).add_done_callback(for_nobody)
             raise
 
-    async def _give_back(self, job: "asyncio.Task[T]", claimed: Callable[[T], Claimed | None]) -> None:
+    async def _give_back(self, job: "asyncio.Future[T]", claimed: Callable[[T], Claimed | None]) -> None:
         with suppress(StoreUnavailable):  # nothing was claimed, or its lease will end
             found = claimed(await job)
             if found is not None:
@@ -577,12 +586,13 @@ class Engine:
 
         A result over the limit fails the task instead.
         """
-        return await self.record(task_id, output_json, checked_labels(labels_json) if labels_json else "")
+        return await self.record(task_id, output_json, labels_json)
 
     def record(self, task_id: str, output_json: str, labels_json: str = "") -> asyncio.Future[str]:
         """`complete`, begun at once: what is begun at the same moment is committed together."""
         what = f"The output of task {task_id[:80]!r}"
         try:
+            labels_json = labels_json and checked_labels(labels_json)
             check_size("The result", output_json, self.max_message_bytes)
             if len(output_json) > HEAVY_CHARS:
                 return self._jobs.spawn(self._record_heavy(what, task_id, output_json, labels_json))
@@ -691,19 +701,25 @@ class Engine:
             self._giver.release(task_id)
         return stops
 
-    async def attend(
-        self, worker_id: str, task_id: str = "", claiming: "asyncio.Future[Any] | None" = None
-    ) -> AsyncGenerator[None, None]:
+    async def attend(self, worker_id: str) -> AsyncGenerator[None, None]:
         """Yields once, when whoever is this worker counts as here, and ends with this server.
 
         When it is closed before that, the worker has gone, and what it held is given up at once, also what it is
-        `claiming` at the moment. Who is here for one task, and has had its word on it, may go.
+        claiming at the moment.
         """
+        with self.here(worker_id):
+            yield
+            await self.closing.wait()
+
+    @contextmanager
+    def here(self, worker_id: str, task_id: str = "", claiming: "asyncio.Future[Any] | None" = None) -> Iterator[None]:
+        """Whoever is this worker is here. Who is here for one task, and has had its word on it, may go."""
         check_name("worker id", worker_id)
+        if task_id:
+            self._unheard.add(task_id)
         self._present[worker_id] += 1
         try:
             yield
-            await self.closing.wait()
         finally:
             self._present[worker_id] -= 1
             if not self._present[worker_id]:

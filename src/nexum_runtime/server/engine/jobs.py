@@ -13,14 +13,17 @@ T = TypeVar("T")
 log = Log("nexum.engine")
 
 
-class Jobs(set[asyncio.Task[Any]]):
+class Jobs(set[asyncio.Future[Any]]):
     """What is under way."""
 
     def spawn(self, job: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(job)
-        self.add(task)  # the event loop alone would not keep it alive
-        task.add_done_callback(self.discard)
+        self.keep(task)  # the event loop alone would not keep it alive
         return task
+
+    def keep(self, job: asyncio.Future[Any]) -> None:
+        self.add(job)
+        job.add_done_callback(self.discard)
 
 
 def tell(told: "asyncio.Future[T]", result: T, _: Claimed) -> None:
@@ -28,7 +31,7 @@ def tell(told: "asyncio.Future[T]", result: T, _: Claimed) -> None:
         told.set_result(result)
 
 
-def pass_on(told: "asyncio.Future[T]", job: "asyncio.Task[T]") -> None:
+def pass_on(told: "asyncio.Future[T]", job: "asyncio.Future[T]") -> None:
     """What has come of the job, to who was told nothing before and still waits."""
     error = None if job.cancelled() else job.exception()
     if told.done():
