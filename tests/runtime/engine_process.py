@@ -55,9 +55,9 @@ if __name__ == "__main__":
     session, steps = sys.argv[1], int(sys.argv[2])
     if keep_seconds := os.environ.get("KEEP_SECONDS"):
         from nexum_runtime.client import local
-        from nexum_runtime.engines import embedded
+        from nexum_runtime.engines import host
 
-        embedded.KEEP_SECONDS, local.LEASE_MS = float(keep_seconds), 1_000
+        host.KEEP_SECONDS, local.LEASE_MS = float(keep_seconds), 1_000
     if "FORK" in os.environ:
         begin(f"{session}-parent", 1)
         child = multiprocessing.get_context("fork").Process(target=begin, args=(session, steps))

@@ -15,6 +15,7 @@ import os
 import secrets
 import socket
 import tempfile
+from _thread import start_new_thread
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -42,6 +43,8 @@ class Door:
         self._starting: asyncio.Task[None] | None = None
         self._listening: asyncio.Task[None] | None = None
         self._grpc: Any = None
+        self._is_closing = False
+        self._has_failed = False
 
     async def open(self) -> None:
         """Listen. Where that cannot be, it is logged: then other processes do not find the engine by the file."""
@@ -56,6 +59,7 @@ class Door:
             log.warning("Other processes cannot find what has %s: %s", self._database, error)
 
     async def close(self) -> None:
+        self._is_closing = True
         if self._listening is not None:
             self._listening.cancel()
             await asyncio.wait([self._listening])
@@ -76,25 +80,33 @@ class Door:
 
     async def _until_rung(self, plain: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        connection, _ = await loop.sock_accept(plain)
-        self._starting = asyncio.create_task(self._start_grpc())
-        await asyncio.shield(self._starting)
+        while self._grpc is None and not self._is_closing:
+            connection, _ = await loop.sock_accept(plain)
+            self._starting = asyncio.create_task(self._start_grpc())
+            await asyncio.shield(self._starting)
+            connection.close()
         plain.close()  # nobody finds it any more; who waits in it is hung up on
-        connection.close()
 
     async def _start_grpc(self) -> None:
         """Listen by gRPC at a socket of another name, and give it the name of the plain one."""
         try:
-            self._grpc = await _grpc_server(self._methods, None)
+            grpc_server = await asyncio.to_thread(_imported)
+            if self._is_closing or not _begins_threads():
+                return
+            server = grpc_server(self._methods, None)
             with tempfile.TemporaryDirectory(prefix=".nexum-", dir=self._path.parent) as folder:  # of mode 0700
                 path = Path(folder) / "s"
-                self._grpc.add_insecure_port(beside.address_of(path))
+                server.add_insecure_port(beside.address_of(path))
                 path.chmod(SOCKET_MODE)
-                await self._grpc.start()
+                await server.start()
                 self._placed = path.lstat()
                 path.rename(self._path)
-        except (OSError, RuntimeError) as error:
-            log.warning("Other processes cannot reach what has %s: %s", self._database, error)
+            self._grpc = server
+        except Exception as error:  # whoever rings next has another try
+            if not self._has_failed and _begins_threads():
+                what = error if isinstance(error, OSError | RuntimeError) else f"{type(error).__name__}: {error}"
+                log.warning("Other processes cannot reach what has %s: %s", self._database, what)
+            self._has_failed = True
 
     def _placed_socket(self) -> socket.socket:
         """Listening under its name, with its mode from the first moment on."""
@@ -115,19 +127,25 @@ class Door:
 
     async def _open_port(self) -> None:
         token = secrets.token_hex(32)
-        self._grpc = await _grpc_server(self._methods, token)
+        self._grpc = (await asyncio.to_thread(_imported))(self._methods, token)
         port = self._grpc.add_insecure_port("127.0.0.1:0")
         await self._grpc.start()
         self._tell(f"127.0.0.1:{port}", token)
 
 
-async def _grpc_server(methods: Methods, token: str | None) -> Any:
-    def build() -> Any:  # importing it takes a while, and others are served meanwhile
-        from nexum_runtime.server.rpc.listening import grpc_server
-        from nexum_runtime.server.rpc.peers import Waiting
-        from nexum_runtime.server.rpc.traffic import Traffic
+def _imported() -> Callable[[Methods, str | None], Any]:
+    """What makes a server of gRPC. Importing that takes a while, and others are served meanwhile."""
+    from nexum_runtime.server.rpc.listening import grpc_server
+    from nexum_runtime.server.rpc.peers import Waiting
+    from nexum_runtime.server.rpc.traffic import Traffic
 
-        return grpc_server, Waiting(), Traffic()
+    return lambda methods, token: grpc_server(methods, Waiting(), Traffic(), token)
 
-    grpc_server, waiting, traffic = await asyncio.to_thread(build)
-    return grpc_server(methods, waiting, traffic, token)
+
+def _begins_threads() -> bool:
+    """Not at the end of the interpreter, since Python 3.12: then gRPC would end it by a fault of its own."""
+    try:
+        start_new_thread(int, ())
+    except RuntimeError:
+        return False
+    return True

@@ -86,9 +86,9 @@ class SqliteStore(Store):
         self._log_looked = 0.0  # … and when that was, by the monotonic clock
         self._log_problem: str | None = None  # why it cannot
         self._turn = asyncio.Lock()  # of the connection that writes
-        self._disk = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-disk")
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-read")
-        self._looker = ThreadPoolExecutor(1, thread_name_prefix="nexum-store-look")
+        self._disk = _thread("nexum-store-disk")
+        self._reader = _thread("nexum-store-read")
+        self._looker = _thread("nexum-store-look")
         self._look_connection: sqlite3.Connection | None = None  # without one, people look by the one that reads
         self._room_looked = 0.0  # by the monotonic clock, when there was none
         self._owner = Owner(str(os.getpid()))
@@ -485,6 +485,13 @@ class SqliteStore(Store):
                     _roll_back(connection)
         except sqlite3.Error as error:
             raise failures.unavailable(self.path, error) from error
+
+
+def _thread(name: str) -> ThreadPoolExecutor:
+    """One that is there at once: at the end of the interpreter Python begins none, and what is open is to be closed."""
+    thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+    thread.submit(int)
+    return thread
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:
