@@ -20,6 +20,7 @@ from pathlib import Path
 import httpx
 
 from offline import HOST, terms
+from offline.needed import DELAY_MS
 
 PAGES = Path(__file__).parent / "pages"
 DEFAULT_DELAY_MS = 250  # per request, so that a run can be watched and interrupted like a real one
@@ -32,10 +33,10 @@ MIN_COVERAGE = 0.6  # share of a question's words, weighted by rarity, that a pa
 
 
 class OfflineWeb(httpx.AsyncBaseTransport):
-    """Answers every request from the pages folder, after a delay of `OFFLINE_WEB_DELAY_MS`."""
+    """Answers every request from the pages folder, after a delay of OFFLINE_WEB_DELAY_MS."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        await asyncio.sleep(int(os.environ.get("OFFLINE_WEB_DELAY_MS", DEFAULT_DELAY_MS)) / 1000)
+        await asyncio.sleep(int(os.environ.get(DELAY_MS, DEFAULT_DELAY_MS)) / 1000)
         slug = request.url.path.strip("/")
         if slug == "search":
             query, count = request.url.params.get("q", ""), request.url.params.get("n", "")

@@ -52,3 +52,10 @@ async def test_a_session_id_that_is_none_is_named_as_the_variable_that_it_came_f
     finished = await run(sys.executable, ROOT / script, env=environment(SESSION_ID="no/slash"), cwd=tmp_path)
     assert finished.code == 1
     assert finished.stderr == "SESSION_ID is 'no/slash'; it must be 1 to 64 characters of A-Za-z0-9._-\n"
+
+
+async def test_a_delay_that_is_no_number_is_told_before_anything_is_done() -> None:
+    for script in ("worker.py", "demo.py", "submit_task.py"):
+        finished = await run(sys.executable, ROOT / script, "x", env=environment(OFFLINE_WEB_DELAY_MS="abc"))
+        assert finished.code == 1
+        assert finished.stderr == "OFFLINE_WEB_DELAY_MS is 'abc'; it must be a whole number of milliseconds.\n"
