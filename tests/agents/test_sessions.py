@@ -175,15 +175,24 @@ async def test_alike_runs_side_by_side_are_each_their_own_and_are_replayed_in_th
 
 async def test_alike_calls_of_one_turn_are_told_apart_by_their_order_in_it_not_by_who_begins_first() -> None:
     numbers = itertools.count()
-    delays = iter([0.05, 0.0, 0.0, 0.05])
 
     class Late(AgentHooks[Any]):
+        """The call of this number goes on when the other one has ended."""
+
+        def __init__(self, number: int) -> None:
+            self.number, self.begun, self.other = number, 0, asyncio.Event()
+
         async def on_tool_start(self, *_: Any) -> None:
-            await asyncio.sleep(next(delays))
+            self.begun += 1
+            if self.begun == self.number:
+                await self.other.wait()
+
+        async def on_tool_end(self, *_: Any) -> None:
+            self.other.set()
 
     model = Fake([("draw", {}), ("draw", {})], " ".join)
-    agent = Agent(name="A", model=model, tools=[tool("draw", lambda: str(next(numbers)))], hooks=Late())
-    first, second = await ask(agent), await ask(agent)
+    draw = tool("draw", lambda: str(next(numbers)))
+    first, second = [await ask(Agent(name="A", model=model, tools=[draw], hooks=Late(late))) for late in (1, 2)]
     assert first.final_output == second.final_output == "1 0"
 
 
