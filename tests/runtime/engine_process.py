@@ -58,6 +58,16 @@ if __name__ == "__main__":
         from nexum_runtime.engines import host
 
         host.KEEP_SECONDS, local.LEASE_MS = float(keep_seconds), 1_000
+    if door_seconds := os.environ.get("DOOR_SECONDS"):
+        from nexum_runtime.server.door import Door
+
+        at_once, seconds = Door.open, float(door_seconds)
+
+        async def late(door: Door) -> None:
+            await asyncio.sleep(seconds)
+            await at_once(door)
+
+        setattr(Door, "open", late)  # noqa: B010 - mypy takes no method for another
     if "FORK" in os.environ:
         begin(f"{session}-parent", 1)
         child = multiprocessing.get_context("fork").Process(target=begin, args=(session, steps))

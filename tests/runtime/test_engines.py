@@ -157,6 +157,14 @@ async def test_of_two_that_begin_at_the_same_moment_one_makes_the_file_and_both_
     assert folder.executed() == once_each(("a", 20), ("b", 20))
 
 
+async def test_a_server_waits_for_one_that_has_just_taken_the_database_and_does_not_listen_yet(folder: Folder) -> None:
+    owner = folder.process("a", 1, GATE=str(folder.gate), DOOR_SECONDS="1")
+    await eventually(lambda: beside.owner_of(folder.database) is not None, "an owner")
+    async with NexumDev(folder.path, database=folder.database):
+        folder.open_gate()
+        assert await owner.ended() == 0, owner.output
+
+
 async def test_event_loops_in_several_threads_share_one_engine(folder: Folder) -> None:
     process = folder.process("s", 10, THREADS="5")
     assert await process.ended() == 0, process.output

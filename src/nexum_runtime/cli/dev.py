@@ -14,6 +14,7 @@ from nexum_runtime.cli.base import app, examples, fail, whole_number
 from nexum_runtime.engines.nearest import DATABASE_DEFAULT
 
 PORT_MAX = 65535
+BEGIN_SECONDS = 3.0  # that one gets to listen which has just taken the database
 HAND_OVER_SECONDS = 10.0  # that a process which runs the engine itself gets to leave the database
 
 
@@ -143,15 +144,16 @@ def dev(
 
     async def opened() -> Server:
         """Once the process that runs the engine itself, if there is one, has handed its database over."""
-        is_handed_over, until = False, time.monotonic() + HAND_OVER_SECONDS
+        is_handed_over, began = False, time.monotonic()
         while True:
             try:
                 return Server(config)
             except StoreInUse:
-                asked = isinstance(config.database, Path) and await ask_to_hand_over(config.database)
-                if not (is_handed_over or asked) or time.monotonic() > until:
+                asked = await ask_to_hand_over(config.database) if isinstance(config.database, Path) else False
+                is_handed_over = is_handed_over or bool(asked)
+                seconds = HAND_OVER_SECONDS if is_handed_over else BEGIN_SECONDS if asked is None else 0.0
+                if time.monotonic() > began + seconds:
                     raise
-                is_handed_over = True
             await asyncio.sleep(LOOK_SECONDS)
 
     async def serve() -> None:

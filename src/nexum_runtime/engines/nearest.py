@@ -166,11 +166,11 @@ class Nearest(Changing):
                 return opened
 
 
-async def ask_to_hand_over(database: Path) -> bool:
-    """Ask the process that has the database to leave it to us. Returns whether it does."""
+async def ask_to_hand_over(database: Path) -> bool | None:
+    """Ask the process that has the database to leave it to us. Returns whether it does, or None if none answers."""
     way = await _of_owner(Path(os.path.realpath(database)))
     if way is None:
-        return False
+        return None
     try:
         await way.ask("HandOver", {}, {})
     except NexumError:
