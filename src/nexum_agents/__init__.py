@@ -26,6 +26,7 @@ from nexum_agents.handling import final_output, go_session, stop_session
 from nexum_agents.printing import print_events
 from nexum_agents.questions import ask_person
 from nexum_agents.sessions import DurableSession, durable_session
+from nexum_agents.starting import RunOutcome, StartedRun, start_run
 from nexum_agents.steps import durable_step
 from nexum_agents.tools import durable_tool, submit_tool_call
 from nexum_agents.worker import Worker, serve
@@ -41,7 +42,9 @@ __all__ = [
     "NotRecorded",
     "OutcomeUnknown",
     "RunFailed",
+    "RunOutcome",
     "SessionStopped",
+    "StartedRun",
     "ToolError",
     "ToolFailed",
     "ToolRejected",
@@ -58,6 +61,7 @@ __all__ = [
     "print_events",
     "run_with_approvals",
     "serve",
+    "start_run",
     "stop_session",
     "submit_tool_call",
 ]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from agents import FunctionTool
+from agents import Agent, FunctionTool
 from agents.exceptions import ModelBehaviorError
 from agents.function_schema import FuncSchema, function_schema
 from agents.tool_context import ToolContext
@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from nexum_agents import seams
 from nexum_agents.consent import APPROVED, Yes, words_of
-from nexum_agents.errors import ToolError
+from nexum_agents.errors import DurableCallError, ToolError
+from nexum_agents.starting import workflows_of
 from nexum_agents.tools import Submitter, plain_tool
 from nexum_agents.values import returns_of, to_value
 from nexum_agents.workflows import (
@@ -49,16 +50,19 @@ log = Log("worker")
 class Worker:
     """A worker that executes the calls of these tools: functions, `function_tool`s or `durable_tool`s.
 
-    `workflows` are workflows of your own that it executes as well, as nexum-py's `workflow(…).build()` returns them.
-    `concurrency` is how many calls run at once; `address` where the server is, by default NEXUM_ADDRESS,
-    or else the engine that is nearest.
-    Raises ValueError for two tools of one name, TypeError for one that takes the run context.
+    `agents` are those whose runs it executes: see `start_run`. `workflows` are workflows of your own that it executes
+    as well, as nexum-py's `workflow(…).build()` returns them. `concurrency` is how many calls run at once, and beside
+    them how many runs of agents; `address` where the server is, by default NEXUM_ADDRESS, or else the engine that is
+    nearest.
+    Raises ValueError for two tools, or two agents, of one name, TypeError for a tool that takes the run context, and
+    DurableCallError for an agent that cannot be recorded.
     """
 
     def __init__(
         self,
-        tools: Iterable[Callable[..., Any] | FunctionTool],
+        tools: Iterable[Callable[..., Any] | FunctionTool] = (),
         *,
+        agents: Iterable[Agent[Any]] = (),
         workflows: Iterable[Any] = (),
         concurrency: int = CONCURRENCY,
         address: str | None = None,
@@ -73,10 +77,14 @@ class Worker:
                     f"Two tools are called {tool.name!r}: a worker could not tell whose a call is. Rename one."
                 )
             self._tools[tool.name] = tool
+        agents = list(agents)
+        self.agent_names = [agent.name for agent in agents]
         carriers = [tool_call_workflow(self._run), approved_tool_call_workflow(self._run_approved)]
-        self._worker = RuntimeWorker(
-            [*carriers, *workflows], concurrency=concurrency, open_client=lambda: near(address)
-        )
+        # A run waits for calls of its tools, perhaps by this very worker: it has no place of theirs.
+        jobs = [[*carriers, *workflows], workflows_of(agents)] if agents else [[*carriers, *workflows]]
+        self._workers = [
+            RuntimeWorker(each, concurrency=concurrency, open_client=lambda: near(address)) for each in jobs
+        ]
 
     @property
     def tool_names(self) -> list[str]:
@@ -84,11 +92,20 @@ class Worker:
 
     async def run(self) -> None:
         """Work until `stop()`, then let what runs finish for a while, and hand the rest back."""
-        await self._worker.run()
+        running = [asyncio.create_task(worker.run()) for worker in self._workers]
+        try:
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            self.stop()
+            await asyncio.gather(*running)
+        finally:
+            for each in running:
+                each.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
     def stop(self) -> None:
         """Take nothing new, and end `run()`."""
-        self._worker.stop()
+        for worker in self._workers:
+            worker.stop()
 
     async def _run(self, context: "ContextView") -> Recorded:
         return await self._execute(context, {})
@@ -173,15 +190,17 @@ def _words_of(error: Exception) -> str:
 
 
 def serve(
-    tools: Iterable[Callable[..., Any] | FunctionTool],
+    tools: Iterable[Callable[..., Any] | FunctionTool] = (),
     *,
+    agents: Iterable[Agent[Any]] = (),
     workflows: Iterable[Any] = (),
     concurrency: int = CONCURRENCY,
     log_json: bool = False,
 ) -> None:
-    """Execute the calls of these tools until Ctrl-C or SIGTERM. A worker's script ends with it.
+    """Execute the calls of these tools, and the runs of these agents, until Ctrl-C or SIGTERM. A worker's script ends
+    with it.
 
-        serve(tools=[web_search, visit_webpage])
+        serve(tools=[web_search, visit_webpage], agents=[researcher])
 
     Start as many as you like, kill them when you like: a call whose worker dies is handed to another within seconds.
     `workflows` are as `Worker` takes them. NEXUM_ADDRESS says where the server is; one that is away is waited for.
@@ -192,8 +211,9 @@ def serve(
     for name in ("worker", "nexum.worker"):
         logging.getLogger(name).setLevel(logging.INFO)
     try:
-        signaled = asyncio.run(_serve(Worker(tools, workflows=workflows, concurrency=concurrency), concurrency))
-    except (NexumError, ValueError, TypeError) as error:
+        worker = Worker(tools, agents=agents, workflows=workflows, concurrency=concurrency)
+        signaled = asyncio.run(_serve(worker, concurrency))
+    except (DurableCallError, NexumError, ValueError, TypeError) as error:
         raise SystemExit(error_line(error)) from None
     except KeyboardInterrupt:
         signaled = signal.SIGINT
@@ -203,7 +223,8 @@ def serve(
 
 async def _serve(worker: Worker, concurrency: int) -> int:
     """Returns the signal that it was stopped by, or 0."""
-    log.info("Worker for %s, %d at once. Ctrl-C stops it.", ", ".join(worker.tool_names), concurrency)
+    served = ", ".join([*worker.tool_names, *(f"agent {name}" for name in worker.agent_names)])
+    log.info("Worker for %s, %d at once. Ctrl-C stops it.", served, concurrency)
     working = asyncio.create_task(worker.run())
     stopping = asyncio.create_task(stop_requested())
     await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)

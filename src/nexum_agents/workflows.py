@@ -28,6 +28,10 @@ openai-agents-run-end              how a run ended
     output   {"result": "Durable execution is …", "agent": "Researcher", "duration_ms": 0, "trail": "7d793037a0760186"}
              {"result": null, "error": "MaxTurnsExceeded: …", "agent": …, "duration_ms": 0, "trail": …}
 
+openai-agents-run AGENT            a run of an agent, which a worker executes that serves it
+    input    {"agent": "Researcher", "input": "What is …?", "max_turns": 10, "context": null}
+    output   {"result": "Durable execution is …", "duration_ms": 5310, "note": {"last_agent": …, "usage": …}}
+
 `result` is a value as values.py writes it. In `tool_args` stands the text that the model wrote, where that is no JSON
 object that every language reads alike.
 """
@@ -44,6 +48,7 @@ APPROVAL_NODE = "approval"
 ANSWER_NODE = "answer"
 LOCAL_NODE = "local_call"
 TURN_NODE = "model_turn"
+RUN_NODE = "run"
 
 
 class ToolCall(BaseModel):
@@ -88,6 +93,11 @@ def approved_tool_call_workflow(handler: Handler | None = None) -> Workflow:
     """The same for calls that need a person's yes."""
     approval, call = Node(APPROVAL_NODE, "HUMAN_APPROVAL"), Node(NODE, "EFFECT", Recorded, handler)
     return Workflow("openai-agents-approved-tool-call", (approval, call))
+
+
+def run_workflow(agent: str, handler: Handler | None = None) -> Workflow:
+    """One for each agent, so that its runs go to the workers that serve it."""
+    return Workflow(f"openai-agents-run {agent}", (Node(RUN_NODE, "EFFECT", Recorded, handler),))
 
 
 def _local(workflow_id: str, node_id: str) -> Workflow:

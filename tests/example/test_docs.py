@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,11 @@ class Forecast(BaseModel):
     searches: list[str] = ["Rome", "rain"]
 
 
-def stand_in(output_type: type[BaseModel] | None = None) -> Agent[Any]:
+def stand_in(output_type: type[BaseModel] | None = None, name: str = "Guide") -> Agent[Any]:
     """An agent whose model always answers at once, in the same words."""
     text = "It rains." if output_type is None else output_type().model_dump_json()
     answers = [[assistant_message(text, item_id=f"m{n}")] for n in range(9)]
-    return Agent(name="Guide", model=ScriptedModel(answers), output_type=output_type)
+    return Agent(name=name, model=ScriptedModel(answers), output_type=output_type)
 
 
 def book(what: str, city: str = "") -> str:
@@ -107,6 +107,7 @@ def readers_own() -> dict[str, Any]:
         "memory": SQLiteSession("chat"),
         "planner": stand_in(Forecast),
         "question": "Will it rain?",
+        "researcher": stand_in(name="Researcher"),
     }
 
 
@@ -174,16 +175,29 @@ async def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     host.close_all()
 
 
+@asynccontextmanager
+async def working(agent: Agent[Any]) -> AsyncIterator[None]:
+    worker = nexum_agents.Worker(agents=[agent])
+    running = asyncio.create_task(worker.run())
+    yield
+    worker.stop()
+    await running
+
+
 @pytest.mark.usefixtures("recorded")
 @pytest.mark.parametrize("block", [each for each in python_blocks() if "asyncio.run(" not in each.values[0]])
 async def test_a_block_of_python_runs_with_what_its_reader_has(block: str) -> None:
     """All but the whole script, which test_readme.py runs. `serve`, which never returns, only makes its worker."""
     code = compile(block, "a block", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     names = {"__name__": "block"} | OF_MODULES | readers_own()
-    with patch.object(nexum_agents, "serve", nexum_agents.Worker), ExitStack() as stack:
+    async with AsyncExitStack() as others:
+        stack = others.enter_context(ExitStack())
+        stack.enter_context(patch.object(nexum_agents, "serve", nexum_agents.Worker))
         names["serve"] = nexum_agents.serve
         if "durable_step(" in block or "ask_person(" in block:
             stack.enter_context(durable_session("around"))
+        if "start_run(" in block:
+            await others.enter_async_context(working(names["researcher"]))
         stack.enter_context(suppress(EOFError))  # a chat ends when its person goes
         running = eval(code, names)
         if inspect.isawaitable(running):

@@ -147,8 +147,9 @@ class Client:
         timeout: float = 120.0,
         on_wait: OnWait | None = None,
         labels: Labels | None = None,
+        wait: bool = True,
     ) -> Outcome:
-        """Start an execution, or find the one of this id, and wait for its end.
+        """Start an execution, or find the one of this id, and wait for its end; without `wait` not for that.
 
         A server that is away in the middle is waited for. `on_wait` is told, after a second or two and from then on
         now and then, what the call is waiting for. `input` is any JSON value, `effect` one of `wire.EFFECTS`.
@@ -175,7 +176,7 @@ class Client:
             wire.DEFAULT: None if default is None else json.dumps(default),
         }
         with self._traced("execute", workflow, wishes) as span:
-            outcome, _, _ = await self._until_over(workflow, input, wishes, timeout, Watcher(on_wait))
+            outcome, _, _ = await self._until_over(workflow, input, wishes, timeout, Watcher(on_wait), wait=wait)
             _tell(span, outcome)
         return outcome
 
@@ -298,6 +299,8 @@ class Client:
         wishes: dict[str, Any],
         timeout: float,
         watcher: Watcher,
+        *,
+        wait: bool = True,
     ) -> tuple[Outcome, str, Claim | None]:
         """Start or find an execution, and wait for its end, or for its task when `wishes` claim that.
 
@@ -318,7 +321,7 @@ class Client:
         unavailable_since, unavailable = None, None  # when it began, and why
         asks_a_person = False
         while (remaining := deadline - clock()) > 0:
-            metadata[wire.WAIT_MS] = str(min(wait_ms, int(remaining * 1000)))
+            metadata[wire.WAIT_MS] = str(min(wait_ms, int(remaining * 1000)) if wait else 0)
             try:
                 if unregistered and not registered:
                     await self.register(workflow)
@@ -347,7 +350,7 @@ class Client:
             if failed_elsewhere and wire.CLAIM in wishes and (restart := wishes[wire.RESTART]):
                 metadata[wire.RESTART] = restart  # in another process while this one waited, which now asks for itself
                 continue
-            if outcome.status != "RUNNING" or task_id:
+            if outcome.status != "RUNNING" or task_id or not wait:
                 return outcome, task_id, claim
             wait_ms = WAIT_MS
             metadata.pop(wire.RESTART, None)  # what fails from here on failed in this call
