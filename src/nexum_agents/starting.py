@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from agents import Agent
+from agents import Agent, ToolApprovalItem
 from agents.run import DEFAULT_MAX_TURNS
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_jsonable_python
@@ -167,9 +167,10 @@ async def _run(agent: Agent[Any], context: "ContextView") -> Recorded:
         "%s done in %d ms in session %s, %d turns from the store", agent.name, duration_ms, session_id, saved.turns
     )
     usage = result.context_wrapper.usage
+    items = [item for item in result.new_items if not isinstance(item, ToolApprovalItem)]
     note = {
         "last_agent": getattr(result.last_agent, "name", ""),
-        "new_items": to_jsonable_python([item.to_input_item() for item in result.new_items], fallback=str),
+        "new_items": to_jsonable_python([item.to_input_item() for item in items], fallback=str),
         "usage": {name: getattr(usage, name) for name in ("requests", "input_tokens", "output_tokens", "total_tokens")},
     }
     output = to_jsonable_python(result.final_output, fallback=str, inf_nan_mode="strings")
