@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from nexum_agents import DurableCallError, RunFailed, SessionStopped, Worker, start_run, stop_session
 from nexum_runtime import Client
+from nexum_runtime.worker.worker import LEASE_MS
 
 WORKER = Path(__file__).with_name("runs_worker.py")
 ANSWER = "durable means much; execution was fetched"
@@ -152,6 +153,22 @@ async def test_a_run_that_failed_says_why_and_goes_on_when_it_is_started_again(c
             await run.result()
         assert (await (await start_run("Researcher", "go", session_id="s1")).result()).final_output == "here"
     assert len(asked) == 2
+
+
+async def test_another_worker_has_the_run_of_one_that_died_long_before_its_lease_ends(
+    fleet: Fleet, client: Client
+) -> None:
+    dying = fleet.start(DIE_AT="4")
+    await dying.says("Connected")
+    run = await start_run("Researcher", "go", session_id="s1")
+    await dying.ended()
+    fleet.start()
+    await run.result()
+    events = [event async for each in client.history(run.execution_id) for event in each["events"]]
+    lost = next(event for event in events if event["type"] == "LeaseExpired")
+    begun = next(event for event in events if event["type"] == "AttemptStarted")
+    assert lost["error"].endswith(" has gone.")
+    assert lost["at_ms"] - begun["at_ms"] < LEASE_MS
 
 
 async def test_a_run_needs_no_place_of_the_tools_that_it_waits_for(fleet: Fleet) -> None:

@@ -35,6 +35,7 @@ from nexum_runtime.server.model.contract import (
     Stop,
     Store,
     StoreUnavailable,
+    Task,
     Transaction,
     Workflow,
     session_of,
@@ -81,6 +82,7 @@ _Told: TypeAlias = "asyncio.Future[_Found]"
 SWEEP_INTERVAL_MS = 250
 SHARED_LOOK_MS = 1_000  # between two looks for what other servers have told and was lost
 LOST_AT_ONCE = 500  # of those who wait, that look for it then
+ABSENT_MS = 2_000  # after its stream broke off, a worker that may have died gets to come back
 ABSENCE_MS = 3_000  # a clock that moved this far between two sweeps means that this process was the silent one
 STOP_KEPT_MS = 600_000  # how long a worker that has gone quiet is still told what to stop
 FAILURE_KEPT_MS = 300_000  # how long it is told that the store failed
@@ -119,6 +121,7 @@ class Engine:
         self._streams = Streams()
         self._present: Counter[str] = Counter()  # worker id → how many calls of Attend it holds open
         self._unheard: set[str] = set()  # ids of tasks that somebody is here for, and has not had a word on
+        self._broken_off: dict[str, int] = {}  # worker id → since when its stream has broken off
         self._stops: OrderedDict[str, tuple[str, int]] = OrderedDict()  # task id → worker id, since when
         self._large: OrderedDict[str, int] = OrderedDict()  # executions that were read → how large their outputs are
         self._jobs = Jobs()
@@ -759,7 +762,8 @@ class Engine:
         check_name("worker id", worker_id)
         check_name("version hash", version_hash)
         # In the order of writes: a task that ends meanwhile is not among these, or gives its slot back afterwards.
-        held = await self._commits.make(lambda tx, _: tx.held(worker_id))
+        held = await self._commits.make(lambda tx, _: self._held(tx, worker_id))
+        self._broken_off.pop(worker_id, None)
         works = [(workflow_id, version_hash) for workflow_id in workflow_ids]
         stream = Stream(Taker(worker_id, lease_ms), works, self._streams.pool(worker_id, slots), push, stop, unread)
         stream.while_open.enter_context(self._workers.asking(worker_id, version_hash, workflow_ids))
@@ -767,6 +771,17 @@ class Engine:
         self._giver.backlog.update(works)
         self._giver.fill_slots()
         return stream
+
+    def _held(self, tx: Transaction, worker_id: str) -> list[Task]:
+        """What a worker holds that is heard of."""
+        if held := tx.held(worker_id):
+            tx.renew_leases(worker_id, self._clock())
+        return held
+
+    def note_break(self, stream: Stream) -> None:
+        """It broke off, so its worker may have died: what that holds and may be repeated is not left to the lease,
+        unless it is heard of again."""
+        self._broken_off[stream.taker.worker_id] = self._clock()
 
     async def close_stream(self, stream: Stream, unsent: Sequence[Claimed]) -> None:
         """Give it no more, and give back what was not sent to it."""
@@ -900,6 +915,7 @@ class Engine:
         for tasks, rule in ((expired, self._attempts.expire), (due, self._executions.fire)):
             if keys := {task.task_key for task in tasks}:
                 await self._commits.make(partial(rule, task_keys=keys), about_tasks=keys)
+        await self._give_up_absent(now_ms)
         for version_hash in list(self._ready):
             self._ready.wake(version_hash)
         self._giver.fill_slots(look=True)
@@ -910,6 +926,18 @@ class Engine:
         for task_id in [task_id for task_id, (_, since_ms) in self._stops.items() if now_ms - since_ms > STOP_KEPT_MS]:
             del self._stops[task_id]
         return SWEEP_INTERVAL_MS if timer_ms is None else max(0, min(timer_ms - self._clock(), SWEEP_INTERVAL_MS))
+
+    async def _give_up_absent(self, now_ms: int) -> None:
+        """Let others have what is held by workers whose streams broke off, and that were not heard of since."""
+        for worker_id, since_ms in list(self._broken_off.items()):
+            if 0 <= now_ms - since_ms < ABSENT_MS:
+                continue
+            del self._broken_off[worker_id]
+            if self._streams.is_open(worker_id):
+                continue
+            if held := await self._store.read(methodcaller("held", worker_id)):
+                rule = partial(self._attempts.lose_absent, worker_id=worker_id, since_ms=since_ms)
+                await self._commits.make(rule, about_tasks=[task.task_key for task in held])
 
     # What it can tell of itself
 

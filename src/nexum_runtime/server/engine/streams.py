@@ -69,6 +69,9 @@ class Streams:
         """What this worker's streams share."""
         return self._pools.get(worker_id) or Pool(slots)
 
+    def is_open(self, worker_id: str) -> bool:
+        return worker_id in self._pools
+
     def open(self, stream: Stream, held: Sequence[str]) -> None:
         """`held` are the tasks that its worker has from before."""
         # The newest first: whoever has come back has lost an older one, which may not be known here yet.

@@ -141,6 +141,15 @@ class Attempts:
         for task in tx.held(worker_id):
             self._lose(tx, notices, task, f"{_named(worker_id)} has gone.")
 
+    def lose_absent(self, tx: Transaction, notices: Notices, worker_id: str, since_ms: int) -> None:
+        """Give up the attempts that may be repeated of a worker that was not heard of since then."""
+        for task in tx.held(worker_id):
+            assert task.lease_ms is not None, "a RUNNING task has a lease"
+            assert task.lease_expires_at_ms is not None, "a RUNNING task has a lease"
+            is_heard = task.lease_expires_at_ms - task.lease_ms > since_ms
+            if not is_heard and not is_once(task, execution_of(tx, task)):
+                self._lose(tx, notices, task, f"{_named(worker_id)} has gone.")
+
     def _lose(self, tx: Transaction, notices: Notices, task: Task, reason: str) -> None:
         """An attempt ended without a word on its outcome: another one begins at once, if one is left."""
         execution = execution_of(tx, task)
