@@ -9,8 +9,6 @@ import pytest
 from nexum_runtime.server.model import graph
 from nexum_runtime.server.model.graph import GraphError
 
-TYPES_TO_COME = ("ROUTER", "MAP", "REDUCE", "SUBWORKFLOW")
-
 
 def ir(**nodes: Any) -> str:
     return json.dumps({"nodes": nodes})
@@ -63,10 +61,73 @@ def test_a_broken_ir_is_refused_in_a_sentence_that_names_what_is_wrong(ir_json: 
     assert sentence in str(refused.value)
 
 
-@pytest.mark.parametrize("node_type", TYPES_TO_COME)
-def test_a_type_that_is_not_built_yet_is_refused_by_name(node_type: str) -> None:
-    with pytest.raises(GraphError, match=f"node 'b' is of type {node_type}, which this server does not run yet"):
-        graph.parse(ir(a=effect(), b={"type": node_type, "dependencies": ["a"]}))
+def router(*targets: str, after: str = "") -> dict[str, Any]:
+    routes = [{"condition": "$.x == 1", "target": target} for target in targets]
+    return {"type": "ROUTER", "dependencies": [after] if after else [], "routes": routes}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "sentence"),
+    [
+        ({"r": router("r")}, "node 'r' routes to 'r', which is itself"),
+        ({"r": router("x")}, "node 'r' routes to 'x', which is not in the workflow"),
+        ({"r": {"type": "ROUTER", "routes": 5}}, "node 'r' has routes that are no list of objects with a \"target\""),
+        ({"r": {"type": "ROUTER", "routes": [{"target": 5}]}}, "node 'r' has routes that are no list"),
+        (
+            {"a": effect(), "r": {"type": "REDUCE", "dependencies": ["a"], "mapNodeId": "a"}},
+            "is no MAP that it",
+        ),
+        ({"m": {"type": "MAP"}, "r": {"type": "REDUCE", "mapNodeId": "m"}}, "node 'r' is a REDUCE of 'm', which is no"),
+        ({"s": {"type": "SUBWORKFLOW", "subWorkflowId": 5}}, "node 's' has a subWorkflowId that is no text"),
+        ({"m": {"type": "MAP"}, "m__0": effect()}, "node 'm__0' is called as an item of the MAP 'm' is"),
+    ],
+)
+def test_what_a_node_names_has_to_be_there(nodes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(GraphError) as refused:
+        graph.parse(ir(**nodes))
+    assert sentence in str(refused.value)
+
+
+def test_the_ir_of_the_typescript_sdk_is_taken() -> None:
+    spelled = """{"nodes":{"a":{"type":"MAP","dependencies":[]},
+    "b":{"type":"REDUCE","dependencies":["a"],"mapNodeId":"a"},
+    "c":{"type":"SUBWORKFLOW","dependencies":["a","b"],"subWorkflowId":"Payment","inputFn":"(ctx) => ({})"},
+    "m__0":{"type":"ROUTER","dependencies":["c"]}}}"""
+    parsed = graph.parse(spelled)
+    assert [(node.type, node.of) for node in parsed.nodes.values()] == [
+        ("MAP", ""),
+        ("REDUCE", "a"),
+        ("SUBWORKFLOW", "Payment"),
+        ("ROUTER", ""),
+    ]
+
+
+def test_a_target_is_skipped_when_every_router_that_has_it_went_elsewhere() -> None:
+    parsed = graph.parse(ir(r=router("a", "b"), s=router("b", "c"), a=effect("r"), b=effect("r", "s"), c=effect("s")))
+    assert parsed.skipped({}, ()) == set()
+    assert parsed.skipped({"r": "a"}, ()) == set(), "the other one may choose b yet"
+    assert parsed.skipped({"r": "a", "s": "c"}, ()) == {"b"}
+    assert parsed.skipped({"r": "a", "s": "b"}, ()) == {"c"}
+    assert parsed.skipped({"r": "a", "s": "c"}, {"b"}) == set(), "b runs already"
+
+
+def test_what_only_a_skipped_router_chooses_is_skipped_and_nothing_after_it() -> None:
+    inner = {"s": router("b", "c", after="r"), "b": effect("s"), "c": effect("s")}
+    parsed = graph.parse(ir(r=router("a", "s"), a=effect("r"), **inner, after=compute("b", "c", "a")))
+    skipped = parsed.skipped({"r": "a"}, ())
+    assert skipped == {"s", "b", "c"}
+    assert [node.id for node in parsed.ready({"r"}, {"r"}, skipped)] == ["a"]
+    assert [node.id for node in parsed.ready({"r", "a"}, {"r", "a"}, skipped)] == ["after"]
+
+
+def test_other_targets_or_another_sub_workflow_are_a_breaking_change() -> None:
+    for before, after in (
+        (router("a"), router("b")),
+        ({"type": "SUBWORKFLOW", "subWorkflowId": "p"}, {"type": "SUBWORKFLOW", "subWorkflowId": "q"}),
+    ):
+        old, new = (graph.parse(ir(n=node, a=effect(), b=effect())) for node in (before, after))
+        assert graph.compatibility(old, new) == "BREAKING"
+        assert graph.compatibility(old, old) == "IDENTICAL"
 
 
 def test_a_circle_is_named_node_by_node() -> None:

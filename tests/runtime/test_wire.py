@@ -144,7 +144,10 @@ async def wired(server: Server, client: Client) -> AsyncIterator[Wire]:
         ("[" * 100_000, "Workflow 'w' is refused: the workflow's IR is not JSON: nested too deeply."),
         ('{"nodes": {}}', "Workflow 'w' is refused: the workflow has no nodes."),
         ('{"nodes": {"a": {"type": "SPAWN"}}}', "node 'a' is of unknown type 'SPAWN'"),
-        ('{"nodes": {"a": {"type": "ROUTER"}}}', "node 'a' is of type ROUTER, which this server does not run yet"),
+        (
+            '{"nodes": {"a": {"type": "ROUTER", "routes": [{"target": "b"}]}}}',
+            "node 'a' routes to 'b', which",
+        ),
         ('{"nodes": {"a": {"type": "TIMER"}}}', "node 'a' is a TIMER whose delay_seconds is 'None'; it must be"),
         ('{"nodes": {"a": {"type": "EFFECT", "dependencies": ["a"]}}}', "node 'a' depends on itself"),
         ('{"nodes": {"a": {"type": "EFFECT", "dependencies": ["b"]}}}', "node 'a' depends on 'b', which is not"),

@@ -37,6 +37,7 @@ NOTHING = {
     "node_type": "",
     "input_json": "",
     "idempotency_key": "",
+    "is_map_subtask": False,
 }  # what a PollResponse has that says nothing
 
 

@@ -93,6 +93,9 @@ OF_WORKFLOWS = "/"  # what a write is about that registers one
 LOOKED_AT_LIMIT = 100_000  # executions, for those of a state
 JOURNAL_PART_CHARS = 1_000_000  # about, of outputs in one message of a journal
 
+# Of a worker that would take the task for an item for that of the MAP, and record whatever comes of that.
+ITEMS_WAIT = "%s waits: nexum-py's own worker, as %s is, does not run the items of a MAP. Start one of ours."
+
 log = Log("nexum.engine")
 operator = Log("nexum.operator")  # what whoever runs a server must know
 
@@ -134,7 +137,7 @@ class Engine:
         self.closing = asyncio.Event()  # set when this server stops
         self._workers = Workers(clock)
         self._commits = Commits(store, clock, self._watched, self._follow)
-        course = Course(clock)
+        course = Course(clock, max_message_bytes)
         self._attempts = Attempts(clock, jitter, course)
         self._executions = Executions(clock, course, self._attempts)
         self._sessions = Sessions(clock)
@@ -528,10 +531,12 @@ class Engine:
         wait_ms: int = 0,
         *,
         renews: bool = False,
+        with_items: bool = True,
     ) -> Claimed | None:
         """Claim the READY task that was scheduled first, waiting up to `wait_ms` for one.
 
-        `renews`: the worker sends no heartbeats, and that it asks is its sign of life for what it holds.
+        `renews`: the worker sends no heartbeats, and that it asks is its sign of life for what it holds. One that knows
+        nothing of a MAP's items is given other tasks alone, `with_items=False`.
         """
         check_name("worker id", worker_id)
         check_name("version hash", version_hash)
@@ -543,13 +548,21 @@ class Engine:
 
         async def look() -> Claimed | None:
             claiming = self._commits.make(
-                lambda tx, _: self._attempts.claim(tx, version_hash, workflow_ids, worker_id, lease_ms)
+                lambda tx, _: self._attempts.claim(
+                    tx, version_hash, workflow_ids, worker_id, lease_ms, with_items=with_items
+                )
             )
             return await self._claiming(self._jobs.spawn(claiming), lambda claimed: claimed)
 
         asking = self._workers.asking(worker_id, version_hash, workflow_ids)
         with asking, self._ready.waiter(version_hash) as woken:
-            return await look() or await woken.next(self.closing, look, wait_ms)
+            claimed = await look() or await woken.next(self.closing, look, wait_ms)
+        if claimed is None and not with_items and self._workers.is_to_be_told(worker_id):
+            waits = await self._store.read(lambda reader: reader.ready_item(version_hash, workflow_ids))
+            if waits is not None:
+                self._workers.note_told(worker_id)
+                operator.warning(ITEMS_WAIT, waits, worker_id)
+        return claimed
 
     def _renew(self, tx: Transaction, worker_id: str) -> None:
         task_ids = self._workers.renewable(worker_id, [task.task_id for task in tx.held(worker_id)])

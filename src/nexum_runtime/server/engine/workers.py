@@ -12,6 +12,7 @@ SEEN_MS = 65_000  # a worker counts as here for so long after its last word: lon
 WORKERS_LIMIT = 10_000  # remembered, the latest ones
 RENEW_MS = 5_000  # at most so often a poll renews the leases of its worker
 POLLS_RENEW_MS = 900_000  # of one attempt: whoever only polls may have lost it, and would keep it from all others
+TOLD_MS = 600_000  # between two words that a worker leaves tasks to others
 STANDSTILL_KEPT_MS = 300_000  # how long it is told that a worker stood still
 STANDSTILL_CHARS = 500  # of where it was
 ASKS_LIMIT = 100  # workflows that one worker is remembered to have asked for
@@ -30,6 +31,7 @@ class _Worker:
     standstill: _Standstill | None = None  # the last one
     asking: int = 0  # polls that are held
     renewed_ms: int = 0
+    told_ms: int = 0  # until when it is not looked what it leaves to others
     held_since_ms: dict[str, int] = field(default_factory=dict)  # by task id, of one that only polls
     asks: OrderedDict[tuple[str, str], None] = field(default_factory=OrderedDict)  # (workflow id, version hash)
 
@@ -80,6 +82,18 @@ class Workers:
             return False
         worker.renewed_ms = now_ms
         return True
+
+    def is_to_be_told(self, worker_id: str) -> bool:
+        """Whether it is to be looked now for tasks that this worker cannot run."""
+        worker, now_ms = self.heard(worker_id), self._clock()
+        if 0 <= now_ms - worker.told_ms < RENEW_MS or worker.told_ms > now_ms:
+            return False
+        worker.told_ms = now_ms
+        return True
+
+    def note_told(self, worker_id: str) -> None:
+        """It was said of this worker that it leaves tasks to others: once is enough for a while."""
+        self.heard(worker_id).told_ms = self._clock() + TOLD_MS
 
     def renewable(self, worker_id: str, task_ids: Sequence[str]) -> list[str]:
         """Those of the attempts that this worker, just heard of, holds whose leases its polls still renew."""

@@ -30,6 +30,7 @@ from nexum_runtime.server.rules.sessions import words_of
 from nexum_runtime.server.rules.snapshots import Snapshot
 from nexum_runtime.text import timestamp
 
+NEXUM_PY = "grpc-python"  # how the user agent begins of its workers, as of ours; the TypeScript SDK's is another
 LIST_LIMIT = 10_000  # executions, or approvals, in one answer
 LIST_LIMIT_DEFAULT = 20
 AGE_MS_LIMIT = 10**14  # of what is pruned: 3,000 years
@@ -92,6 +93,7 @@ class Methods:
             lease_ms(metadata),
             whole_number(metadata, wire.WAIT_MS, 0, 0, wire.WAIT_MS_LIMIT),
             renews=wire.LEASE_MS not in metadata,  # it is not a worker of ours
+            with_items=wire.LEASE_MS in metadata or not metadata.get("user-agent", "").startswith(NEXUM_PY),
         )
         if claimed is None:
             return {"has_task": False}

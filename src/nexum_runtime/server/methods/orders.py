@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 from nexum_runtime import tracing, wire
 from nexum_runtime.errors import InvalidRequest
 from nexum_runtime.idempotency import key_of
+from nexum_runtime.server.model import graph
 from nexum_runtime.server.model.shapes import Claimed, Started, StartOrder
 from nexum_runtime.server.rules.snapshots import Snapshot
 
@@ -94,7 +95,7 @@ def status_fields(snapshot: Snapshot) -> Fields:
 def task_fields(claimed: Claimed) -> Fields:
     """Of a PollResponse."""
     task = claimed.task
-    return {
+    fields = {
         "has_task": True,
         "task_id": task.task_id,
         "execution_id": task.execution_id,
@@ -103,6 +104,15 @@ def task_fields(claimed: Claimed) -> Fields:
         "input_json": claimed.input_json,
         "idempotency_key": key_of(task.execution_id, task.node_id, task.version_hash),
     }
+    if task.node_type == graph.ITEM:
+        fields |= {
+            "node_id": graph.map_of(task.node_id),
+            "is_map_subtask": True,
+            "map_item_json": claimed.item_json,
+            "map_index": task.part,
+            "map_total": task.parts,
+        }
+    return fields
 
 
 def outcome_metadata(snapshot: Snapshot) -> Trailing:

@@ -56,6 +56,8 @@ def session_of(execution_id: str) -> str:
     return session_id if slash else ""
 
 
+ANSWERING = ("ROUTER", "MAP", "SUBWORKFLOW")  # node types whose results say how it goes on
+
 TAKEN_BACK = "~"  # in an id: "s1~1" is what was taken back of "s1" the first time
 
 
@@ -78,10 +80,16 @@ class Execution(NamedTuple):
     created_at_ms: int
     ended_at_ms: int | None
     labels_json: str | None = None  # see wire.LABELS
+    parent_node: str | None = None  # of a child: the node of its parent that waits for it
 
     @property
     def session_id(self) -> str:
         return session_of(self.execution_id)
+
+    @property
+    def parent_id(self) -> str:
+        """Of a child."""
+        return self.execution_id.rpartition("/")[0]
 
 
 class Task(NamedTuple):
@@ -102,6 +110,8 @@ class Task(NamedTuple):
     lease_expires_at_ms: int | None = None
     error: str | None = None  # FAILED: why
     error_code: ErrorCode | None = None
+    part: int | None = None  # of an item: which it is, from 0 on; of its MAP: how many are DONE
+    parts: int | None = None  # of both: how many items there are
 
     @property
     def task_id(self) -> str:
@@ -232,8 +242,20 @@ class Reader(Protocol):
         was taken back it does not.
         """
 
-    def outputs(self, execution_id: str) -> dict[str, str]:
-        """The output's JSON text of every node that is DONE, in the order they were done."""
+    def outputs(self, execution_id: str, nodes: Collection[str] | None = None) -> dict[str, str]:
+        """The output's JSON text of every node that is DONE, or of those of these, in the order they were scheduled."""
+
+    def child(self, execution_id: str, node_id: str) -> Execution | None:
+        """The execution that this node has started."""
+
+    def item_outputs(self, execution_id: str, map_id: str) -> list[str]:
+        """Of the items of a MAP that are DONE, in their order."""
+
+    def item(self, task_key: str) -> str:
+        """The JSON text of the item of a MAP that this task is for."""
+
+    def ready_item(self, version_hash: str, workflow_ids: Collection[str]) -> str | None:
+        """The id of an execution of these workflows of which the task for an item is READY."""
 
     def journal(self, prefix: str, after: str, limit_chars: int) -> tuple[dict[str, dict[str, str]], str]:
         """The outputs of COMPLETED executions whose ids begin with `prefix`, by id, in the order of ids.
@@ -244,6 +266,8 @@ class Reader(Protocol):
 
     def tasks(self, execution_id: str) -> list[Task]:
         """In the order they were scheduled."""
+
+    def node_task(self, execution_id: str, node_id: str) -> Task | None: ...
 
     def count_tasks(self) -> dict[tuple[str, str], int]:
         """How many tasks are open: `{(status, node type): count}`, without those that are none."""
@@ -335,7 +359,7 @@ class Transaction(Reader, Protocol):
     def new_task_key(self) -> str:
         """One that no task has had, nor can be guessed; tasks are scheduled in the order of their keys."""
 
-    def add_task(self, task: Task) -> None: ...
+    def add_task(self, task: Task, item_json: str | None = None) -> None: ...
 
     def move_task(
         self,
@@ -351,10 +375,26 @@ class Transaction(Reader, Protocol):
         """An `attempt_limit` of None stays as it is; the lease ends with every move."""
 
     def finish(self, task_key: str, attempt: int, output_json: str) -> Task | None:
-        """The attempt that runs is DONE: the task, or None when this is not the attempt that runs."""
+        """The attempt that runs is DONE: the task, or None when this is not the attempt that runs, or its node is of a
+        type whose result means something to the server: one of ANSWERING."""
+
+    def wait_for_items(self, task_key: str, parts: int) -> None:
+        """A WAITING MAP has so many items from now on, and none of them is DONE."""
+
+    def count_item(self, execution_id: str, map_id: str) -> Task | None:
+        """One more item of this MAP is DONE: its task as it is then."""
+
+    def cancel_waiting(self, execution_id: str) -> None:
+        """Every task of it that is READY or WAITING is CANCELLED."""
+
+    def ready_again(self, execution_id: str, max_attempts: int) -> None:
+        """Every task of it that is FAILED or CANCELLED is READY, with so many attempts more."""
 
     def settle_failure(self, task_key: str, error: str) -> None:
         """Say of a FAILED task whose outcome was unknown that it failed, and why."""
+
+    def say_failure(self, task_key: str, error: str, error_code: ErrorCode) -> None:
+        """Say anew why a FAILED task failed."""
 
     def claim(
         self,
@@ -364,10 +404,13 @@ class Transaction(Reader, Protocol):
         lease_ms: int,
         now_ms: int,
         execution_id: str | None = None,
+        *,
+        with_items: bool = True,
     ) -> Task | None:
         """The READY task of these workflows that was scheduled first, now RUNNING with one attempt more.
 
-        None of a session that is stopped. With `execution_id`, of this execution alone.
+        None of a session that is stopped, nor for an item of a MAP unless `with_items`. With `execution_id`, of this
+        execution alone.
         """
 
     def renew_leases(self, worker_id: str, now_ms: int, task_keys: Collection[str] | None = None) -> None:

@@ -29,6 +29,7 @@ class StartOrder(NamedTuple):
     takes_args: bool = False  # a yes may be to other arguments, see wire.TAKES_ARGS
     deadline_ms: int | None = None  # of each of its approvals
     default: str | None = None  # the answer when that has passed
+    parent_node: str | None = None  # of a child: the node of its parent that waits for it
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class Claimed(NamedTuple):
     execution: Execution
     input_json: str  # {"input": …, "deps": {node: output}}, and "timeout_ms" and "traceparent" where there is one
     is_once: bool  # its effect must not begin before the claim is synced
+    item_json: str = ""  # of a task for an item of a MAP
 
 
 class Ending(NamedTuple):

@@ -17,6 +17,9 @@ task       READY ─→ RUNNING                 claimed by a worker: one attempt
            WAITING ─→ FAILED                a person said no, or nobody answered in time
            WAITING ─→ CANCELLED
            FAILED, CANCELLED ─→ WAITING     the execution runs again
+
+           RUNNING, READY ─→ WAITING        a MAP has told its items, or a SUBWORKFLOW has started its child
+           WAITING ─→ DONE, FAILED          they have ended
 """
 
 from enum import StrEnum
@@ -83,6 +86,8 @@ class Event(StrEnum):
     DEADLINE_PASSED = "DeadlinePassed"  # nobody had said yes or no, or answered
     TIMER_SET = "TimerSet"
     TIMER_FIRED = "TimerFired"
+    MAP_STARTED = "MapStarted"  # its items are known
+    CHILD_STARTED = "ChildStarted"  # an execution that a node waits for
     TASK_COMPLETED = "TaskCompleted"
     EXECUTION_COMPLETED = "ExecutionCompleted"
     EXECUTION_FAILED = "ExecutionFailed"
@@ -102,7 +107,7 @@ EXECUTION_SOURCES: dict[ExecutionStatus, frozenset[ExecutionStatus]] = {
 
 TASK_SOURCES: dict[TaskStatus, frozenset[TaskStatus]] = {
     TaskStatus.READY: frozenset({TaskStatus.RUNNING, TaskStatus.FAILED, TaskStatus.CANCELLED}),
-    TaskStatus.WAITING: frozenset({TaskStatus.FAILED, TaskStatus.CANCELLED}),
+    TaskStatus.WAITING: frozenset({TaskStatus.READY, TaskStatus.RUNNING, TaskStatus.FAILED, TaskStatus.CANCELLED}),
     TaskStatus.RUNNING: frozenset({TaskStatus.READY}),
     TaskStatus.DONE: frozenset({TaskStatus.RUNNING, TaskStatus.READY, TaskStatus.WAITING, TaskStatus.FAILED}),
     TaskStatus.FAILED: frozenset({TaskStatus.RUNNING, TaskStatus.READY, TaskStatus.WAITING}),

@@ -4,11 +4,13 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from nexum_runtime import wire
-from nexum_runtime.errors import NotFound
+from nexum_runtime.errors import LimitExceeded, NotFound
+from nexum_runtime.server.model import graph
 from nexum_runtime.server.model.contract import Execution, Task, Transaction
 from nexum_runtime.server.model.shapes import Claimed, Notices
 from nexum_runtime.server.model.states import ErrorCode, Event, ExecutionStatus, TaskStatus
-from nexum_runtime.server.rules.course import Course, execution_of, has_long_story, is_once
+from nexum_runtime.server.rules import answers
+from nexum_runtime.server.rules.course import Course, execution_of, has_long_story, is_once, or_not
 
 RETRY_DELAY_MS_MIN = 1_000  # doubled with every attempt …
 RETRY_DELAY_MS_MAX = 30_000  # … up to here
@@ -31,10 +33,12 @@ class Attempts:
         worker_id: str,
         lease_ms: int,
         execution_id: str | None = None,
+        *,
+        with_items: bool = True,
     ) -> Claimed | None:
         """Begin an attempt at the READY task that was scheduled first, of this execution or of any."""
         now_ms = self._clock()
-        task = tx.claim(version_hash, workflow_ids, worker_id, lease_ms, now_ms, execution_id)
+        task = tx.claim(version_hash, workflow_ids, worker_id, lease_ms, now_ms, execution_id, with_items=with_items)
         if task is None:
             return None
         return self._course.begun(tx, task, execution_of(tx, task), now_ms)
@@ -75,15 +79,48 @@ class Attempts:
         settled = task.status == TaskStatus.FAILED and task.error_code != ErrorCode.OUTCOME_UNKNOWN
         if settled or task.status == TaskStatus.CANCELLED:
             return f"Execution {execution.execution_id} is {execution.status}; this result was not recorded."
-        if task.status == TaskStatus.RUNNING:
+        if task.status == TaskStatus.WAITING:
+            return f"Node {task.node_id} was answered already; this result was not recorded."
+        is_late = not is_current(task, attempt)
+        if task.node_type in (graph.MAP, graph.SUBWORKFLOW):
+            return self._go_on_with(tx, notices, task_id, task, execution, output_json)
+        node = self._course.graph_of(tx, execution).nodes.get(task.node_id)  # none of an item
+        if node is not None and node.targets:
+            answers.choice(node, output_json)
+        if is_late and task.status == TaskStatus.RUNNING:
             notices.stop.append(task)  # the attempt that took its place
         tx.move_task(task.task_key, TaskStatus.DONE, output_json=output_json)
-        data = {"output_bytes": len(output_json.encode()), "late": True}
+        data = {"output_bytes": len(output_json.encode())} | ({"late": True} if is_late else {})
         tx.add_event(execution.execution_id, self._clock(), Event.TASK_COMPLETED, task.node_id, attempt, data)
-        if execution.status == ExecutionStatus.RUNNING:
+        if task.node_type == graph.ITEM:
+            self._course.count_item(tx, notices, task)
+        elif execution.status == ExecutionStatus.RUNNING:
             self._course.schedule(tx, notices, execution)
-        elif task.status == TaskStatus.FAILED:  # what was unknown is settled now
-            self._course.settled(tx, notices, execution)
+        if execution.status != ExecutionStatus.RUNNING and task.status == TaskStatus.FAILED:
+            self._course.settled(tx, notices, execution)  # what was unknown is known now
+        return ""
+
+    def _go_on_with(
+        self, tx: Transaction, notices: Notices, task_id: str, task: Task, execution: Execution, output_json: str
+    ) -> str:
+        """A MAP has told its items, or a SUBWORKFLOW what it starts. Returns "", or why nothing comes of it."""
+        is_late = not is_current(task, wire.attempt_number(task_id))
+        if execution.status != ExecutionStatus.RUNNING:  # should it run again, it is told again
+            if not is_late:
+                tx.move_task(task.task_key, TaskStatus.CANCELLED, attempt_limit=task.attempt_limit + 1)
+                self.note_return(tx, task)
+            return f"Execution {execution.execution_id} is {execution.status}; this result was not recorded."
+        node = self._course.graph_of(tx, execution).nodes[task.node_id]
+        try:
+            if node.type == graph.MAP:
+                self._course.fan_out(tx, notices, execution, task, answers.items(node, output_json))
+            else:
+                self._course.begin_child(tx, notices, execution, task, *answers.child(node, output_json))
+        except (LimitExceeded, NotFound) as error:
+            flags = {"retryable": True, "interrupted": False, "unknown": False, "begun": True}
+            return f"{error} {self.fail(tx, notices, task_id, str(error), **flags) or 'The attempt has failed.'}"
+        if is_late and task.status == TaskStatus.RUNNING:
+            notices.stop.append(task)  # the attempt that took its place
         return ""
 
     def fail(
@@ -114,7 +151,7 @@ class Attempts:
             self._lose(tx, notices, task, error)
             return ""
         # nexum-py promises that COMPUTE, a pure function, is not retried when it fails
-        again = retryable and task.node_type != "COMPUTE" and _may_try_again(task, execution)
+        again = retryable and task.node_type != graph.COMPUTE and _may_try_again(task, execution)
         if again:
             data["retry_at_ms"] = now_ms + self._retry_delay_ms(tries(task, execution))
             tx.move_task(task.task_key, TaskStatus.READY, available_at_ms=data["retry_at_ms"])
@@ -162,7 +199,7 @@ class Attempts:
             return
         if not is_once(task, execution):
             reason = f"{reason} That was attempt {tries(task, execution)}, the last one."
-        if task.node_type == "COMPUTE":
+        if task.node_type in graph.REPEATABLE:
             self._course.fail_task(tx, notices, task, reason, ErrorCode.TOOL_ERROR)
         else:  # its worker is not told to stop: should it only be slow, its word settles this
             self._course.fail_task(tx, notices, task, or_not(reason), ErrorCode.OUTCOME_UNKNOWN)
@@ -199,10 +236,6 @@ def is_wanted(task: Task | None, attempt: int) -> bool:
     """Whether the word of this attempt is still waited for: it runs, or what became of it is not known."""
     unknown = task is not None and task.error_code == ErrorCode.OUTCOME_UNKNOWN and task.attempt == attempt
     return unknown or is_current(task, attempt)
-
-
-def or_not(reason: str) -> str:
-    return f"{reason.rstrip('.')}: the effect may or may not have happened."
 
 
 def _find_attempt(tx: Transaction, task_id: str) -> tuple[Task, int, Execution]:

@@ -11,9 +11,9 @@ from nexum_runtime.server.model.contract import ANOTHER, Execution, Task, Transa
 from nexum_runtime.server.model.shapes import Claimed, Notices, Resolution, Started, StartOrder, Taker, Verdict
 from nexum_runtime.server.model.states import ErrorCode, Event, ExecutionStatus, TaskStatus
 from nexum_runtime.server.rules import questions, sessions
-from nexum_runtime.server.rules.attempts import Attempts, or_not
+from nexum_runtime.server.rules.attempts import Attempts
 from nexum_runtime.server.rules.checks import ERROR_LIMIT, HEAVY_CHARS, same_json
-from nexum_runtime.server.rules.course import Course, check_story, execution_of, has_long_story, is_once
+from nexum_runtime.server.rules.course import Course, check_story, execution_of, has_long_story
 from nexum_runtime.text import duration_text, shorten, timestamp
 
 WORKFLOWS_LIMIT = 10_000  # versions of all workflows in one database
@@ -84,11 +84,26 @@ class Executions:
         if lost := _lost_on_its_way(tx, existing, order):
             self._attempts.note_return(tx, lost)
             self._course.run_again(tx, notices, existing)
-        elif _may_restart(existing, order) and not (_for_once(existing, order) and _has_begun(tx, existing)):
+        elif _may_restart(existing, order) and not (_for_once(existing, order) and self._has_begun(tx, existing)):
             check_story(tx, existing)
-            self._course.run_again(tx, notices, _declared_anew(tx, existing, order))
-        elif _becomes_once(existing, order) and not _has_begun(tx, existing):
+            declared = _declared_anew(tx, existing, order)
+            self._course.run_again(tx, notices, declared, even_unknown=order.restart == "unknown")
+        elif _becomes_once(existing, order) and not self._has_begun(tx, existing):
             _declared_anew(tx, existing, order)
+
+    def _has_begun(self, tx: Transaction, execution: Execution) -> bool:
+        """Whether an effect that would be run again has ever been begun, also by a child that would run again.
+
+        A claim that was given back does not count, nor an attempt that failed before it could begin.
+        """
+        balance = Counter({Event.ATTEMPT_STARTED: 1, Event.ATTEMPT_RETURNED: -1})
+        begun: Counter[str | None] = Counter()
+        for event in tx.events(execution.execution_id):
+            begun[event.node_id] += balance[event.type] - (event.data.get("begun") is False)
+        if any(begun[task.node_id] for task in tx.tasks(execution.execution_id) if _would_run_again(task)):
+            return True
+        children = self._course.children(tx, execution).values()
+        return any(child.status != ExecutionStatus.COMPLETED and self._has_begun(tx, child) for child in children)
 
     def _claim_own(self, tx: Transaction, notices: Notices, order: StartOrder) -> Claimed | None:
         """Begin an attempt at a task of this execution for the one who started it."""
@@ -108,23 +123,7 @@ class Executions:
             raise NotFound(f"No execution {execution_id!r} is known.")
         if execution.status != ExecutionStatus.RUNNING:
             return f"Execution {execution_id} is {execution.status} already; nothing was changed."
-        begun = []  # effects that happen once: to cut one short is not to know what it has done
-        for task in tx.tasks(execution_id):
-            if task.status == TaskStatus.RUNNING and is_once(task, execution):
-                begun.append(task)
-                continue
-            if task.status == TaskStatus.RUNNING:
-                notices.stop.append(task)
-                notices.cut.add(task.task_id)
-            tx.move_task(task.task_key, TaskStatus.CANCELLED)
-        if begun:  # their workers are let finish: their word settles it
-            tx.add_event(execution_id, self._clock(), Event.CANCEL_REQUESTED)
-            error = or_not("It was cancelled while it ran.")
-            for task in begun:
-                self._course.fail_task(tx, notices, task, error, ErrorCode.OUTCOME_UNKNOWN)
-            return error
-        self._course.end_cancelled(tx, notices, execution)
-        return "Execution cancelled"
+        return self._course.cancel(tx, notices, execution)
 
     def answer(self, tx: Transaction, notices: Notices, execution_id: str, node_id: str, verdict: Verdict) -> str:
         """A person's yes or no to an approval, or answer to a question. The first word wins; returns what came of this
@@ -221,7 +220,7 @@ class Executions:
                 raise InvalidRequest(f"Execution {execution_id} is {execution.status}; there is nothing to try again.")
             check_story(tx, execution)
             tx.add_event(execution_id, now_ms, Event.OUTCOME_RESOLVED, data={"as": word.kind})
-            self._course.run_again(tx, notices, execution)
+            self._course.run_again(tx, notices, execution, even_unknown=True)
             return f"Execution {execution_id} is tried again."
         task = _the_unknown_one(execution, tx.tasks(execution_id), node_id)
         data: dict[str, Any] = {"as": word.kind}
@@ -232,6 +231,8 @@ class Executions:
             data["error"] = word.text
             tx.settle_failure(task.task_key, word.text)
         tx.add_event(execution_id, now_ms, Event.OUTCOME_RESOLVED, task.node_id, task.attempt, data)
+        if task.node_type == graph.ITEM and word.kind == "result":
+            self._course.count_item(tx, notices, task)
         self._course.settled(tx, notices, execution)
         after = tx.execution(execution_id)
         assert after is not None, "it was there a moment ago"
@@ -294,20 +295,8 @@ def _for_once(execution: Execution, order: StartOrder) -> bool:
     return order.effect == wire.ONCE or (execution.effect == wire.ONCE and order.restart != "unknown")
 
 
-def _has_begun(tx: Transaction, execution: Execution) -> bool:
-    """Whether an effect that would be run again has ever been begun.
-
-    A claim that was given back does not count, nor an attempt that failed before it could begin.
-    """
-    balance = Counter({Event.ATTEMPT_STARTED: 1, Event.ATTEMPT_RETURNED: -1})
-    begun: Counter[str | None] = Counter()
-    for event in tx.events(execution.execution_id):
-        begun[event.node_id] += balance[event.type] - (event.data.get("begun") is False)
-    return any(begun[task.node_id] for task in tx.tasks(execution.execution_id) if _would_run_again(task))
-
-
 def _would_run_again(task: Task) -> bool:
-    return task.node_type != "COMPUTE" and task.status != TaskStatus.DONE
+    return task.node_type not in graph.REPEATABLE and task.status != TaskStatus.DONE
 
 
 def _the_unknown_one(execution: Execution, tasks: list[Task], node_id: str) -> Task:

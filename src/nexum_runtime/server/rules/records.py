@@ -50,6 +50,13 @@ class Records:
     def _end_what_waits(self, tx: Transaction, span: Span) -> None:
         """Cancel what has not ended, which a stopped session alone may have. Raises InvalidRequest if it may go on."""
         under_way = tx.under_way(span)
+        waiting = {execution.execution_id for execution in under_way}
+        for execution in under_way:
+            if execution.parent_node is not None and execution.parent_id not in waiting:
+                raise InvalidRequest(
+                    f"{execution.parent_id}, which is not taken back, waits for {execution.execution_id}. "
+                    f"Cancel it first: nexum cancel {execution.parent_id}"
+                )
         tasks = [task for execution in under_way for task in tx.tasks(execution.execution_id)]
         running = [task.execution_id for task in tasks if task.status == TaskStatus.RUNNING]
         stop = f"Stop the session first: nexum stop {span.session_id}"

@@ -44,7 +44,8 @@ CREATE TABLE executions (
     ended_at_ms   bigint,
     effect        text NOT NULL DEFAULT 'idempotent' CHECK (effect IN ('read', 'idempotent', 'once')),
     timeout_ms    bigint,
-    labels_json   text
+    labels_json   text,
+    parent_node   text COLLATE "C"
 );
 
 CREATE INDEX executions_by_workflow ON executions (workflow_id);
@@ -80,6 +81,9 @@ CREATE TABLE tasks (
     error               text,
     error_code          text CHECK (error_code IN ('TOOL_ERROR', 'OUTCOME_UNKNOWN', 'REJECTED')),
     held                integer NOT NULL DEFAULT 0,
+    part                bigint,
+    parts               bigint,
+    item_json           text,
     UNIQUE (execution_id, node_id),
     CHECK ((status = 'DONE') = (output_json IS NOT NULL)),
     CHECK ((status = 'RUNNING') = (lease_expires_at_ms IS NOT NULL)),

@@ -16,7 +16,7 @@ from nexum_runtime.server.model.states import ExecutionStatus
 from nexum_runtime.server.store.postgres.connection import Connection
 from nexum_runtime.server.store.postgres.database import LOCK
 from nexum_runtime.server.store.sql.connection import Rows
-from nexum_runtime.server.store.sql.rows import IS_NOT_STOPPED, TASK, marks, number_of, task_of
+from nexum_runtime.server.store.sql.rows import IS_NO_ITEM, IS_NOT_STOPPED, TASK, marks, number_of, task_of
 from nexum_runtime.server.store.sql.transaction import Numbers, SqlTransaction
 
 SESSION_LOCK = LOCK + 1
@@ -91,14 +91,17 @@ class PostgresTransaction(SqlTransaction):
         lease_ms: int,
         now_ms: int,
         execution_id: str | None = None,
+        *,
+        with_items: bool = True,
     ) -> Task | None:
         if not workflow_ids:
             return None
         one = "" if execution_id is None else " AND execution_id = ?"
+        kind = "" if with_items else f" AND {IS_NO_ITEM}"
         sql = f"""
             WITH first AS (
                 SELECT seq, execution_id FROM tasks WHERE status = 'READY' AND held = 0 AND version_hash = ?
-                AND workflow_id IN ({marks(workflow_ids)}) AND available_at_ms <= ?{one} AND {IS_NOT_STOPPED}
+                AND workflow_id IN ({marks(workflow_ids)}) AND available_at_ms <= ?{one}{kind} AND {IS_NOT_STOPPED}
                 ORDER BY seq LIMIT 1
             ), looked AS MATERIALIZED (SELECT seq, {_HAD} AS had FROM first
             ), claimed AS (

@@ -1,7 +1,7 @@
 """What is read, in SQL."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from nexum_runtime import wire
@@ -23,12 +23,14 @@ from nexum_runtime.server.store.sql.rows import (
     EVENT_BITS,
     EXECUTION,
     IN_SPAN,
+    IS_NO_ITEM,
     IS_TURN,
     OPEN,
     TASK,
     WORKFLOW,
     by_key,
     execution_of,
+    marks,
     open_ones,
     span_of,
     task_of,
@@ -254,18 +256,50 @@ class SqlReader:
         )
         return rows.fetchall()
 
-    def outputs(self, execution_id: str) -> dict[str, str]:
+    def outputs(self, execution_id: str, nodes: Collection[str] | None = None) -> dict[str, str]:
+        if nodes is not None and not nodes:
+            return {}
+        these = "" if nodes is None else f" AND node_id IN ({marks(nodes)})"
         rows = self._sql(
-            "SELECT node_id, output_json FROM tasks WHERE execution_id = ? AND status = 'DONE' ORDER BY seq",
-            (execution_id,),
+            "SELECT node_id, output_json FROM tasks WHERE execution_id = ? AND status = 'DONE' "
+            f"AND {IS_NO_ITEM}{these} ORDER BY seq",
+            (execution_id, *(nodes or ())),
         )
         return dict(rows.fetchall())
+
+    def child(self, execution_id: str, node_id: str) -> Execution | None:
+        row = self._sql(
+            f"SELECT {EXECUTION} FROM executions WHERE execution_id >= ? AND execution_id < ? AND parent_node = ? "
+            "AND instr(substr(execution_id, CAST(? AS INTEGER)), '/') = 0",
+            (f"{execution_id}/", f"{execution_id}0", node_id, len(execution_id) + 2),
+        ).fetchone()
+        return execution_of(row) if row else None
+
+    def item_outputs(self, execution_id: str, map_id: str) -> list[str]:
+        rows = self._sql(
+            "SELECT output_json FROM tasks WHERE execution_id = ? AND node_type = 'MAP_SUBTASK' AND status = 'DONE' "
+            "AND node_id = ? || '__' || part ORDER BY part",
+            (execution_id, map_id),
+        )
+        return [output_json for (output_json,) in rows]
+
+    def item(self, task_key: str) -> str:
+        condition, parameters = by_key(task_key)
+        return str(self._sql(f"SELECT item_json FROM tasks WHERE {condition}", parameters).fetchone()[0])
+
+    def ready_item(self, version_hash: str, workflow_ids: Collection[str]) -> str | None:
+        row = self._sql(
+            "SELECT execution_id FROM tasks WHERE status = 'READY' AND held = 0 AND version_hash = ? "
+            f"AND workflow_id IN ({marks(workflow_ids)}) AND node_type = 'MAP_SUBTASK' LIMIT 1",
+            (version_hash, *workflow_ids),
+        ).fetchone()
+        return row[0] if row else None
 
     def journal(self, prefix: str, after: str, limit_chars: int) -> tuple[dict[str, dict[str, str]], str]:
         rows = self._rows(
             "SELECT x.execution_id, node_id, output_json FROM executions x CROSS JOIN tasks t WHERE "
             f"t.execution_id = x.execution_id AND x.execution_id {'>' if after else '>='} ? AND x.execution_id < ? "
-            "AND x.status = 'COMPLETED' AND t.status = 'DONE' ORDER BY x.execution_id, t.seq",
+            f"AND x.status = 'COMPLETED' AND t.status = 'DONE' AND {IS_NO_ITEM} ORDER BY x.execution_id, t.seq",
             (after or prefix, _after_prefix(prefix)),
         )
         found: dict[str, dict[str, str]] = {}
@@ -280,6 +314,11 @@ class SqlReader:
     def tasks(self, execution_id: str) -> list[Task]:
         rows = self._sql(f"SELECT {TASK} FROM tasks WHERE execution_id = ? ORDER BY seq", (execution_id,))
         return [task_of(row) for row in rows]
+
+    def node_task(self, execution_id: str, node_id: str) -> Task | None:
+        sql = f"SELECT {TASK} FROM tasks WHERE execution_id = ? AND node_id = ?"
+        row = self._sql(sql, (execution_id, node_id)).fetchone()
+        return task_of(row) if row else None
 
     def count_tasks(self) -> dict[tuple[str, str], int]:
         counts = " UNION ALL ".join(

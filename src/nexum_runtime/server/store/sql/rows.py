@@ -37,6 +37,7 @@ IS_NOT_STOPPED = (  # of a task
     "NOT EXISTS (SELECT 1 FROM sessions WHERE stopped_json IS NOT NULL AND session_id = "
     "CASE WHEN instr(execution_id, '/') > 0 THEN substr(execution_id, 1, instr(execution_id, '/') - 1) END)"
 )
+IS_NO_ITEM = "node_type <> 'MAP_SUBTASK'"
 IS_TURN = "json_extract(labels_json, '$.kind') = 'turn'"
 # Of an execution x. The "+" keeps SQLite from looking through all executions in the order of their numbers instead.
 IN_SPAN = "x.execution_id >= ? AND x.execution_id < ? AND +x.seq >= ? AND +x.seq < ?"

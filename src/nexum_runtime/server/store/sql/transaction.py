@@ -8,7 +8,7 @@ from typing import Any
 
 from nexum_runtime import wire
 from nexum_runtime.crash import crash_point
-from nexum_runtime.server.model.contract import TAKEN_BACK, Execution, Span, Stop, Task, Workflow, session_of
+from nexum_runtime.server.model.contract import ANSWERING, TAKEN_BACK, Execution, Span, Stop, Task, Workflow, session_of
 from nexum_runtime.server.model.states import (
     EXECUTION_SOURCES,
     TASK_SOURCES,
@@ -23,6 +23,7 @@ from nexum_runtime.server.store.sql.rows import (
     EVENT_BITS,
     EXECUTION,
     IN_SPAN,
+    IS_NO_ITEM,
     IS_NOT_STOPPED,
     IS_TURN,
     NAMED,
@@ -51,7 +52,7 @@ _HEAR_SESSION = """
     ON CONFLICT (session_id) DO UPDATE SET heard_at_ms = excluded.heard_at_ms
     WHERE excluded.heard_at_ms >= sessions.heard_at_ms + 1000
 """
-_ADD_TASK = f"INSERT INTO tasks (seq, {TASK}) VALUES (?, {marks(Task._fields)})"
+_ADD_TASK = f"INSERT INTO tasks (seq, item_json, {TASK}) VALUES (?, ?, {marks(Task._fields)})"
 _ADD_EVENT = f"""
     INSERT INTO events (seq, at_ms, type, node_id, attempt, data_json)
     SELECT coalesce(
@@ -61,7 +62,8 @@ _ADD_EVENT = f"""
 """
 _FINISH = {
     key: "UPDATE tasks SET status = 'DONE', output_json = ?, lease_expires_at_ms = NULL, available_at_ms = 0, "
-    f"error = NULL, error_code = NULL WHERE {key} AND attempt = ? AND status = 'RUNNING' RETURNING {TASK}"
+    f"error = NULL, error_code = NULL WHERE {key} AND attempt = ? AND status = 'RUNNING' "
+    f"AND node_type NOT IN ({listed(ANSWERING)}) RETURNING {TASK}"
     for key in (NUMBERED, NAMED)
 }
 _MOVE_EXECUTION = {
@@ -285,7 +287,8 @@ class SqlTransaction(SqlReader):
         ).fetchone()
         before = "(SELECT count(*) FROM tasks o WHERE o.execution_id = t.execution_id AND o.seq < t.seq)"
         number, first = f"(? + (number - 1) * {most} + {before if most > 1 else 0})", self._numbers.take(copied * most)
-        of_task = ["output_json", *(name for name in Task._fields if name not in ("task_key", "execution_id"))]
+        named = ("task_key", "execution_id")  # anew
+        of_task = ["output_json", "item_json", *(name for name in Task._fields if name not in named)]
         self._sql(
             f"INSERT INTO tasks (seq, task_key, execution_id, {', '.join(of_task)}) "
             f"SELECT {number}, {number} || '-' || lower(hex(randomblob({KEY_BYTES}))), {renamed}, "
@@ -321,9 +324,9 @@ class SqlTransaction(SqlReader):
             (at_ms, type.value, _encode(data), *parameters),
         )
 
-    def add_task(self, task: Task) -> None:
+    def add_task(self, task: Task, item_json: str | None = None) -> None:
         number = number_of(task.task_key)
-        self._tasks.append((self._numbers.take() if number is None else number, *task))
+        self._tasks.append((self._numbers.take() if number is None else number, item_json, *task))
 
     def move_task(
         self,
@@ -346,12 +349,45 @@ class SqlTransaction(SqlReader):
         rows = self._sql(_FINISH[condition], (output_json, *parameters, attempt)).fetchall()
         return task_of(rows[0]) if rows else None
 
+    def wait_for_items(self, task_key: str, parts: int) -> None:
+        condition, parameters = by_key(task_key)
+        self._sql(
+            f"UPDATE tasks SET part = 0, parts = ? WHERE status = 'WAITING' AND {condition}", (parts, *parameters)
+        )
+
+    def count_item(self, execution_id: str, map_id: str) -> Task | None:
+        row = self._sql(
+            "UPDATE tasks SET part = part + 1 WHERE execution_id = ? AND node_id = ? AND node_type = 'MAP' "
+            f"RETURNING {TASK}",
+            (execution_id, map_id),
+        ).fetchone()
+        return task_of(row) if row else None
+
+    def cancel_waiting(self, execution_id: str) -> None:
+        moved = (None, 0, None, None, None)  # as `move_task` has it
+        this = "execution_id = ? AND status <> 'RUNNING'"
+        self._sql(_MOVE_TASK[TaskStatus.CANCELLED] + this, (*moved, execution_id))
+
+    def ready_again(self, execution_id: str, max_attempts: int) -> None:
+        self._sql(
+            "UPDATE tasks SET status = 'READY', held = 0, available_at_ms = 0, attempt_limit = attempt + ?, "
+            "error = NULL, error_code = NULL WHERE execution_id = ? AND status IN ('FAILED', 'CANCELLED')",
+            (max_attempts, execution_id),
+        )
+
     def settle_failure(self, task_key: str, error: str) -> None:
         condition, parameters = by_key(task_key)
         self._sql(
             "UPDATE tasks SET error = ?, error_code = 'TOOL_ERROR' "
             f"WHERE error_code = 'OUTCOME_UNKNOWN' AND {condition}",
             (error, *parameters),
+        )
+
+    def say_failure(self, task_key: str, error: str, error_code: ErrorCode) -> None:
+        condition, parameters = by_key(task_key)
+        self._sql(
+            f"UPDATE tasks SET error = ?, error_code = ? WHERE status = 'FAILED' AND {condition}",
+            (error, error_code, *parameters),
         )
 
     def claim(
@@ -362,15 +398,18 @@ class SqlTransaction(SqlReader):
         lease_ms: int,
         now_ms: int,
         execution_id: str | None = None,
+        *,
+        with_items: bool = True,
     ) -> Task | None:
         if not workflow_ids:
             return None
         one = "" if execution_id is None else " AND execution_id = ?"
+        kind = "" if with_items else f" AND {IS_NO_ITEM}"
         rows = self._sql(
             "UPDATE tasks SET status = 'RUNNING', attempt = attempt + 1, worker_id = ?, lease_ms = ?, "
             "lease_expires_at_ms = ? WHERE status = 'READY' AND seq = ("
             "SELECT min(seq) FROM tasks WHERE status = 'READY' AND held = 0 AND version_hash = ? "
-            f"AND workflow_id IN ({marks(workflow_ids)}) AND available_at_ms <= ?{one} AND {IS_NOT_STOPPED}) "
+            f"AND workflow_id IN ({marks(workflow_ids)}) AND available_at_ms <= ?{one}{kind} AND {IS_NOT_STOPPED}) "
             f"RETURNING {TASK}",
             (worker_id, lease_ms, now_ms + lease_ms, version_hash, *workflow_ids, now_ms)
             + (() if execution_id is None else (execution_id,)),

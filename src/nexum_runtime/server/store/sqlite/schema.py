@@ -8,14 +8,16 @@ from pathlib import Path
 
 from nexum_runtime.server.store.sql.rows import EVENT_BITS
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 APPLICATION_ID = 0x4E58554D  # "NXUM": another program's database is never taken for ours
 
 SCHEMA = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
 
+_SCHEMA_5 = re.sub(r",( *-- what its client says.*\n) *parent_node.*\n", r"\1", SCHEMA)
+_SCHEMA_5 = re.sub(r"(?m)^ *(part|parts|item_json) .*\n", "", _SCHEMA_5)
 _SESSIONS = SCHEMA[SCHEMA.index("CREATE TABLE sessions") : SCHEMA.index("CREATE TABLE tasks")]  # since version 4
 _READY = "CREATE INDEX tasks_ready ON tasks (version_hash, workflow_id, {}seq) WHERE status = 'READY';"
-_SCHEMA_4 = re.sub(r" *held .*\n", "", SCHEMA.replace(_READY.format("held, "), _READY.format("")))
+_SCHEMA_4 = re.sub(r" *held .*\n", "", _SCHEMA_5.replace(_READY.format("held, "), _READY.format("")))
 _SCHEMA_3 = re.sub(r",( *-- of one attempt\n) *labels_json.*\n", r"\1", _SCHEMA_4.replace(_SESSIONS, ""))
 
 _TABLES = {  # of version 2, with their columns, but for events; each comes after those that it refers to
@@ -70,5 +72,11 @@ MIGRATIONS = {  # schema version → the SQL that makes it the next one
         ALTER TABLE tasks ADD COLUMN held INTEGER NOT NULL DEFAULT 0;
         DROP INDEX tasks_ready;
         {_READY.format("held, ")}
+    """,
+    5: """
+        ALTER TABLE executions ADD COLUMN parent_node TEXT;
+        ALTER TABLE tasks ADD COLUMN part INTEGER;
+        ALTER TABLE tasks ADD COLUMN parts INTEGER;
+        ALTER TABLE tasks ADD COLUMN item_json TEXT;
     """,
 }

@@ -7,6 +7,10 @@
 -- person's approval or a timer, is WAITING instead until it is DONE. Each of these steps is one transaction and writes
 -- its row to events in that same transaction, so events tell the whole story in order.
 --
+-- The first result of a MAP's task is its items: it adds a row to tasks for each of them, and the MAP's own is WAITING
+-- until they are DONE. That of a SUBWORKFLOW is the input of an execution, its child, which it waits for. The id of a
+-- child is its parent's, a "/" and a name of its node; so both are of one session.
+--
 -- Executions whose ids begin with the same "{session}/" are a session. Of one that is stopped, no task is claimed.
 --
 -- Times are integer milliseconds since 1970; every *_json column holds JSON text exactly as it was received.
@@ -38,7 +42,8 @@ CREATE TABLE executions (
     ended_at_ms   INTEGER,
     effect        TEXT NOT NULL DEFAULT 'idempotent' CHECK (effect IN ('read', 'idempotent', 'once')),
     timeout_ms    INTEGER,                                 -- of one attempt
-    labels_json   TEXT                                     -- what its client says that it is: wire.LABELS
+    labels_json   TEXT,                                    -- what its client says that it is: wire.LABELS
+    parent_node   TEXT                                     -- of a child: the node of its parent that waits for it
 ) STRICT;
 
 -- Every index costs each call a page of the log, or two. So none has what is COMPLETED, as most executions are, and
@@ -75,6 +80,9 @@ CREATE TABLE tasks (
     error               TEXT,                              -- FAILED: why
     error_code          TEXT CHECK (error_code IN ('TOOL_ERROR', 'OUTCOME_UNKNOWN', 'REJECTED')),
     held                INTEGER NOT NULL DEFAULT 0,        -- READY: 1 when its session was stopped, for the claim's index
+    part                INTEGER,                           -- of an item: which it is; of its MAP: how many are DONE
+    parts               INTEGER,                           -- of both: how many items there are
+    item_json           TEXT,                              -- of an item: what it is
     UNIQUE (execution_id, node_id),
     CHECK ((status = 'DONE') = (output_json IS NOT NULL)),
     CHECK ((status = 'RUNNING') = (lease_expires_at_ms IS NOT NULL)),
