@@ -26,7 +26,7 @@ if not (  # looked for, and not imported: it brings gRPC along
     )
 
 from nexum_runtime.client import Client, Outcome
-from nexum_runtime.client.approval import human_approval
+from nexum_runtime.client.builders import human_approval, map_over, reduce, router, subworkflow
 from nexum_runtime.client.local import LocalEffect
 from nexum_runtime.engines import near
 from nexum_runtime.errors import (
@@ -63,5 +63,9 @@ __all__ = [
     "Worker",
     "human_approval",
     "idempotency_key",
+    "map_over",
     "near",
+    "reduce",
+    "router",
+    "subworkflow",
 ]

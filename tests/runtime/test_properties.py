@@ -17,16 +17,15 @@ from backends import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from test_engine import ir
+from test_engine import TIMER_MS, ir
 
 from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, NexumError
 from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.model import graph
 from nexum_runtime.server.model.contract import EventRow, Execution, Reader, Task
-from nexum_runtime.server.model.shapes import Resolution, StartOrder
+from nexum_runtime.server.model.shapes import Resolution, StartOrder, Verdict
 from nexum_runtime.server.model.states import ErrorCode, Event, ExecutionStatus, TaskStatus
-from nexum_runtime.server.rules.attempts import RETRY_DELAY_MS_MAX
 from nexum_runtime.server.store.sqlite import SqliteStore
 from nexum_runtime.text import printable, printable_line, redact
 
@@ -98,18 +97,27 @@ def test_whatever_is_read_as_json_can_be_spelled_again(text: str) -> None:
 
 node_ids = st.sampled_from(["a", "b", "c", "d", "é", ""])
 definitions = st.fixed_dictionaries(
-    {"type": st.sampled_from(["EFFECT", "COMPUTE", "EFFECT", "TIMER", "HUMAN_APPROVAL", None])},
-    optional={"dependencies": st.lists(node_ids, max_size=4) | values, "delay_seconds": st.integers(0, 9) | values},
+    {"type": st.sampled_from([*graph.NODE_TYPES, None])},
+    optional={
+        "dependencies": st.lists(node_ids, max_size=4) | values,
+        "delay_seconds": st.integers(0, 9) | values,
+        "routes": st.lists(st.fixed_dictionaries({"target": node_ids}), max_size=3) | values,
+        "mapNodeId": node_ids | values,
+        "subWorkflowId": texts | values,
+    },
 )
 
 
 @st.composite
 def acyclic(draw: Callable[[Any], Any]) -> str:
     names = draw(st.permutations(["a", "b", "c", "d", "e", "f", "g"]))[: draw(st.integers(1, 7))]
-    nodes = {
+    nodes: dict[str, Any] = {
         name: {"type": "EFFECT", "dependencies": draw(st.lists(st.sampled_from(names[:at]), max_size=4)) if at else []}
         for at, name in enumerate(names)
     }
+    for at, name in enumerate(names[:-1]):
+        if targets := draw(st.lists(st.sampled_from(names[at + 1 :]), max_size=3)):
+            nodes[name] |= {"type": "ROUTER", "routes": [{"target": target} for target in targets]}
     return json.dumps({"nodes": {name: nodes[name] for name in draw(st.permutations(names))}})
 
 
@@ -128,14 +136,23 @@ def test_an_ir_is_refused_or_ends_in_whatever_order_its_nodes_are_done(ir_json: 
         return
     done: set[str] = set()
     scheduled: list[str] = []
-    while len(done) < len(parsed.nodes):
-        scheduled += [node.id for node in parsed.ready(done, scheduled)]
+    skipped: set[str] = set()
+    chosen: dict[str, str] = {}
+    while len(done) + len(skipped) < len(parsed.nodes):
+        ready = parsed.ready(done, scheduled, skipped)
+        assert all(set(node.dependencies) <= done | skipped for node in ready)
+        scheduled += [node.id for node in ready]
         running = sorted(set(scheduled) - done)
         assert running, "nothing is ready, and the workflow is not over"
         node_id = pick.choice(running)
-        assert set(parsed.nodes[node_id].dependencies) <= done
         done.add(node_id)
-    assert sorted(scheduled) == sorted(parsed.nodes), "each node is scheduled once"
+        if targets := parsed.nodes[node_id].targets:
+            chosen[node_id] = pick.choice(targets)
+        before, skipped = skipped, parsed.skipped(chosen, scheduled)
+        assert before <= skipped, "what was skipped stays so"
+    assert len(scheduled) == len(set(scheduled)), "each node is scheduled once"
+    assert set(scheduled) | skipped == set(parsed.nodes)
+    assert set(chosen.values()) <= set(scheduled), "what was chosen is run"
 
 
 @given(acyclic())
@@ -173,8 +190,17 @@ WORKFLOWS = {
     "pure": {"run": "COMPUTE"},
     "pair": {"a": "EFFECT", "b": "EFFECT"},
     "chain": {"a": "EFFECT", "b": "EFFECT a", "c": "COMPUTE a b"},
+    "each": {"m": "MAP", "r": "REDUCE m", "b": "EFFECT"},
+    "parent": {"s": "SUBWORKFLOW", "b": "EFFECT"},
+    "choice": {"d": "ROUTER", "a": "EFFECT d", "b": "EFFECT d", "c": "TIMER a b", "h": "HUMAN_APPROVAL c"},
+}
+TOLD = {  # what a worker that knows its work answers
+    "ROUTER": ('{"routed_to":"a"}', '{"routed_to":"b"}'),
+    "MAP": ("[1,2]", "[]", "[1,2,3]"),
+    "SUBWORKFLOW": ('{"subWorkflowId":"pair","childInput":1}', '{"subWorkflowId":"each","childInput":1}'),
 }
 EXECUTIONS = ["e0", "e1", "e2"]
+CHILDREN = [f"{each}/s" for each in EXECUTIONS]
 ATTEMPTS_MOST = 3  # that an order asks for; each start may ask for another number
 workers = st.sampled_from(["w0", "w1"])
 
@@ -211,13 +237,17 @@ class Story:
                 assert event.attempt == self.attempts[node]
                 assert self._tries[node] <= ATTEMPTS_MOST
                 self.running[node] = event.attempt
+            case Event.MAP_STARTED | Event.CHILD_STARTED:
+                self.running.pop(node, None)
+            case Event.TIMER_FIRED | Event.TASK_APPROVED:
+                self.done.add(node)
             case Event.ATTEMPT_FAILED | Event.LEASE_EXPIRED | Event.ATTEMPT_RETURNED:
                 assert self.running.pop(node, None) == event.attempt or event.data["late"]
                 self._tries[node] -= event.type == Event.ATTEMPT_RETURNED
             case Event.TASK_COMPLETED:
                 assert node not in self.done
                 assert self.running.pop(node, None) == event.attempt or event.data["late"]
-                self.done.add(node)
+                self.done.add(node)  # a node that was skipped is not
             case Event.OUTCOME_RESOLVED:
                 assert self.status in ("FAILED", "CANCELLED")
                 if event.data["as"] == "result":
@@ -253,6 +283,7 @@ class AnyOrder(RuleBasedStateMachine):
         self._runner = asyncio.Runner()
         self._now_ms = 1_700_000_000_000
         self._task_ids: list[str] = []
+        self._types: dict[str, str] = {}  # of nodes, by task id
         self._not_always_once: set[str] = set()  # executions
         self._recorded: dict[tuple[str, str], str] = {}  # the first result that was seen of a node
 
@@ -282,7 +313,11 @@ class AnyOrder(RuleBasedStateMachine):
     def first_server(self, orders: tuple[tuple[str, str, int], ...]) -> None:
         self._open()
         for workflow_id, nodes in WORKFLOWS.items():
-            self._do(self._engine.register(workflow_id, "h", ir(nodes)))
+            spelled = json.loads(ir(nodes))
+            for node in spelled["nodes"].values():
+                if node["type"] == "ROUTER":
+                    node["routes"] = [{"target": "a"}, {"target": "b"}]
+            self._do(self._engine.register(workflow_id, "h", json.dumps(spelled)))
         for execution_id, (workflow_id, effect, max_attempts) in zip(EXECUTIONS, orders, strict=True):
             self.start(execution_id, workflow_id, effect, max_attempts, "")
         self.poll("w0")
@@ -330,6 +365,20 @@ class AnyOrder(RuleBasedStateMachine):
         claimed = self._do(self._engine.poll(worker_id, "h", list(WORKFLOWS), LEASE_MS))
         if claimed is not None:
             self._task_ids.append(claimed.task.task_id)
+            self._types[claimed.task.task_id] = claimed.task.node_type
+
+    @rule(choose=st.data())
+    def tell_what_it_means(self, choose: Any) -> None:
+        """Of a ROUTER, a MAP or a SUBWORKFLOW, if one of the last tasks is of one."""
+        self.poll("w0")
+        meant = [each for each in self._task_ids[-4:] if self._types.get(each) in TOLD]
+        if meant:
+            task_id = choose.draw(st.sampled_from(meant))
+            self._do(self._engine.complete(task_id, choose.draw(st.sampled_from(TOLD[self._types[task_id]]))))
+
+    @rule(execution_id=st.sampled_from(EXECUTIONS), is_yes=st.booleans())
+    def answer(self, execution_id: str, is_yes: bool) -> None:
+        self._do(self._engine.answer(execution_id, "h", Verdict(is_yes, "", "")))
 
     @rule(choose=st.data())
     def poll_and_complete(self, choose: Any) -> None:
@@ -384,13 +433,13 @@ class AnyOrder(RuleBasedStateMachine):
             self._now_ms += STEP_MS
             self._do(self._engine.sweep())
 
-    @rule(execution_id=st.sampled_from(EXECUTIONS))
+    @rule(execution_id=st.sampled_from(EXECUTIONS + CHILDREN))
     def cancel(self, execution_id: str) -> None:
         self._do(self._engine.cancel(execution_id))
 
     @rule(
-        execution_id=st.sampled_from(EXECUTIONS),
-        node_id=st.sampled_from(["", "run", "a", "b"]),
+        execution_id=st.sampled_from(EXECUTIONS + CHILDREN),
+        node_id=st.sampled_from(["", "run", "a", "b", "m__0", "s"]),
         kind=st.sampled_from(["result", "failed", "retry"]),
     )
     def resolve(self, execution_id: str, node_id: str, kind: str) -> None:
@@ -411,7 +460,7 @@ class AnyOrder(RuleBasedStateMachine):
         def read(reader: Reader) -> Any:
             return [
                 (each, reader.tasks(id), reader.events(id), reader.outputs(id))
-                for each in reader.executions("", "", "", len(EXECUTIONS))
+                for each in reader.executions("", "", "", 100)
                 for id in [each.execution_id]
             ]
 
@@ -455,7 +504,9 @@ class AnyOrder(RuleBasedStateMachine):
             match execution.status:
                 case ExecutionStatus.COMPLETED:
                     assert statuses == {TaskStatus.DONE}
-                    assert len(tasks) == len(WORKFLOWS[execution.workflow_id])
+                    nodes = [task for task in tasks if task.node_type != graph.ITEM]
+                    skipped = execution.workflow_id == "choice"
+                    assert len(nodes) == len(WORKFLOWS[execution.workflow_id]) - skipped
                 case ExecutionStatus.CANCELLED:
                     assert statuses <= {TaskStatus.DONE, TaskStatus.CANCELLED}
                 case ExecutionStatus.FAILED:
@@ -463,8 +514,20 @@ class AnyOrder(RuleBasedStateMachine):
                     assert TaskStatus.READY not in statuses
                     assert (execution.error_code == ErrorCode.OUTCOME_UNKNOWN) == (ErrorCode.OUTCOME_UNKNOWN in codes)
                 case ExecutionStatus.RUNNING:
-                    assert statuses & {TaskStatus.READY, TaskStatus.RUNNING}
+                    assert statuses & {TaskStatus.READY, TaskStatus.RUNNING, TaskStatus.WAITING}
                     assert TaskStatus.FAILED not in statuses
+                    self._what_waits_is_waited_for(execution, tasks)
+
+    def _what_waits_is_waited_for(self, execution: Execution, tasks: list[Task]) -> None:
+        """A MAP has items that are not done, and a SUBWORKFLOW has a child that runs."""
+        children = {each.parent_node: each for each, _, _, _ in self._all() if each.parent_id == execution.execution_id}
+        for task in tasks:
+            if task.status == TaskStatus.WAITING and task.node_type == graph.MAP:
+                items = [each for each in tasks if each.node_type == graph.ITEM]
+                assert len(items) == task.parts
+                assert task.part == sum(each.status == TaskStatus.DONE for each in items) < len(items)
+            if task.status == TaskStatus.WAITING and task.node_type == graph.SUBWORKFLOW:
+                assert children[task.node_id].status == ExecutionStatus.RUNNING
 
     def teardown(self) -> None:
         """From wherever it is, a worker that does its work and time that passes end every execution."""
@@ -479,9 +542,16 @@ class AnyOrder(RuleBasedStateMachine):
 
     def _everything_ends(self) -> None:
         for _ in range(4):  # a chain of three nodes, and what was claimed by others
-            self.time_passes((RETRY_DELAY_MS_MAX + LEASE_MS) // STEP_MS + 1)
+            self.time_passes((TIMER_MS + LEASE_MS) // STEP_MS + 1)  # longer than any retry waits
             while (claimed := self._do(self._engine.poll("last", "h", list(WORKFLOWS), LEASE_MS))) is not None:
-                assert self._do(self._engine.complete(claimed.task.task_id, "0")) == ""
+                told = TOLD.get(claimed.task.node_type, ("0",))[0]
+                for other in TOLD["SUBWORKFLOW"] if claimed.task.node_type == "SUBWORKFLOW" else (told,):
+                    message = self._do(self._engine.complete(claimed.task.task_id, other))
+                    if message == "":  # a child that was started before is taken up by its own input alone
+                        break
+                    assert message is not None
+            for execution_id in EXECUTIONS:
+                self._do(self._engine.answer(execution_id, "h", Verdict(True, "", "")))
         self.events_tell_every_state()
         self.a_recorded_result_never_changes()
         for execution, tasks, _, _ in self._all():

@@ -228,6 +228,11 @@ class Look:
             if each.execution_id == history["execution_id"]:
                 is_yes = asked_at(history, each.node_id)["question"] is None
                 return "waits for an approval" if is_yes else "waits for an answer"
+        children = {
+            each["node_id"]: each for each in history["events"] if each["type"] in ("ChildStarted", "TaskCompleted")
+        }
+        if told := [each["child"] for each in children.values() if each["type"] == "ChildStarted"]:
+            return f"waits for {told[0]}"
         if any((event.get("worker") or "").startswith(wire.LOCAL_WORKER) for event in history["events"]):
             return "waits for its program to be run again"
         timers = {each["node_id"]: each for each in history["events"] if each["type"] in ("TimerSet", "TimerFired")}

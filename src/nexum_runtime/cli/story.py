@@ -79,11 +79,17 @@ def event_text(workflow_id: str, event: dict[str, Any], took_ms: int) -> str:
             return f"{node}: rejected{_by(event['approver'], event['reason'])}"
         case "TimerSet":
             return f"{node}: fires in {duration_text(event['due_at_ms'] - event['at_ms'])}"
+        case "MapStarted":
+            return f"{node}: {event['items']} items"
+        case "ChildStarted":
+            return f"{node}: started {event['workflow']} {event['child']}"
         case "TimerFired":
             return f"{node}: fired"
         case "TaskCompleted":
             late = ", after it had been given up" if event.get("late") else ""
             size = size_text(event["output_bytes"])
+            if attempt is None:  # of its items, or of its child
+                return f"{node}: done, result of {size} stored{late}"
             return f"{node}: attempt {attempt} done in {duration_text(took_ms)}, result of {size} stored{late}"
         case "ExecutionForked":
             return f"copied from session {event['session_id']}{_by(event['by'], '')}"

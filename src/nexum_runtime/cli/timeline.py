@@ -20,6 +20,8 @@ LABEL_CELLS_MIN, LABEL_SHARE = 8, 0.45  # of the line, at most
 END_CELLS = 20  # a space, how long it took, and what came of it
 OUTCOMES = {  # how an attempt ends → its word, its color
     "TaskCompleted": ("", "green"),
+    "MapStarted": ("", "green"),
+    "ChildStarted": ("", "green"),
     "AttemptFailed": ("failed", "red"),
     "AttemptReturned": ("unused", "dim"),
     "AttemptStopped": ("stopped", "yellow"),
@@ -57,7 +59,7 @@ def attempts(history: dict[str, Any], now_ms: int) -> list[Bar]:
             label = f"  attempt {key[1]}" if any(node == key[0] for node, _ in bars) else key[0]
             bars[key] = Bar(key[0], label, event["at_ms"], max(now_ms, event["at_ms"]), *RUNNING)
             open_ones.add(key)
-        elif event.get("late"):  # of an attempt that had been given up
+        elif event.get("late") and key in bars:  # of an attempt that had been given up
             bars[key] = replace(bars[key], end_ms=max(event["at_ms"], bars[key].end_ms), word="came late")
         elif event["type"] in OUTCOMES:
             for each in {key} & open_ones if event["node_id"] else set(open_ones):

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from contextvars import copy_context
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic_core import PydanticSerializationError, to_json, to_jsonable_python
 
@@ -17,9 +17,6 @@ from nexum_runtime.errors import TaskError
 from nexum_runtime.idempotency import idempotent_by
 from nexum_runtime.logs import about_attempt
 from nexum_runtime.text import duration_text
-
-if TYPE_CHECKING:
-    from nexum.context import ContextView
 
 T = TypeVar("T")
 
@@ -109,7 +106,9 @@ class Attempt:
         """The output's JSON text. Raises what the handler raised."""
         claimed, workflow = self.claimed, self.workflow
         node = workflow.get_node(claimed.node_id)
-        if node is None or node.handler is None:
+        is_item = claimed.is_map_subtask
+        handler = getattr(node, "each" if is_item else "handler", None)
+        if node is None or handler is None:
             error = f"This worker has no handler for node {claimed.node_id!r}."
             raise TaskError(error, retryable=False, begun=False)
         task_input = json.loads(claimed.input_json)
@@ -131,17 +130,19 @@ class Attempt:
         )
         attempt = about_attempt(claimed.execution_id, wire.attempt_number(claimed.task_id))
         with idempotent_by(claimed.idempotency_key), attempt, span as told, told.running():
-            result = await self._within(task_input.get("timeout_ms"), node.handler, context)
+            given = (context, json.loads(claimed.map_item_json)) if is_item else (context,)
+            result = await self._within(task_input.get("timeout_ms"), handler, *given)
             told.tell(outcome="completed")
         try:
-            if node.output_model is not None:
-                result = node.output_model.model_validate(result)
+            model = node.result_model if is_item else node.output_model
+            if model is not None:
+                result = model.model_validate(result)
             return _json_of(result)
         except ValueError as error:  # pydantic's errors are ValueErrors
             reason = f"Node {node.id!r} returned what cannot be recorded: {error}"
             raise TaskError(reason, retryable=False, unknown=True) from error
 
-    async def _within(self, timeout_ms: int | None, handler: Callable[..., Any], context: "ContextView") -> Any:
+    async def _within(self, timeout_ms: int | None, handler: Callable[..., Any], *given: Any) -> Any:
         """What the handler returns, also when that comes a moment late.
 
         The time that another handler took from all of them, when it blocked the event loop, is not counted.
@@ -160,8 +161,8 @@ class Attempt:
             timer = asyncio.get_running_loop().call_later(timeout_ms / 1000, over)
         try:
             if inspect.iscoroutinefunction(handler):
-                return await handler(context)
-            return await run_in_thread(lambda: handler(context))
+                return await handler(*given)
+            return await run_in_thread(lambda: handler(*given))
         finally:
             if timer is not None:
                 timer.cancel()
@@ -177,9 +178,11 @@ def _json_of(result: Any) -> str:
 
 def _as_model(node: Any, output: Any) -> Any:
     """A dependency's output as the model it was made from; as plain JSON when it does not fit (any more)."""
-    if node is not None and node.output_model is not None:
+    model = getattr(node, "result_model", None) or getattr(node, "output_model", None)
+    if model is not None:
         with suppress(ValueError):
-            return node.output_model.model_validate(output)
+            is_map = node.type == "MAP"
+            return [model.model_validate(each) for each in output] if is_map else model.model_validate(output)
     return output
 
 

@@ -91,6 +91,7 @@ STOPS_LIMIT = 10_000  # attempts that workers are still to be told to stop, the 
 PRUNE_BATCH = 200  # executions deleted in one transaction, so that pruning holds up nobody
 OF_WORKFLOWS = "/"  # what a write is about that registers one
 LOOKED_AT_LIMIT = 100_000  # executions, for those of a state
+LIST_CHARS = 4_096  # of a result: a longer list may be the items of a MAP, which are many rows
 JOURNAL_PART_CHARS = 1_000_000  # about, of outputs in one message of a journal
 
 # Of a worker that would take the task for an item for that of the MAP, and record whatever comes of that.
@@ -626,7 +627,8 @@ class Engine:
         def work(tx: Transaction, notices: Notices) -> str:
             return self._attempts.complete(tx, notices, task_id, output_json, labels_json)
 
-        recording = self._commits.begin(work, long=long, about_tasks=[task_key(task_id)])
+        may_be_items = output_json.startswith("[") and len(output_json) > LIST_CHARS
+        recording = self._commits.begin(work, long=long or may_be_items, about_tasks=[task_key(task_id)])
         recording.add_done_callback(partial(self._recorded, task_id))
         return recording
 
@@ -979,7 +981,7 @@ class Engine:
         """Its metrics, in Prometheus' text format. A database that cannot be read leaves its tasks untold."""
         tasks: dict[tuple[str, str], int] = {}
         with suppress(StoreUnavailable):
-            tasks = {(status, kind): 0 for kind in graph.NODE_TYPES for status in _open_statuses(kind)}
+            tasks = {(status, kind): 0 for kind in (*graph.NODE_TYPES, graph.ITEM) for status in _open_statuses(kind)}
             tasks |= await self._store.read(lambda reader: reader.count_tasks(), is_look=True)
         waiting = {"end": self._watched.count(), "task": self._ready.count()}
         pools = self._streams.pools()
@@ -1044,5 +1046,7 @@ class Engine:
 
 
 def _open_statuses(node_type: str) -> tuple[TaskStatus, ...]:
-    of_nobody = node_type in (graph.APPROVAL, graph.TIMER)
-    return (TaskStatus.WAITING,) if of_nobody else (TaskStatus.READY, TaskStatus.RUNNING)
+    if node_type in (graph.APPROVAL, graph.TIMER):
+        return (TaskStatus.WAITING,)
+    waits = (TaskStatus.WAITING,) if node_type in (graph.MAP, graph.SUBWORKFLOW) else ()  # for items, for a child
+    return (TaskStatus.READY, TaskStatus.RUNNING, *waits)

@@ -77,7 +77,7 @@ class Metrics:
             (
                 "tasks",
                 "gauge",
-                "Open tasks: READY is the queue, RUNNING is what workers hold, WAITING is for a person or a time",
+                "Open tasks: READY is the queue, RUNNING is with workers, WAITING is for people, time, items, a child",
                 [({"status": status, "node_type": kind}, count) for (status, kind), count in tasks.items()],
             ),
             (
