@@ -42,6 +42,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import chaos_client
+import chaos_parts
 import chaos_people
 import postgres
 from chaos_client import Call, Order
@@ -562,6 +563,19 @@ class Chaos:
         self.expect_none(chaos_people.check_questions(calls, histories, answers, acknowledged))
         self.questions += len(calls)
 
+    async def parts_run(self) -> None:
+        """A MAP in children in each other, while the server dies at a point of theirs."""
+        point = self.rng.choice(chaos_parts.POINTS)
+        await self.start_server(point)
+        self.enter_clients()
+        running = asyncio.create_task(chaos_parts.run_parts(self.address, f"{APART}r{self.rounds}/parts"))
+        try:
+            await self.dies_at(point, self.server)
+            await self.heal()
+            chaos_parts.check_parts(await running)
+        finally:
+            running.cancel()
+
     def expect_none(self, problems: Iterator[str]) -> None:
         if found := list(problems):
             raise Broken("\n".join(found[:EVIDENCE_LIMIT]))
@@ -850,6 +864,7 @@ FAULTS: dict[str, Fault] = {
     "a session is forked, and the server dies of it": Chaos.session_is_forked,
     "a session is taken back, and the server dies of it": Chaos.session_is_taken_back,
     "questions are asked, and the server and who asks die": Chaos.questions_are_asked,
+    "a MAP and its parents run, and the server dies of it": Chaos.parts_run,
     "all die at once": Chaos.all_die,
     "any die at any time": Chaos.any_die,
 }
