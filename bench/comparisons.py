@@ -56,6 +56,7 @@ COMPARISONS = [
         )
     ),
     Comparison("start-up, nothing stored", "growth.start_0", goal=1000),
+    Comparison("an item of a MAP of 10,000 ÷ of 1,000", "growth.map_10000", "growth.map_1000", goal=1.5),
     Comparison("long session, its first call", "growth.session_first", goal=1000),
     Comparison("long session, forked", "growth.session_fork", goal=200),
     Comparison("sessions listed, 1,000,000 stored", "growth.sessions_1000000", goal=100),

@@ -1,4 +1,4 @@
-"""A worker with one workflow, whose effect is to return as many characters as it is asked for.
+"""A worker with an effect that returns as many characters as it is asked for, and a MAP of as many items.
 
 python -m bench.effect_worker        NEXUM_ADDRESS says where the server is
 """
@@ -12,7 +12,7 @@ from nexum import workflow
 from nexum.context import ContextView
 from pydantic import BaseModel
 
-from nexum_runtime import Worker, wire
+from nexum_runtime import Worker, map_over, wire
 from nexum_runtime.logs import log_to_stderr
 from nexum_runtime.signals import stop_requested
 
@@ -36,11 +36,18 @@ async def effect(context: ContextView) -> Returned:
 EFFECT: Any = workflow("benchmark").effect(NODE, Returned, effect).build()
 
 
+async def same(context: ContextView, item: int) -> int:
+    return item
+
+
+ITEMS: Any = map_over(workflow("items"), "each", lambda context: range(context.input["items"]), same).build()
+
+
 async def main() -> None:
     log_to_stderr("%(message)s")
     logging.getLogger("nexum.worker").setLevel(logging.INFO)
     host, port = wire.split_address(os.environ["NEXUM_ADDRESS"])
-    worker = Worker([EFFECT], concurrency=CONCURRENCY, host=host, port=port)
+    worker = Worker([EFFECT, ITEMS], concurrency=CONCURRENCY, host=host, port=port)
     working = asyncio.create_task(worker.run())
     await asyncio.wait({working, asyncio.create_task(stop_requested())}, return_when=asyncio.FIRST_COMPLETED)
     worker.stop()

@@ -1,6 +1,6 @@
 """Growth: calls, memory and start-up of a server whose database holds a hundred calls, ten thousand, a million.
 
-And a session of ten thousand calls that is run again: how soon its first call is answered, and how the others are.
+And a session of ten thousand calls that is run again, and a MAP of as many items.
 """
 
 import os
@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from bench import processes
+from bench import maps, processes
 from bench.calls import INPUT, Caller, tool_calls
 from bench.context import SLICES, Context
 from bench.measure import Kind, Results, Samples, one_by_one, shown
@@ -62,7 +62,8 @@ async def kinds(context: Context) -> list[Kind]:
     made = [Kind("growth.start_0", "nothing stored: start-up", "ms", empty.start)]
     for stored in context.stored:
         made += await with_stored(context, stored)
-    return made + await long_session(context)
+    sizes = maps.ITEMS_FEW, *([maps.ITEMS_MOST] if STORED_MOST in context.stored else [])
+    return made + await long_session(context) + await maps.kinds(context, sizes)
 
 
 async def with_stored(context: Context, stored: int) -> list[Kind]:

@@ -83,6 +83,7 @@ async def test_growth_is_measured_with_stored_calls_and_dbos_beside_it(tmp_path:
     assert re.findall(r"(?m)^(\w+) *$", printed) == ["growth", "dbos"]
     measurements = check(written, "growth", "dbos")
     assert {key for key in measurements if key.startswith("growth.cold")} == {"growth.cold_100", "growth.cold_10000"}
+    assert measurements.keys() >= {"growth.map_1000"}
     assert written["comparisons"]["cold call, 10,000 stored ÷ 100"]["goal"] == "≤ 1.2"
 
 
