@@ -410,6 +410,18 @@ async def test_a_parent_that_is_cancelled_cancels_its_child_and_both_go_on_where
     assert await bench.status() == "COMPLETED"
 
 
+async def test_a_child_that_completed_by_itself_is_taken_up_when_its_parent_goes_on(bench: Bench) -> None:
+    await begin_child(bench)
+    await bench.engine.cancel("e")
+    await bench.engine.resolve("e/pay", "", Resolution("retry"))
+    await answer(bench, "run", "paid")
+    assert await bench.status() == "CANCELLED"
+    await bench.engine.resolve("e", "", Resolution("retry"))
+    await answer(bench, "thank", 1)
+    assert await outputs(bench) == {"pay": "paid", "thank": 1}
+    assert await bench.status() == "COMPLETED"
+
+
 async def test_a_child_that_is_cancelled_fails_its_parent(bench: Bench) -> None:
     await begin_child(bench)
     await bench.engine.cancel("e/pay")
