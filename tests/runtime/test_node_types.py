@@ -477,6 +477,7 @@ async def test_what_a_child_has_begun_once_is_not_begun_again_by_a_restart(bench
     assert (await error(bench, "e/pay"))[0] == "OUTCOME_UNKNOWN"
     await bench.start(workflow_id="main", restart="failed", effect="once", max_attempts=1)
     assert (await bench.status(), await bench.status("e/pay")) == ("FAILED", "FAILED")
+    assert "ExecutionRestarted" not in await bench.story()
     await nothing_is_left(bench)
 
 
