@@ -64,7 +64,7 @@ def dev(
             envvar="NEXUM_METRICS_PORT",
             parser=whole_number("--metrics-port", 0, PORT_MAX, "NEXUM_METRICS_PORT"),
             metavar="PORT",
-            help="Serve metrics for Prometheus at /metrics on this port, and /healthz.",
+            help="Serve /metrics for Prometheus on this port, /healthz and /readyz.",
         ),
     ] = None,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object per line.")] = False,

@@ -86,6 +86,7 @@ class Server:
         self.port = config.port
         self.metrics_port = config.metrics_port
         self._scraped: list[asyncio.Server] = []
+        self._serves = False
         # Without a token, on loopback, where the system tells whose a connection is.
         self.is_for_own_user = (
             not (config.token or config.any_local_user or config.insecure or not wire.is_loopback(config.host))
@@ -117,19 +118,20 @@ class Server:
             await self.store.close()
             raise
         await self._grpc.start()
+        self._serves = True
         if self._door is not None:
             await self._door.open()
         self._sweeper = asyncio.create_task(self.engine.run_sweeper())
 
     async def stop(self) -> None:
         """Answer the calls that wait, finish those under way, and close the database."""
-        self._stop_metrics()
         self._sweeper.cancel()
         await asyncio.wait([self._sweeper])
         await self.engine.close()  # the calls that wait are answered
         if self._door is not None:
             await self._door.close()
         await self._grpc.stop(DRAIN_SECONDS)
+        self._stop_metrics()
         await self.engine.close()  # what the last calls began is finished
         self.engine.end()
         await self.store.close()
@@ -146,6 +148,7 @@ class Server:
                     host,
                     port,
                     self.engine.measure,
+                    self._is_ready,
                     self._config.token,
                     tls.context if tls else None,
                     *([neighbours.why_not_them] if self.is_for_own_user else []),
@@ -156,6 +159,9 @@ class Server:
                 self._scraped.append(scraped)
                 return int(scraped.sockets[0].getsockname()[1])
         raise CannotBind(f"Cannot serve metrics on {_address(host, port)}: {reason}. Choose another --metrics-port.")
+
+    async def _is_ready(self) -> bool:
+        return self._serves and await self.engine.is_ready()
 
     def _stop_metrics(self) -> None:
         for scraped in self._scraped:

@@ -16,6 +16,7 @@ from nexum_runtime.text import shorten, size_text
 
 SERVICE = "nexum.NexumService"
 EXTENSIONS = "nexum.NexumExtensions"
+HEALTH = "grpc.health.v1.Health"
 
 DEFAULT_HOST = "localhost"
 DEFAULT_PORT = 50051

@@ -22,6 +22,7 @@ from nexum_runtime.server.engine.clock import Clock
 from nexum_runtime.server.engine.commits import Commits, Given
 from nexum_runtime.server.engine.giving import Giver
 from nexum_runtime.server.engine.jobs import Jobs, for_nobody, pass_on, tell
+from nexum_runtime.server.engine.readiness import Readiness
 from nexum_runtime.server.engine.streams import Stream, Streams
 from nexum_runtime.server.engine.waiters import Waiter, Waiters
 from nexum_runtime.server.engine.workers import Workers
@@ -145,6 +146,7 @@ class Engine:
         self._records = Records(clock)
         # task id → how the process is told that executes it itself
         self._told_to_stop: dict[str, Callable[[str], None]] = {}
+        self._readiness = Readiness(self._touch, self._jobs, self.closing)
         self._giver = Giver(self._streams, self._attempts, self._commits, self._jobs, self.closing)
 
     # Workflows
@@ -956,13 +958,20 @@ class Engine:
 
     # What it can tell of itself
 
+    async def is_ready(self) -> bool:
+        """Whether it can record what it is told, and goes on. Told within seconds, whatever the database does."""
+        return await self._readiness.is_ready()
+
+    async def _touch(self) -> None:
+        await self._commits.make(lambda tx, _: tx.touch())
+
     async def inspect(self) -> dict[str, Any]:
         """What `Store.inspect` tells, and `workers`; `database` says besides whether it can be written to:
         `problem` is why not, `failure` what went wrong last with it, in the last minutes, and `failure_ms` how long
         ago."""
         problem = None
         try:
-            await self._commits.make(lambda tx, _: tx.touch())
+            await self._touch()
         except StoreUnavailable as error:
             problem = str(error)
         now_ms = self._clock()

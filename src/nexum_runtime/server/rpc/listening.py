@@ -1,4 +1,4 @@
-"""A gRPC server of both services, yet without an address."""
+"""A gRPC server of both services and of its health, yet without an address."""
 
 import logging
 import resource
@@ -9,6 +9,7 @@ import grpc
 
 from nexum_runtime import wire
 from nexum_runtime.server.methods.methods import Methods
+from nexum_runtime.server.rpc.health import Health
 from nexum_runtime.server.rpc.neighbours import OwnUser
 from nexum_runtime.server.rpc.peers import TokenCheck, Waiting
 from nexum_runtime.server.rpc.service import Services
@@ -52,7 +53,10 @@ def grpc_server(
     token: str | None,
     own_user: OwnUser | None = None,
 ) -> Any:
-    """A `grpc.aio.Server`. With a `token`, every call must bear it; with `own_user`, it must be let in by that."""
+    """A `grpc.aio.Server`. With a `token`, every call must bear it; with `own_user`, it must be let in by that.
+
+    Health is told to anyone.
+    """
     logging.getLogger("grpc._cython.cygrpc").addFilter(_is_not_of_a_client_that_left)
     server = grpc.aio.server(
         interceptors=[*([TokenCheck(token)] if token else []), *([own_user] if own_user else [])],
@@ -69,6 +73,7 @@ def grpc_server(
         ],
     )
     server.add_generic_rpc_handlers(Services(methods, waiting, traffic).handlers())
+    server.add_generic_rpc_handlers((Health(methods.engine).handlers(),))
     return server
 
 

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 import grpc
 
+from nexum_runtime.server.rpc.health import is_about_health
 from nexum_runtime.server.rpc.messages import Context
 
 End: TypeAlias = tuple[str, int]  # address, port
@@ -105,8 +106,8 @@ class OwnUser(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def intercept_service(self, proceed: Callable[[Any], Awaitable[Any]], call: Any) -> Any:
         handler = await proceed(call)
-        if handler is None:
-            return None
+        if handler is None or is_about_health(call):  # which is told to anyone
+            return handler
 
         async def check(context: Context) -> None:
             try:

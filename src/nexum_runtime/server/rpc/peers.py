@@ -14,6 +14,7 @@ from nexum_runtime import wire
 from nexum_runtime.errors import LimitExceeded
 from nexum_runtime.logs import Log
 from nexum_runtime.server.engine.engine import Engine
+from nexum_runtime.server.rpc.health import is_about_health
 from nexum_runtime.server.rpc.messages import Context
 from nexum_runtime.text import MIB, size_text
 
@@ -32,7 +33,10 @@ log = Log("nexum.service")
 
 
 class TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Answers UNAUTHENTICATED, whatever the method and before reading the request, to a call without the token."""
+    """Answers UNAUTHENTICATED, whatever the method and before reading the request, to a call without the token.
+
+    Health is told to anyone.
+    """
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -40,7 +44,7 @@ class TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     async def intercept_service(self, proceed: Callable[[Any], Awaitable[Any]], call: Any) -> Any:
         given = [value for key, value in call.invocation_metadata if key == wire.AUTHORIZATION]
-        if len(given) == 1 and wire.bears(given[0], self._token):
+        if is_about_health(call) or (len(given) == 1 and wire.bears(given[0], self._token)):
             return await proceed(call)
         got = "another one" if given else "none"
 

@@ -1,4 +1,4 @@
-"""HTTP for whoever watches the server: GET /metrics, and /healthz, which says that it answers."""
+"""HTTP for whoever watches the server: GET /metrics, /healthz (does it answer?) and /readyz (can it work?)."""
 
 import asyncio
 import ssl
@@ -17,11 +17,12 @@ async def serve_metrics(
     host: str,
     port: int,
     metrics: Callable[[], Awaitable[str]],
+    is_ready: Callable[[], Awaitable[bool]],
     token: str | None,
     tls: ssl.SSLContext | None,
     why_not: Callable[[tuple[str, int], tuple[str, int]], str] = lambda theirs, ours: "",
 ) -> asyncio.Server:
-    """Answer each request with what `metrics()` tells, to who has the token if there is one. Raises OSError.
+    """Answer with what `metrics()` tells, to who has the token if there is one. Raises OSError.
 
     `why_not(theirs, ours)` says why who is at the other end of a connection is not let in, or "".
     """
@@ -37,7 +38,7 @@ async def serve_metrics(
                     if under_way <= CONNECTIONS_LIMIT:
                         theirs, ours = (writer.get_extra_info(end)[:2] for end in ("peername", "sockname"))
                         request, refusal = await reader.readuntil(b"\r\n\r\n"), why_not(theirs, ours)
-                        writer.write(await _answer(request, metrics, token, refusal))
+                        writer.write(await _answer(request, metrics, is_ready, token, refusal))
                         await writer.drain()
         finally:
             under_way -= 1
@@ -46,7 +47,13 @@ async def serve_metrics(
     return await asyncio.start_server(serve, host, port, ssl=tls, limit=REQUEST_BYTES_LIMIT)
 
 
-async def _answer(request: bytes, metrics: Callable[[], Awaitable[str]], token: str | None, refusal: str) -> bytes:
+async def _answer(
+    request: bytes,
+    metrics: Callable[[], Awaitable[str]],
+    is_ready: Callable[[], Awaitable[bool]],
+    token: str | None,
+    refusal: str,
+) -> bytes:
     line, *lines = request.decode("latin-1").split("\r\n")
     method, _, target = line.partition(" ")
     headers = {name.strip().lower(): value.strip() for name, _, value in (each.partition(":") for each in lines)}
@@ -54,6 +61,9 @@ async def _answer(request: bytes, metrics: Callable[[], Awaitable[str]], token: 
     is_read = method in ("GET", "HEAD")
     if is_read and path == "/healthz":  # without a token: whoever looks after processes has none, and learns nothing
         return _response("200 OK", "ok\n", with_body=method == "GET")
+    if is_read and path == "/readyz":
+        status, said = ("200 OK", "ready\n") if await is_ready() else ("503 Service Unavailable", "not ready\n")
+        return _response(status, said, with_body=method == "GET")
     if refusal:
         return _response("403 Forbidden", f"{refusal}\n")
     if token is not None and not wire.bears(headers.get(wire.AUTHORIZATION, ""), token):
