@@ -94,7 +94,8 @@ async def test_calls_by_real_processes_are_counted_and_what_is_under_way_is_told
         await results
         after = await scrape(url)
     ours = version("openai-agents-nexum")
-    assert before[f"nexum_build_info{{version={ours},python={platform.python_version()}}}"] == 1
+    server = f"{socket.gethostname()}:{nexum.address.rpartition(':')[2]}"
+    assert before[f"nexum_build_info{{server={server},version={ours},python={platform.python_version()}}}"] == 1
     assert not any(value for name, value in before.items() if not re.match("nexum_(build|commit|writes)", name))
     assert under_way["nexum_worker_slots{state=busy}"] == 8
     assert under_way["nexum_worker_slots{state=free}"] == 0

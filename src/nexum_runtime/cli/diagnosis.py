@@ -12,13 +12,17 @@ GONE_MS = 2_000  # a worker without a task that is silent for longer has gone: e
 SILENCE_SHARE = 0.5  # of a lease: workers are heard of every third of one
 SWEEP_MS = 2_000  # after the end of a lease: by then the server has given it up
 FREE_BYTES_MIN = 64 * MIB
+CONNECTIONS_SHARE = 0.95
+LAG_MS = 5_000  # of notifications; they take milliseconds
+CLOCK_MS = 2_000
 
 
 @dataclass(frozen=True)
 class Finding:
     """One thing that is wrong or, with `is_wrong` False, worth knowing."""
 
-    # no-server, database, disk, no-worker, other-version, busy, local, silent, lease, approval, stopped, unknown
+    # no-server, database, connections, notifications, clock, disk,
+    # no-worker, other-version, busy, local, silent, lease, approval, stopped, unknown
     cause: str
     text: str  # a sentence, with what to do next
     is_wrong: bool = True
@@ -78,11 +82,38 @@ def _of_database(database: dict[str, Any]) -> Iterator[Finding]:
     elif database["failure"]:
         when = _ago(database["failure_ms"])
         yield Finding("database", f"Something could not be recorded {when}: {database['failure']}")
+    if not database["problem"]:
+        yield from _of_postgres(database)
     if free_bytes is not None and free_bytes < FREE_BYTES_MIN:
         yield Finding(
             "disk",
             f"The disk of {path} has {size_text(free_bytes)} free; make room on it, or give back what ended long ago: "
             "nexum prune --older-than 30d",
+        )
+
+
+def _of_postgres(database: dict[str, Any]) -> Iterator[Finding]:
+    used, limit = database.get("connections", 0), database.get("connections_limit", 0)
+    if used > limit * CONNECTIONS_SHARE:
+        yield Finding(
+            "connections",
+            f"PostgreSQL has {used} of {limit} connections in use, and refuses more. Raise its max_connections, or end "
+            "other programs' connections; each Nexum server takes six.",
+        )
+    if (lag_ms := database.get("notification_lag_ms", 0)) > LAG_MS:
+        yield Finding(
+            "notifications",
+            f"No notification of PostgreSQL has come for {duration_text(lag_ms)}, so what happens at one server is "
+            "noticed at another up to a second later. A pooler in transaction mode hands none on: name PostgreSQL "
+            "itself in the URL.",
+        )
+    if abs(ahead_ms := database.get("clock_ahead_ms", 0)) > CLOCK_MS:
+        way = "behind" if ahead_ms > 0 else "ahead of"
+        yield Finding(
+            "clock",
+            f"The clock of the server's machine is {duration_text(abs(ahead_ms))} {way} PostgreSQL's. Nexum goes by "
+            "PostgreSQL's, and other logs of this machine do not: let both be set by the network (NTP).",
+            is_wrong=False,
         )
 
 

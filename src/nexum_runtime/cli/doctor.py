@@ -37,11 +37,13 @@ def doctor(as_json: Json = False, address: Address = None) -> None:
 
     async def ask() -> tuple[dict[str, Any] | None, list[Finding], int, str]:
         async with near(address, use=Use.CHANGE) as client:
-            started = time.monotonic()
             try:
-                approvals = await client.approvals()
-                answered_ms = round((time.monotonic() - started) * 1000)
+                started, approvals = time.monotonic(), []
                 told = await client.inspect()
+                if not told["database"]["problem"]:
+                    started = time.monotonic()
+                    approvals = await client.approvals()
+                answered_ms = round((time.monotonic() - started) * 1000)
             except ServerUnavailable as error:
                 return None, [Finding("no-server", str(error))], 0, client.address
             return told, list(findings(told, approvals)), answered_ms, client.address
@@ -70,7 +72,7 @@ def _print_state(out: "Console", told: dict[str, Any]) -> None:
     parts = [
         database["path"],
         size_text(database["size_bytes"]),
-        "damaged" if database["damage"] else "sound",
+        "damaged" if database["damage"] else "sound" if "executions" in told else "cannot be read",
         *([] if database["free_bytes"] is None else [f"{size_text(database['free_bytes'])} free"]),
     ]
     out.print(f"database    {shown(' · '.join(parts))}", soft_wrap=True)

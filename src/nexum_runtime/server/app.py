@@ -117,6 +117,7 @@ class Server:
             self._stop_metrics()
             await self.store.close()
             raise
+        self.engine.name = f"{socket.gethostname()}:{self.port}"
         await self._grpc.start()
         self._serves = True
         if self._door is not None:

@@ -91,6 +91,8 @@ LARGE_LIMIT = 10_000  # executions with large outputs that are remembered, the l
 STOPS_LIMIT = 10_000  # attempts that workers are still to be told to stop, the latest ones
 PRUNE_BATCH = 200  # executions deleted in one transaction, so that pruning holds up nobody
 OF_WORKFLOWS = "/"  # what a write is about that registers one
+TOUCH_SECONDS = 5.0  # that a person who wonders what is wrong waits for the database
+MEASURE_SECONDS = 2.0  # … and those who read metrics
 LOOKED_AT_LIMIT = 100_000  # executions, for those of a state
 LIST_CHARS = 4_096  # of a result: a longer list may be the items of a MAP, which are many rows
 JOURNAL_PART_CHARS = 1_000_000  # about, of outputs in one message of a journal
@@ -117,6 +119,7 @@ class Engine:
         max_message_bytes: int = wire.MESSAGE_MIB_DEFAULT * MIB,
     ) -> None:
         self.max_message_bytes = max_message_bytes
+        self.name = ""  # by which those who watch servers know this one
         self._store = store
         clock = clock or Clock(store.time_of_day_ms)
         self._clock = clock
@@ -971,16 +974,19 @@ class Engine:
         ago."""
         problem = None
         try:
-            await self._touch()
+            async with asyncio.timeout(TOUCH_SECONDS):
+                await self._touch()
         except StoreUnavailable as error:
             problem = str(error)
+        except TimeoutError:
+            problem = f"The database {self._store.where} has not answered for {TOUCH_SECONDS:g} s. Is it there?"
         now_ms = self._clock()
         told = await self._store.inspect(now_ms)
         failed_ms, failure = self._commits.failure or (0, None)
         if now_ms - failed_ms > FAILURE_KEPT_MS:
             failed_ms, failure = 0, None
         told["database"] |= {
-            "problem": problem,
+            "problem": problem or told["database"].get("problem"),
             "failure": failure,
             "failure_ms": now_ms - failed_ms if failure else None,
         }
@@ -989,16 +995,25 @@ class Engine:
     async def measure(self) -> str:
         """Its metrics, in Prometheus' text format. A database that cannot be read leaves its tasks untold."""
         tasks: dict[tuple[str, str], int] = {}
-        with suppress(StoreUnavailable):
+        with suppress(StoreUnavailable, TimeoutError):
+            async with asyncio.timeout(MEASURE_SECONDS):
+                found = await self._store.read(lambda reader: reader.count_tasks(), is_look=True)
             tasks = {(status, kind): 0 for kind in (*graph.NODE_TYPES, graph.ITEM) for status in _open_statuses(kind)}
-            tasks |= await self._store.read(lambda reader: reader.count_tasks(), is_look=True)
+            tasks |= found
         waiting = {"end": self._watched.count(), "task": self._ready.count()}
         pools = self._streams.pools()
         slots = {
             "free": sum(max(pool.free, 0) for pool in pools),
             "busy": sum(len(pool.held) for pool in pools),
         }
-        return self._store.metrics.text(tasks, waiting, slots)
+        return self._store.metrics.text(
+            self.name,
+            tasks,
+            waiting,
+            slots,
+            self._store.connections(),
+            self._store.notification_lag_seconds(),
+        )
 
     async def definition(self, workflow_id: str, version_hash: str) -> Workflow:
         """One version of a workflow, the one registered last when the hash is empty. Raises NotFound."""

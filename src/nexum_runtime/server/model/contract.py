@@ -457,6 +457,14 @@ class Store(ABC):
         """
         raise NotImplementedError
 
+    def connections(self) -> dict[str, int]:
+        """That this server has with its database: how many are {"open", "busy"}. A file needs none."""
+        return {"open": 0, "busy": 0}
+
+    def notification_lag_seconds(self) -> float:
+        """How long it takes at the moment to `hear` what a server has told."""
+        return 0.0
+
     def tell(self, words: "Sequence[list[Any]]") -> None:
         """Say something to the other servers, soon. It may be lost."""
         raise NotImplementedError
@@ -499,7 +507,9 @@ class Store(ABC):
         """What a person asks who wonders what is wrong. Durations are in milliseconds, lists cut after a few entries.
 
         database    {"path", "size_bytes", "free_bytes" of its disk or None, "damage": what is wrong in it, or None,
-                    "log_problem": why what is committed cannot leave its log, or None}
+                    "log_problem": why what is committed cannot leave its log, or None}; of PostgreSQL besides
+                    "clock_ahead_ms" of this machine's, "notification_lag_ms", and, when it answers, "connections" of
+                    all programs and the "connections_limit"; when it does not, "problem"
         executions  {state: how many}, see states.State
         stopped     [{"session_id", "at_ms", "by", "reason"}], the sessions that are
         held        {worker id: how many RUNNING tasks}

@@ -52,13 +52,21 @@ class Metrics:
                 if event == ATTEMPT_STARTED and attempt != 1:
                     self._retries += 1
 
-    def text(self, tasks: Mapping[tuple[str, str], int], waiting: Mapping[str, int], slots: Mapping[str, int]) -> str:
+    def text(
+        self,
+        server: str,
+        tasks: Mapping[tuple[str, str], int],
+        waiting: Mapping[str, int],
+        slots: Mapping[str, int],
+        connections: Mapping[str, int],
+        lag_seconds: float,
+    ) -> str:
         """All metrics, with what is so now: `tasks` by status and type of node, `waiting` calls by what they wait for,
-        and workers' `slots` by state."""
+        workers' `slots` and the database's `connections` by state, and the lag of notifications."""
         events = self._events
         started = events[Event.EXECUTION_STARTED] + events[Event.EXECUTION_RESTARTED]
         families: list[tuple[str, str, str, Samples]] = [
-            ("build_info", "gauge", "The version of this server", [(_build(), 1)]),
+            ("build_info", "gauge", "Which server this is, and its version", [({"server": server} | _build(), 1)]),
             ("executions_started_total", "counter", "Executions started, or started again", [({}, started)]),
             (
                 "executions_ended_total",
@@ -91,6 +99,18 @@ class Metrics:
                 "gauge",
                 "Slots of the workers that are connected: free or busy",
                 [({"state": state}, count) for state, count in slots.items()],
+            ),
+            (
+                "database_connections",
+                "gauge",
+                "Connections of this server with PostgreSQL: open, and those of them that are busy",
+                [({"state": state}, count) for state, count in connections.items()],
+            ),
+            (
+                "notification_lag_seconds",
+                "gauge",
+                "How long it takes until a server hears what another one tells by PostgreSQL",
+                [({}, lag_seconds)],
             ),
             ("writes_total", "counter", "Writes committed, several of them in one commit", [({}, self._writes)]),
             (

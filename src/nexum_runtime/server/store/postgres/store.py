@@ -9,9 +9,9 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import psycopg
@@ -35,6 +35,7 @@ GROUP_LIMIT = 100  # writes that share one commit
 READERS = 2  # connections, besides one for what people look at
 ANSWER_SECONDS = 10.0  # that PostgreSQL is asked what became of a commit
 LOOK_SECONDS = 0.1
+INSPECT_SECONDS = 5.0  # for what a person asks who wonders what is wrong
 
 NUMBERS_SINCE_MS = 1_700_000_000_000  # of tasks
 NUMBER_BITS = 20  # that two tasks of one millisecond may differ in
@@ -48,6 +49,12 @@ _OF_A_SERVER = """
 _SIZE = """
     SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint FROM pg_class c
     JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = ? AND relkind = 'r'
+"""
+
+_CONNECTIONS = """
+    SELECT sum(numbackends)::bigint,
+        current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+    FROM pg_stat_database
 """
 
 Done = list[tuple[Write, Any]]
@@ -82,6 +89,7 @@ class PostgresStore(Store):
         self._read_connections: list[Connection] = []
         self._numbers = Numbers(0, _number_of_now)
         self._talk: Talk | None = None
+        self._busy: set[int] = set()  # threads that have something asked of PostgreSQL now
         try:
             self._writes_by = self._connected_to_write()
         except psycopg.Error as error:
@@ -116,15 +124,21 @@ class PostgresStore(Store):
             "free_bytes": None,
             "damage": None,
             "log_problem": None,
+            "clock_ahead_ms": self._ahead_ms,
+            "notification_lag_ms": round(self.notification_lag_seconds() * 1000),
         }
 
         def look(connection: Connection) -> dict[str, Any]:
             told["size_bytes"] = connection.execute(_SIZE, (self.place.schema,)).fetchone()[0]
+            told["connections"], told["connections_limit"] = connection.execute(_CONNECTIONS).fetchone()
             return overview(connection, now_ms)
 
         try:
-            found = await asyncio.get_running_loop().run_in_executor(self._looker, self._look, look)
-        except StoreUnavailable:  # as a write has told already
+            async with asyncio.timeout(INSPECT_SECONDS):
+                found = await asyncio.get_running_loop().run_in_executor(self._looker, self._look, look)
+        except StoreUnavailable as error:
+            return {"database": told | {"problem": str(error)}}
+        except TimeoutError:  # as a write has found out already
             return {"database": told}
         return {"database": told} | found
 
@@ -138,6 +152,14 @@ class PostgresStore(Store):
     def time_of_day_ms(self) -> int:
         """PostgreSQL's: servers' own clocks differ."""
         return super().time_of_day_ms() + self._ahead_ms
+
+    def connections(self) -> dict[str, int]:
+        own = [self._writes_by, *self._read_connections]
+        is_told = self._talk is not None and self._talk.listens
+        return {"open": sum(not each.is_broken for each in own) + 2 * is_told, "busy": len(self._busy)}
+
+    def notification_lag_seconds(self) -> float:
+        return 0.0 if self._talk is None else self._talk.lag_seconds()
 
     def _note_clock(self, ahead_ms: int) -> None:
         self._ahead_ms = ahead_ms
@@ -218,6 +240,10 @@ class PostgresStore(Store):
 
         Raises when nothing is kept.
         """
+        with self._being_busy():
+            return self._commit_all(group)
+
+    def _commit_all(self, group: list[Write]) -> tuple[Done, Refused, float]:
         for count in range(1, AGAIN_LIMIT + 1):
             self._be_connected()
             try:
@@ -239,7 +265,7 @@ class PostgresStore(Store):
         seconds = 0.0
         for write in group:
             try:
-                its_done, its_refused, its_seconds = self._commit([write])
+                its_done, its_refused, its_seconds = self._commit_all([write])
             except BaseException as error:
                 refused.append((write, error))
             else:
@@ -328,7 +354,19 @@ class PostgresStore(Store):
     def _read(self, work: Callable[[Reader], T]) -> T:
         return self._look(lambda connection: work(PostgresReader(connection)))
 
+    @contextmanager
+    def _being_busy(self) -> Iterator[None]:
+        self._busy.add(threading.get_ident())
+        try:
+            yield
+        finally:
+            self._busy.discard(threading.get_ident())
+
     def _look(self, work: Callable[[Connection], T]) -> T:
+        with self._being_busy():
+            return self._look_twice(work)
+
+    def _look_twice(self, work: Callable[[Connection], T]) -> T:
         for is_last in (False, True):
             connection = None
             try:

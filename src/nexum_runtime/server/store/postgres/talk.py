@@ -19,6 +19,8 @@ from nexum_runtime.server.store.postgres.connection import Connection
 from nexum_runtime.server.store.postgres.place import Place
 
 MESSAGE_BYTES = 7_900  # PostgreSQL takes up to 8,000
+MARK = "0"  # told by each server to itself, to know how long that takes; the others pass it over
+MARK_AGAIN_SECONDS = 5.0  # without it; a broken connection has lost it
 LOOK_SECONDS = 1.0  # between two looks whether it is to end, and at the clock
 AGAIN_SECONDS = 0.2  # until a connection that broke is made anew
 UNTOLD_LIMIT = 100_000  # words that wait to be told; beyond, they are lost
@@ -38,7 +40,10 @@ class Talk:
         self._place, self._heard, self._measured = place, heard, measured
         self._loop = asyncio.get_running_loop()
         self._channel = f"nexum {place.schema}"[:63]
-        self._untold: deque[list[Any]] = deque(maxlen=UNTOLD_LIMIT)
+        self._untold: deque[list[Any] | None] = deque(maxlen=UNTOLD_LIMIT)  # None: a mark
+        self._marked: float | None = None  # since when a mark is on its way …
+        self._marked_last = 0.0  # … and when one was told last
+        self._lag_seconds = 0.0  # of the last one that came
         self._something = threading.Event()
         self.listens = False
         self._has_warned = False
@@ -54,6 +59,11 @@ class Talk:
     def tell(self, words: Sequence[list[Any]]) -> None:
         self._untold.extend(words)
         self._something.set()
+
+    def lag_seconds(self) -> float:
+        """How long a word is on its way at the moment."""
+        marked = self._marked
+        return max(self._lag_seconds, 0.0 if marked is None else time.monotonic() - marked)
 
     def close(self) -> None:
         self._ends = True
@@ -74,9 +84,12 @@ class Talk:
                     while not self._ends:
                         if (ahead_ms := connection.clock_ahead_ms()) is not None:
                             self._measured(ahead_ms)
+                        self._mark()
                         for process, payload in connection.notifications(LOOK_SECONDS):
                             is_heard = is_heard or process == connection.process_id
-                            if process not in (self._own_process, connection.process_id):
+                            if process == self._own_process and payload == MARK:
+                                self._note_mark()
+                            elif process not in (self._own_process, connection.process_id):
                                 self._hear(payload)
                         if not is_heard and not self._has_warned:
                             self._has_warned = True
@@ -90,6 +103,18 @@ class Talk:
                     connection.close()
             except psycopg.Error:
                 time.sleep(AGAIN_SECONDS)
+
+    def _mark(self) -> None:
+        now = time.monotonic()
+        if self._marked is None or now - self._marked_last > MARK_AGAIN_SECONDS:
+            self._marked_last = now
+            self._marked = self._marked or now
+            self._untold.append(None)
+            self._something.set()
+
+    def _note_mark(self) -> None:
+        if self._marked is not None:
+            self._lag_seconds, self._marked = time.monotonic() - self._marked, None
 
     def _hear(self, payload: str) -> None:
         """What no server can have said is of another program, and not for us."""
@@ -127,6 +152,11 @@ class Talk:
         parts: list[str] = []
         room = MESSAGE_BYTES
         while self._untold:
+            if self._untold[0] is None:
+                if parts:
+                    break
+                self._untold.popleft()
+                return MARK
             part = json.dumps(self._untold[0], ensure_ascii=False, separators=(",", ":"))
             size = len(part.encode()) + 1
             if size > room and parts:
