@@ -221,7 +221,7 @@ LEFT_OUT = (
 )  # what a command in a sentence may be without: an id, an option's value
 OF_ALL = ("--install-completion", "--version", "--help")  # options of `nexum` itself
 OF_OTHERS = {"curl", "openssl", "docker", "pip", "export", "umask", "mkdir", "cp", "mv", "chmod", "useradd"}
-OF_OTHERS |= {"pg_dump", "pg_restore"}
+OF_OTHERS |= {"pg_dump", "pg_restore", "psql", "docker", "kubectl", "printf", "openssl"}
 
 
 def commands(text: str) -> Iterator[list[str]]:
