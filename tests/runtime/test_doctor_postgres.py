@@ -19,6 +19,7 @@ from nexum_runtime.server.app import Server, ServerConfig
 from nexum_runtime.server.store.postgres import database
 from nexum_runtime.server.store.postgres.connection import Connection
 from nexum_runtime.server.store.postgres.store import PostgresStore
+from nexum_runtime.server.store.postgres.talk import MARK_AGAIN_SECONDS
 
 CONNECTIONS = 14  # of all programs together
 
@@ -161,11 +162,17 @@ async def test_metrics_tell_the_connections_and_how_long_a_notification_takes(se
 
     async def is_all_there() -> bool:
         found = await measured()
-        is_heard = 0 < found["nexum_notification_lag_seconds "] < 1
-        return is_heard and found["nexum_database_connections open"] >= 5
+        return found["nexum_notification_lag_seconds "] > 0 and found["nexum_database_connections open"] >= 5
 
     await eventually(is_all_there)
-    assert (await measured())["nexum_database_connections open"] <= 6
+    assert isinstance(server.store, PostgresStore)
+    talk = server.store._talk
+    assert talk is not None
+    told = talk._marked_last
+    await eventually(lambda: talk._marked_last > told)
+    found = await measured()
+    assert found["nexum_notification_lag_seconds "] < MARK_AGAIN_SECONDS, "it has come back"
+    assert found["nexum_database_connections open"] <= 6
 
 
 async def test_a_database_that_is_silent_keeps_no_metrics_waiting(
