@@ -13,6 +13,7 @@ Real servers and workers in a temporary folder, no key and no network. After two
     sizes    results from 1 KB to 5 MB
     growth   with a hundred, ten thousand, and by --full or --only growth a million stored calls
     long     three hundred turns, plain and replayed; this and weight, a small call beside the heaviest mix, by --full
+    postgres calls on PostgreSQL, and DBOS on the same one; by --full too
 """
 
 from offline import ctrl_c
@@ -46,9 +47,10 @@ from nexum_runtime import NexumError
 from nexum_runtime.text import error_line, spell_what_cannot_be_printed
 from offline.screen import interruptible
 
-SECTIONS = ("floor", "calls", "agent", "embedded", "dbos", "sizes", "growth", "long", "weight")
+DEFAULT = ("floor", "calls", "agent", "embedded", "dbos", "sizes", "growth")
+SECTIONS = (*DEFAULT, "long", "weight", "postgres")
 NOT_INSTALLED = "not installed; get it with: pip install -r requirements-dev.txt"
-TOGETHER = ("floor", "calls", "agent", "embedded", "dbos", "live")  # in the same rounds; others alone, in a few
+TOGETHER = ("floor", "calls", "agent", "embedded", "dbos", "live", "postgres")  # in the same rounds; others in a few
 ROUNDS_FEW, ROUNDS, CALLS = 3, 9, 50  # and so many calls of each kind in a round
 CANCEL_AGAIN_SECONDS = 5.0  # by then what was started is stopped
 TOOL_MS = 50  # of the agent's tool, where it takes its time
@@ -112,11 +114,7 @@ def main() -> None:
     spell_what_cannot_be_printed()
     arguments = parse_arguments()
     results, console = Results(), Console()
-    names = (
-        ["live"]
-        if arguments.live
-        else arguments.only or [name for name in SECTIONS if arguments.full or name not in ("long", "weight")]
-    )
+    names = ["live"] if arguments.live else arguments.only or list(SECTIONS if arguments.full else DEFAULT)
     names += ["dbos"] if arguments.only == ["embedded"] else []
     if "dbos" in names and not dbos.is_installed():
         names.remove("dbos")

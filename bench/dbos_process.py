@@ -1,6 +1,6 @@
-"""DBOS on its default SQLite, doing what the benchmark asks: see asked.py.
+"""DBOS on its default SQLite, or on a PostgreSQL, doing what the benchmark asks: see asked.py.
 
-python -m bench.dbos_process FOLDER
+python -m bench.dbos_process FOLDER [URL]
 
 A process of its own: DBOS keeps threads that look into its database, and they are not to be in our way.
 """
@@ -116,11 +116,9 @@ async def measure(kind: str, calls: int, callers: int = 1) -> Samples:
     raise ValueError(kind)
 
 
-async def main(folder: Path) -> None:
+async def main(url: str) -> None:
     set_tracing_disabled(True)
-    DBOS(
-        config={"name": "benchmark", "system_database_url": f"sqlite:///{folder / 'dbos.sqlite'}", "log_level": "ERROR"}
-    )
+    DBOS(config={"name": "benchmark", "system_database_url": url, "log_level": "ERROR"})
     DBOS.launch()
     await asked.answer(measure)
     DBOS.destroy()
@@ -128,4 +126,4 @@ async def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    asyncio.run(main(Path(sys.argv[1])))
+    asyncio.run(main((sys.argv[2:] or [f"sqlite:///{Path(sys.argv[1]) / 'dbos.sqlite'}"])[0]))

@@ -84,7 +84,7 @@ async def _until_said(ready: str, process: subprocess.Popen[bytes], log: Path) -
 
 
 @asynccontextmanager
-async def server(folder: Path, database: Path, port: int = 0) -> AsyncIterator[tuple[Child, str]]:
+async def server(folder: Path, database: Path | str, port: int = 0) -> AsyncIterator[tuple[Child, str]]:
     """`nexum dev` on this database and port (0 is any), and its address."""
     command = ("-m", "nexum_runtime.cli", "dev", "--port", str(port), "--db", database)
     log = folder / f"server-{time.monotonic_ns()}.log"

@@ -190,3 +190,12 @@ async def test_what_cannot_be_measured_is_said_in_a_sentence(flags: list[str], s
     finished = await run(sys.executable, ROOT / "benchmark.py", *flags, env=env)
     assert finished.code == 2
     assert said in finished.stderr
+
+
+async def test_calls_on_postgresql_are_measured_beside_dbos_on_the_same_one(
+    tmp_path: Path, env: dict[str, str]
+) -> None:
+    shown, written = await benchmark(tmp_path, env, "--only", "postgres")
+    measured = check(written, "postgres")
+    assert {"postgres.cold", "postgres.two_at_50", "postgres.dbos_step"} <= measured.keys()
+    assert re.search(r"PostgreSQL: cold call ÷ DBOS +[\d.]+ ×", shown)
