@@ -16,9 +16,9 @@ from test_failing_store import limit
 
 from nexum_runtime import Client, ServerUnavailable, Worker
 from nexum_runtime.cli.base import FAILED, NO_SERVER
-from nexum_runtime.cli.diagnosis import Finding, findings
 from nexum_runtime.server.app import Server, ServerConfig
 from nexum_runtime.server.store.sqlite import SqliteStore, inspection
+from nexum_runtime.telling.diagnosis import Finding, findings
 
 SOUND = {"path": "/n.db", "size_bytes": 1, "free_bytes": 10**12, "damage": None, "problem": None, "failure": None}
 
@@ -26,7 +26,7 @@ SOUND = {"path": "/n.db", "size_bytes": 1, "free_bytes": 10**12, "damage": None,
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits has waited for long enough."""
-    monkeypatch.setattr("nexum_runtime.cli.diagnosis.PATIENCE_MS", 0)
+    monkeypatch.setattr("nexum_runtime.telling.diagnosis.PATIENCE_MS", 0)
 
 
 impatient = pytest.mark.usefixtures("_impatient")

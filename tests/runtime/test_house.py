@@ -24,11 +24,12 @@ ROOMS = {  # a folder, or some modules → what it may import of this package, b
     "server.engine": f"{COMMON} wire server.model server.store server.rules",
     "server.methods": f"{COMMON} wire server.model server.store server.rules server.engine",
     "server.rpc": f"{COMMON} wire server.model server.store server.rules server.engine server.methods",
-    "server.web": f"{COMMON} wire server.model server.store server.rules server.engine",
+    "server.web": f"{COMMON} wire telling server.model server.store server.rules server.engine server.methods",
     "server.door": f"{COMMON} wire server.engine server.methods server.rpc",
     "server.app": f"{COMMON} wire server",
+    "telling": f"{COMMON} wire server.model",
     "engines": f"{COMMON} wire client server",
-    "cli": f"{COMMON} wire client worker server engines",
+    "cli": f"{COMMON} wire telling client worker server engines",
     "__init__": f"{COMMON} wire client worker engines",
 }
 LIBRARIES = {"nexum", "grpc", "psycopg", "google", "pydantic_core", "rich", "typer", "opentelemetry"}

@@ -17,7 +17,8 @@ from test_demo import Stage, stage
 
 from nexum_runtime import Client
 from nexum_runtime.cli.base import FAILED, USAGE
-from nexum_runtime.cli.timeline import Bar, Row, timeline
+from nexum_runtime.cli.timeline import Row, timeline
+from nexum_runtime.telling.bars import Bar
 from nexum_runtime.text import printable
 
 __all__ = ["stage"]

@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from nexum_runtime import wire
+from nexum_runtime.telling.words import HASH_CHARS as HASH_CHARS
+from nexum_runtime.telling.words import OPEN as OPEN
+from nexum_runtime.telling.words import SHOWN_CHARS as SHOWN_CHARS
+from nexum_runtime.telling.words import clock_time as clock_time
+from nexum_runtime.telling.words import counted as counted
+from nexum_runtime.telling.words import what_text as what_text
 from nexum_runtime.text import error_line, printable, printable_line, shorten
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 FAILED, USAGE, NO_SERVER = 1, 2, 3  # exit codes; typer makes it 130 after Ctrl-C
-SHOWN_CHARS = 200  # of an input or an error
 PIPED_CHARS = 300  # of a line that no terminal shows: the longest id, and the other columns
 COMPLETED_LIMIT = 1_000  # executions that a shell's completion looks at
-OPEN = ("STOPPED", "WAITING", "RUNNING")  # states of what has not ended
 LOOK_SECONDS = 1.0  # between two looks at what goes on
-HASH_CHARS = len("sha256:") + 12  # of a version's hash, where a person reads it
 
 app = typer.Typer(
     help="Nexum: durable executions, recorded in SQLite.",
@@ -155,26 +158,10 @@ def print_json(value: Any) -> None:
     print(printable(wire.canonical_json(value)), flush=True)  # JSON itself lets some control characters pass
 
 
-def what_text(labels: dict[str, Any]) -> str:
-    """What an execution is, by its labels: `web_search("durable execution")`; "" for one without."""
-    name, text = labels.get("name", ""), labels.get("text", "")
-    return f"{name}({text})" if text else name
-
-
 def color(status: str) -> str:
     colors = {"COMPLETED": "green", "FAILED": "red", "UNKNOWN": "red", "CANCELLED": "yellow", "STOPPED": "yellow"}
     colors |= {"TAKEN_BACK": "yellow"}
     return colors.get(status, "cyan")
-
-
-def counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def clock_time(epoch_ms: int) -> str:
-    from datetime import UTC, datetime
-
-    return datetime.fromtimestamp(epoch_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 def clock_text(timestamp: str) -> str:

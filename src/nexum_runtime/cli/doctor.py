@@ -18,7 +18,7 @@ from nexum_runtime.cli.base import (
     run,
     shown,
 )
-from nexum_runtime.cli.diagnosis import Finding, findings, short
+from nexum_runtime.telling.diagnosis import Finding, findings, short
 from nexum_runtime.text import duration_text, error_line, size_text
 
 if TYPE_CHECKING:

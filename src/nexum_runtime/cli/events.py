@@ -6,8 +6,8 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-from nexum_runtime.cli.story import event_text
 from nexum_runtime.logs import Log, attempt_fields
+from nexum_runtime.telling.story import event_text
 
 UNDER_WAY_LIMIT = 10_000  # attempts whose beginning is remembered, the latest ones
 LOST_LIMIT = 10  # attempts lost at the same moment, as of a worker that has gone, that are named

@@ -27,6 +27,7 @@ from nexum_runtime.cli.base import (
     shown,
 )
 from nexum_runtime.errors import InvalidRequest, NotFound
+from nexum_runtime.telling.asking import answers, asked_at, may_have_happened, requests
 from nexum_runtime.text import printable, shorten
 
 if TYPE_CHECKING:
@@ -103,17 +104,6 @@ def approvals(
             out.print(f"  {shown(line)}", soft_wrap=True)
 
 
-def asked_at(history: dict[str, Any], node_id: str) -> dict[str, Any]:
-    """What is asked at a node that waits for a person. `question` is None when it is a yes."""
-    told = next(each for each in reversed(_requests(history)) if each["node_id"] == node_id)
-    asked = {name: told.get(name) for name in ("choices", "default", "due_at_ms")}
-    return {"question": None if asked["choices"] is None else history["input"]["question"], **asked}
-
-
-def _requests(history: dict[str, Any]) -> list[dict[str, Any]]:
-    return [each for each in history["events"] if each["type"] == "ApprovalRequested"]
-
-
 def _print_asked(out: "Console", told_input: Any, asked: dict[str, Any], *, is_whole: bool) -> None:
     from rich.markup import escape
 
@@ -133,16 +123,6 @@ def _print_asked(out: "Console", told_input: Any, asked: dict[str, Any], *, is_w
         default = asked["default"]
         then = "it fails" if default is None else f"the answer is {shorten(default, SHOWN_CHARS)}"
         out.print(f"  until {clock_time(due_ms)}, then {shown(then)}", soft_wrap=True)
-
-
-def answers(pending: Any, history: dict[str, Any]) -> tuple[str, str]:
-    """The two commands that answer what waits for a person."""
-    what = f"{pending.execution_id} {pending.node_id}"
-    no = f"nexum reject {what} --reason 'why not'"
-    if asked_at(history, pending.node_id)["question"] is None:
-        return f"nexum approve {what}", no
-    which = f" --node {pending.node_id}" if len({each["node_id"] for each in _requests(history)}) > 1 else ""
-    return f"nexum answer {pending.execution_id} 'your answer'{which}", no
 
 
 Node = Annotated[str, typer.Argument(metavar="NODE", help="Which node, when several wait.", show_default=False)]
@@ -173,7 +153,7 @@ def answer(
         async with near(address, use=Use.CHANGE) as client:
             id, at = (execution, node) if node else await _the_pending(client, execution)
             history = await _history(client, id)
-            if any(each["node_id"] == at and "choices" not in each for each in _requests(history)):
+            if any(each["node_id"] == at and "choices" not in each for each in requests(history)):
                 no = f"nexum reject {id} --reason 'why not'"
                 raise InvalidRequest(f"{id} waits for a yes, not for an answer: nexum approve {id}, or {no}")
             return await client.approve(id, at, approver or user(), said)
@@ -336,10 +316,6 @@ def retry(
         raise typer.Exit(FAILED)
 
 
-def may_have_happened(history: dict[str, Any]) -> bool:
-    return bool(history["effect"] == wire.ONCE and history["error_code"] == "OUTCOME_UNKNOWN")
-
-
 async def _history(client: "Client", execution_id: str) -> dict[str, Any]:
     if execution_id.endswith("/"):  # which would tell of a whole session
         raise NotFound(f"No execution {execution_id!r} is known.")
@@ -385,7 +361,7 @@ async def _the_pending(client: "Client", execution: str) -> tuple[str, str]:
 async def _asked_before(client: "Client", execution: str) -> set[str]:
     """The nodes of an execution at which a person was ever asked."""
     try:
-        return {each["node_id"] for each in _requests(await _history(client, execution))}
+        return {each["node_id"] for each in requests(await _history(client, execution))}
     except NotFound:
         return set()
 

@@ -23,6 +23,7 @@ from nexum_runtime.cli.base import (
     whole_number,
 )
 from nexum_runtime.cli.people import Approver, user
+from nexum_runtime.telling.words import counts, waits_for
 from nexum_runtime.text import ago_text, number_text, printable_line
 
 if TYPE_CHECKING:
@@ -221,14 +222,14 @@ def _table(found: list[dict[str, Any]]) -> "Table":
             f"[{color(each['state'])}]{each['state']}[/]",
             began,
             heard,
-            *(number_text(number) for number in _counts(each)),
+            *(number_text(number) for number in counts(each)),
             shown(waits_for(each)),
         )
     return table
 
 
 def _lines(each: dict[str, Any]) -> list[str]:
-    runs, turns, calls, tokens = _counts(each)
+    runs, turns, calls, tokens = counts(each)
     waits = waits_for(each)
     return [
         f"[bold]{shown(each['session_id'])}[/] [{color(each['state'])}]{each['state']}[/]",
@@ -236,22 +237,3 @@ def _lines(each: dict[str, Any]) -> list[str]:
         f"  {counted(runs, 'run')}, {counted(turns, 'turn')}, {counted(calls, 'call')}, {number_text(tokens)} tokens",
         *([f"  waits for {shown(waits)}"] if waits else []),
     ]
-
-
-def _counts(each: dict[str, Any]) -> tuple[int, int, int, int]:
-    """Runs, turns, calls with steps, and tokens."""
-    kinds, tokens = each["kinds"], each["numbers"].get("tokens", 0)
-    return each["runs"], kinds.get("turn", 0), kinds.get("call", 0) + kinds.get("step", 0), tokens
-
-
-def waits_for(each: dict[str, Any]) -> str:
-    """What a session waits for, in a few words; "" when it waits for nothing."""
-    if each["state"] == "TAKEN_BACK":
-        return ""
-    if each["stopped"]:
-        return "go"
-    if each["unknown"] or each["asks"]:
-        return "a person"
-    if each["state"] == "RUNNING" and not each["running"]:
-        return "a worker" if each["waits_for_worker"] else "its program"
-    return ""

@@ -29,10 +29,11 @@ from nexum_runtime.cli.base import (
     unknown_name,
     what_text,
 )
-from nexum_runtime.cli.people import answers, asked_at
-from nexum_runtime.cli.story import Story, offset, short_values_first
 from nexum_runtime.cli.watch import redraw, repeat
 from nexum_runtime.errors import NotFound
+from nexum_runtime.telling.asking import answers, asked_at
+from nexum_runtime.telling.bars import RUNNING, attempts
+from nexum_runtime.telling.story import Story, offset, short_values_first
 from nexum_runtime.text import duration_text, error_line, printable, printable_line, shorten
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ class Look:
 
     def _bars(self, width: int | None, now_ms: int) -> "list[RenderableType]":
         """A line for each attempt; of one execution its nodes are the labels, of a session its executions."""
-        from nexum_runtime.cli.timeline import Row, attempts, timeline
+        from nexum_runtime.cli.timeline import Row, timeline
 
         rows = []
         for name, history in self.histories.items():
@@ -218,8 +219,6 @@ class Look:
 
     def _waits(self, history: dict[str, Any], now_ms: int) -> str:
         """What an execution of which nothing runs waits for; "" when something does, or it is over."""
-        from nexum_runtime.cli.timeline import RUNNING, attempts
-
         if history["status"] == "STOPPED":
             return "its session is stopped"
         if history["status"] not in OPEN or any(bar.word == RUNNING[0] for bar in attempts(history, now_ms)):

@@ -1,11 +1,9 @@
 """`nexum versions` and `nexum diff`: what a workflow was and is."""
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nexum_runtime import wire
 from nexum_runtime.cli.base import (
     FAILED,
     HASH_CHARS,
@@ -21,6 +19,7 @@ from nexum_runtime.cli.base import (
     shown,
 )
 from nexum_runtime.errors import InvalidRequest, NotFound
+from nexum_runtime.telling.versions import difference, node_text
 
 if TYPE_CHECKING:
     from nexum_runtime.client import Client
@@ -106,7 +105,7 @@ def diff(
             return before, after
 
     before, after = run(fetch())
-    compared = _compared(before, after)
+    compared = difference(before, after)
     if as_json:
         print_json(compared)
     else:
@@ -120,11 +119,11 @@ def _print_compared(before: Any, after: Any, compared: dict[str, Any]) -> None:
     out = console()
     out.print(f"{shown(after.workflow_id)}  {shown(hashes)}  {compared['compatibility']}", soft_wrap=True)
     for node, definition in compared["removed"].items():
-        out.print(f"  [red]- {shown(node)}  {shown(_node_text(definition))}[/]", soft_wrap=True)
+        out.print(f"  [red]- {shown(node)}  {shown(node_text(definition))}[/]", soft_wrap=True)
     for node, definition in compared["added"].items():
-        out.print(f"  [green]+ {shown(node)}  {shown(_node_text(definition))}[/]", soft_wrap=True)
+        out.print(f"  [green]+ {shown(node)}  {shown(node_text(definition))}[/]", soft_wrap=True)
     for node, change in compared["changed"].items():
-        was, now = _node_text(change["from"]), _node_text(change["to"])
+        was, now = node_text(change["from"]), node_text(change["to"])
         out.print(f"  [yellow]~ {shown(node)}  {shown(was)}  →  {shown(now)}[/]", soft_wrap=True)
 
 
@@ -147,28 +146,3 @@ def _meant(known: list[str], workflow: str, beginning: str) -> str:
         which = f"Several versions of {workflow!r} begin" if found else f"No version of {workflow!r} begins"
         raise NotFound(f"{which} with {beginning!r}. See them with: nexum versions {workflow}")
     return found[0]
-
-
-def _compared(before: Any, after: Any) -> dict[str, Any]:
-    """`{"workflow_id", "from", "to", "compatibility", "added", "removed", "changed"}`, the last three by node."""
-    from nexum_runtime.server.model import graph
-
-    old, new = (json.loads(each.ir_json)["nodes"] for each in (before, after))
-    return {
-        "workflow_id": after.workflow_id,
-        "from": before.version_hash,
-        "to": after.version_hash,
-        "compatibility": graph.compatibility(graph.parse(before.ir_json), graph.parse(after.ir_json)),
-        "added": {node: new[node] for node in new if node not in old},
-        "removed": {node: old[node] for node in old if node not in new},
-        "changed": {
-            node: {"from": old[node], "to": new[node]} for node in new if node in old and old[node] != new[node]
-        },
-    }
-
-
-def _node_text(definition: dict[str, Any]) -> str:
-    """ "EFFECT after a, b", and what else is said of it."""
-    rest = {key: value for key, value in definition.items() if key not in ("type", "dependencies")}
-    after = f" after {', '.join(definition['dependencies'])}" if definition.get("dependencies") else ""
-    return f"{definition['type']}{after}{f' {wire.canonical_json(rest)}' if rest else ''}"

@@ -1,10 +1,10 @@
-"""What is wrong, told from what a server says of itself. Pure: `nexum doctor` asks and prints."""
+"""What is wrong, told from what a server says of itself. Pure: `nexum doctor` and the page ask."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from nexum_runtime.cli.base import HASH_CHARS, counted
+from nexum_runtime.telling.words import HASH_CHARS, counted
 from nexum_runtime.text import MIB, duration_text, size_text
 
 PATIENCE_MS = 2_000  # a task that waits for longer has nobody who takes it

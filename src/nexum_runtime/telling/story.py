@@ -3,7 +3,7 @@
 from typing import Any
 
 from nexum_runtime import wire
-from nexum_runtime.cli.base import SHOWN_CHARS, clock_time
+from nexum_runtime.telling.words import SHOWN_CHARS, clock_time
 from nexum_runtime.text import duration_text, error_line, shorten, size_text
 
 

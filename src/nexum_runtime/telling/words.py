@@ -1,0 +1,41 @@
+"""Words that the command and the page have in common."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+SHOWN_CHARS = 200  # of an input or an error
+OPEN = ("STOPPED", "WAITING", "RUNNING")  # states of what has not ended
+HASH_CHARS = len("sha256:") + 12  # of a version's hash, where a person reads it
+
+
+def what_text(labels: dict[str, Any]) -> str:
+    """What an execution is, by its labels: `web_search("durable execution")`; "" for one without."""
+    name, text = labels.get("name", ""), labels.get("text", "")
+    return f"{name}({text})" if text else name
+
+
+def counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def clock_time(epoch_ms: int) -> str:
+    return datetime.fromtimestamp(epoch_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def counts(each: dict[str, Any]) -> tuple[int, int, int, int]:
+    """Runs, turns, calls with steps, and tokens."""
+    kinds, tokens = each["kinds"], each["numbers"].get("tokens", 0)
+    return each["runs"], kinds.get("turn", 0), kinds.get("call", 0) + kinds.get("step", 0), tokens
+
+
+def waits_for(each: dict[str, Any]) -> str:
+    """What a session waits for, in a few words; "" when it waits for nothing."""
+    if each["state"] == "TAKEN_BACK":
+        return ""
+    if each["stopped"]:
+        return "go"
+    if each["unknown"] or each["asks"]:
+        return "a person"
+    if each["state"] == "RUNNING" and not each["running"]:
+        return "a worker" if each["waits_for_worker"] else "its program"
+    return ""
