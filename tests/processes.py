@@ -58,6 +58,7 @@ def environment(**changes: str) -> dict[str, str]:
     An address of "" is that of a test whose engine is found by the file.
     """
     own = {name: value for name, value in os.environ.items() if not name.startswith(("NEXUM_", "OTEL_"))}
+    own["NEXUM_WEB_PORT"] = "0"
     own["NEXUM_PORT"] = "0"  # no server is looked for that a developer runs
     if "NEXUM_ADDRESS" in changes:
         own |= engine_at(changes["NEXUM_ADDRESS"])
@@ -221,6 +222,7 @@ class NexumDev(Process):
             str(self.port),
             "--db",
             str(self.database),
+            *([] if "--web-port" in self._options else ["--no-web"]),
             *self._options,
         ]
         super().start()

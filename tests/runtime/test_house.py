@@ -33,6 +33,7 @@ ROOMS = {  # a folder, or some modules → what it may import of this package, b
     "__init__": f"{COMMON} wire client worker engines",
 }
 LIBRARIES = {"nexum", "grpc", "psycopg", "google", "pydantic_core", "rich", "typer", "opentelemetry"}
+LIBRARIES |= {"starlette", "uvicorn", "jinja2", "markupsafe", "markdown_it"}  # of the page
 OF_AGENTS = r"\b(nexum_agents|durable_\w+|function_tool|tool_call\w*|submit_task|Runner)\b"
 SPEAKS_GRPC = "client.remote client.connection client.calls wire server.rpc server.app"
 SETS_UP_GRPC = "__init__"

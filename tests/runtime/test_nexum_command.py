@@ -218,7 +218,7 @@ class Dev(Process):
         super().__init__([NEXUM, "dev", *options], log, env=environment(**settings), cwd=folder)
 
     async def ready(self) -> tuple[str, Path]:
-        match = await self.says(r"Nexum is ready at (\S+) · database (.+)\n")
+        match = await self.says(r"Nexum is ready at (\S+) · database (.+?)( · page at \S+)?\n")
         return match[1], Path(match[2])
 
 

@@ -15,6 +15,7 @@ from nexum_runtime.engines.nearest import DATABASE_DEFAULT
 
 PORT_MAX = 65535
 BEGIN_SECONDS = 3.0  # that one gets to listen which has just taken the database
+WEB_PORT = 8051
 HAND_OVER_SECONDS = 10.0  # that a process which runs the engine itself gets to leave the database
 
 
@@ -67,6 +68,17 @@ def dev(
             help="Serve /metrics for Prometheus on this port, /healthz and /readyz.",
         ),
     ] = None,
+    web_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="NEXUM_WEB_PORT",
+            parser=whole_number("--web-port", 0, PORT_MAX, "NEXUM_WEB_PORT"),
+            metavar="PORT",
+            help=f"Serve the page, its API and /metrics on this port.  [default: {WEB_PORT}, or any free one]",
+            show_default=False,
+        ),
+    ] = None,
+    no_web: Annotated[bool, typer.Option("--no-web", help="Serve no page.")] = False,
     log_json: Annotated[bool, typer.Option("--log-json", help="Log one JSON object per line.")] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Log each start, attempt, retry, loss and end of an execution.")
@@ -125,6 +137,8 @@ def dev(
             insecure=insecure,
             any_local_user=any_local_user,
             metrics_port=metrics_port,
+            web_port=None if no_web else WEB_PORT if web_port is None else web_port,
+            takes_other_web_port=web_port is None,
         )
     except InvalidRequest as error:
         fail(str(error))
@@ -167,12 +181,16 @@ def dev(
         ready = f"Nexum is ready at {shown_host}:{server.port} · database {server.store.where}{guards}"
         if not (config.token or server.is_for_own_user) and wire.is_loopback(host):
             ready += " · every user of this machine is let in"
+        scheme = "https" if config.tls else "http"
+        if server.web_port is not None:
+            ready += f" · page at {scheme}://{shown_host}:{server.web_port}"
         if server.metrics_port is not None:
-            scheme = "https" if config.tls else "http"
             ready += f" · metrics at {scheme}://{shown_host}:{server.metrics_port}/metrics"
         if server.store.lacks_room is not None:
             ready += " · its disk is full, and nothing can be recorded until there is room"
         say(ready)
+        if server.why_no_page:
+            log.warning("%s", server.why_no_page)
         if not wire.is_loopback(host) and not config.token:
             log.warning("Anyone who reaches %s can read every result and run your tools.", host)
         if not wire.is_loopback(host) and not config.tls:

@@ -6,6 +6,7 @@ import socket
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -20,6 +21,7 @@ from nexum_runtime.server.rpc.peers import Waiting
 from nexum_runtime.server.rpc.traffic import Traffic
 from nexum_runtime.server.store.opened import opened
 from nexum_runtime.server.store.sqlite import SqliteStore
+from nexum_runtime.server.web.listening import Page
 from nexum_runtime.text import MIB
 
 DRAIN_SECONDS = 3.0
@@ -63,6 +65,8 @@ class ServerConfig:
     insecure: bool = False  # let anyone in, from anywhere
     any_local_user: bool = False  # let in every user of this machine, and not its own and root alone
     metrics_port: int | None = None  # 0: any free one; None: no metrics are served
+    web_port: int | None = None  # of the page; likewise
+    takes_other_web_port: bool = False  # any free one, if that is taken
 
     def check(self) -> None:
         """Raise CannotBind when whoever reaches the address could do what they like."""
@@ -76,7 +80,7 @@ class ServerConfig:
 class Server:
     """A Nexum server in this process. `start()` binds and serves, `stop()` drains; `port` is the one bound.
 
-    So is `metrics_port`, if metrics are to be served.
+    So is `metrics_port`, if metrics are to be served, and `web_port`, if the page is.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -87,6 +91,9 @@ class Server:
         self.metrics_port = config.metrics_port
         self._scraped: list[asyncio.Server] = []
         self._serves = False
+        self.web_port: int | None = None
+        self.why_no_page = ""  # why it is not served, though it was to be
+        self._page: Page | None = None
         # Without a token, on loopback, where the system tells whose a connection is.
         self.is_for_own_user = (
             not (config.token or config.any_local_user or config.insecure or not wire.is_loopback(config.host))
@@ -120,6 +127,7 @@ class Server:
         self.engine.name = f"{socket.gethostname()}:{self.port}"
         await self._grpc.start()
         self._serves = True
+        self._open_page()
         if self._door is not None:
             await self._door.open()
         self._sweeper = asyncio.create_task(self.engine.run_sweeper())
@@ -129,6 +137,8 @@ class Server:
         self._sweeper.cancel()
         await asyncio.wait([self._sweeper])
         await self.engine.close()  # the calls that wait are answered
+        if self._page is not None:
+            await self._page.close()
         if self._door is not None:
             await self._door.close()
         await self._grpc.stop(DRAIN_SECONDS)
@@ -167,6 +177,40 @@ class Server:
     def _stop_metrics(self) -> None:
         for scraped in self._scraped:
             scraped.close()
+
+    def _open_page(self) -> None:
+        """Listen for who wants to look. A port that is taken is no reason not to serve calls."""
+        config = self._config
+        if config.web_port is None:
+            return
+        page = Page(self._load_page, config.tls.context if config.tls else None)
+        for port in (config.web_port, *([0] if config.takes_other_web_port else [])):
+            try:
+                self.web_port = page.open(self._hosts(), port)
+            except OSError as error:
+                reason = PORT_IN_USE if error.errno == errno.EADDRINUSE else str(error.strerror or error).lower()
+                where = _address(self._hosts()[0], port)
+                self.why_no_page = (
+                    f"The page is not served: cannot listen on {where}: {reason}. Choose another --web-port."
+                )
+            else:
+                self._page, self.why_no_page = page, ""
+                return
+
+    def _load_page(self) -> Any:
+        from nexum_runtime.server.web.feed import Feed
+        from nexum_runtime.server.web.load import application
+
+        feed = Feed(self.engine.closing, self.store.is_shared, self.store.watch)
+        self.store.watch = feed.hear
+        return application(
+            self.methods,
+            feed,
+            token=self._config.token,
+            host=self._config.host,
+            is_for_own_user=self.is_for_own_user,
+            why_not=neighbours.why_not_them if self.is_for_own_user else None,
+        )
 
     def _hosts(self) -> list[str]:
         """Loopback means both: `localhost` may be either."""

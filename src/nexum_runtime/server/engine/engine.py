@@ -389,6 +389,23 @@ class Engine:
 
         return await self._store.read(read, is_look=True)
 
+    async def course(self, prefix: str, before: int, limit: int) -> list[tuple[int, Execution, State, list[EventRow]]]:
+        """(order, execution, state, events) of those under a prefix that were started before that one, the newest
+        first; without their inputs, which can be large."""
+        check_execution_id(prefix)
+
+        def read(reader: Reader) -> list[tuple[int, Execution, State, list[EventRow]]]:
+            found = []
+            for order, execution_id in reader.before(prefix, before, limit):
+                execution = reader.execution(execution_id)
+                assert execution is not None, "one read sees one state"
+                state = snapshots.state_of(reader, execution)
+                events = reader.events(execution_id)
+                found.append((order, execution._replace(input_json="null"), state, events))
+            return found
+
+        return await self._store.read(read, is_look=True)
+
     async def journal(self, prefix: str) -> AsyncGenerator[str, None]:
         """What the COMPLETED executions under a prefix have recorded, `{execution_id: {node: output}}`, in parts."""
         check_execution_id(prefix)

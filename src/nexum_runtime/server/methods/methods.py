@@ -338,25 +338,32 @@ def _done(message: str) -> Fields:
 def _history_json(snapshot: Snapshot, events: list[EventRow]) -> str:
     execution = snapshot.execution
     told = wire.canonical_json(
-        {
-            "execution_id": execution.execution_id,
-            "workflow_id": execution.workflow_id,
-            "version_hash": execution.version_hash,
-            "status": snapshot.state,
-            "error": execution.error,
-            "error_code": execution.error_code,
-            "effect": execution.effect,
-            "labels": labels_of(execution),
+        history_json(execution, snapshot.state, events)
+        | {
             "attempts": snapshot.attempts,
-            "created_at_ms": execution.created_at_ms,
-            "ended_at_ms": execution.ended_at_ms,
             "output_bytes": {node_id: len(text.encode()) for node_id, text in snapshot.outputs.items()},
-            "events": [
-                {"at_ms": e.at_ms, "type": e.type, "node_id": e.node_id, "attempt": e.attempt, **e.data} for e in events
-            ],
         }
     )
     return f'{told[:-1]},"input":{execution.input_json}}}'  # which is JSON already, and may be large
+
+
+def history_json(execution: Execution, state: State | None, events: list[EventRow]) -> dict[str, Any]:
+    """What is known of an execution, as JSON, without its input and its outputs."""
+    return {
+        "execution_id": execution.execution_id,
+        "workflow_id": execution.workflow_id,
+        "version_hash": execution.version_hash,
+        "status": state,
+        "error": execution.error,
+        "error_code": execution.error_code,
+        "effect": execution.effect,
+        "labels": labels_of(execution),
+        "created_at_ms": execution.created_at_ms,
+        "ended_at_ms": execution.ended_at_ms,
+        "events": [
+            {"at_ms": e.at_ms, "type": e.type, "node_id": e.node_id, "attempt": e.attempt, **e.data} for e in events
+        ],
+    }
 
 
 def _listed(execution: Execution, state: State) -> dict[str, Any]:

@@ -217,6 +217,9 @@ class Reader(Protocol):
     def order_of(self, execution_id: str) -> int | None:
         """Where an execution is in the order in which those of all sessions were started."""
 
+    def before(self, prefix: str, order: int, limit: int) -> list[tuple[int, str]]:
+        """(order, id) of the executions under a prefix that were started before that one, the newest first."""
+
     def under_way(self, span: Span) -> list[Execution]:
         """Those that have not ended, or of which a task is open."""
 

@@ -210,6 +210,13 @@ class SqlReader:
         row = self._sql("SELECT seq FROM executions WHERE execution_id = ?", (execution_id,)).fetchone()
         return int(row[0]) if row else None
 
+    def before(self, prefix: str, order: int, limit: int) -> list[tuple[int, str]]:
+        return self._sql(
+            "SELECT seq, execution_id FROM executions WHERE execution_id >= ? AND execution_id < ? AND seq < ? "
+            "ORDER BY seq DESC LIMIT ?",
+            (prefix, _after_prefix(prefix), order, limit),
+        ).fetchall()
+
     def under_way(self, span: Span) -> list[Execution]:
         rows = self._sql(
             f"SELECT {EXECUTION} FROM executions x WHERE {IN_SPAN} AND execution_id IN ({open_ones()}) ORDER BY +seq",
