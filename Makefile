@@ -1,5 +1,5 @@
-# make demo, test, test-quick, test-embedded, test-postgres, check, docs, pictures, benchmark, chaos, far, fuzz, dist,
-# sdk-suite: each sets up .venv first when it is missing or old. With uv on the PATH it takes seconds, with pip a minute
+# make demo, test, test-quick, test-browser, test-embedded, test-postgres, check, docs, pictures, benchmark, chaos, far,
+# fuzz, dist, sdk-suite: each sets up .venv first when it is missing or old. With uv on the PATH it takes seconds, with pip a minute
 # or two.
 
 NEW_ENOUGH = import sys; sys.exit(sys.version_info < (3, 11))
@@ -17,14 +17,21 @@ QUICK = tests/runtime/test_engine.py tests/runtime/test_store.py tests/runtime/t
 	tests/agents/test_sessions.py tests/agents/test_seams.py tests/example/test_docs.py
 
 .PHONY: demo test test-quick test-embedded test-postgres check docs pictures benchmark chaos far fuzz dist sdk-suite
-.PHONY: constraints
+.PHONY: constraints test-browser
 
 demo: .venv/for-use
 	$(BIN)/python demo.py --offline --worker
 
 test: .venv/for-development
 	@echo "Running all tests; about 15 minutes on two cores. A choice of them in less than a minute: make test-quick"
-	@$(PYTEST)
+	@$(PYTEST) --ignore tests/browser
+
+# The page in a real browser. It needs a Chromium, and no network.
+test-browser: .venv/for-development
+	@command -v "$${CHROMIUM:-chromium}" google-chrome > /dev/null || { echo "Install Chromium for this, as with: \
+sudo apt-get install chromium; or name one in CHROMIUM."; exit 1; }
+	@echo "Running the tests of the page in Chromium; a minute."
+	@$(PYTEST) tests/browser
 
 test-quick: .venv/for-development
 	@echo "Running a choice of the tests; less than a minute. All of them: make test"

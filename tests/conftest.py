@@ -2,7 +2,8 @@
 
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import postgres
@@ -25,7 +26,17 @@ watching.HELD_SECONDS = PATIENCE_SECONDS  # on a busy machine quick watchers loo
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--embedded", action="store_true", help="the engine in this process, where a test needs no server")
+    parser.addoption("--pictures", action="store_true", help="make the pictures of the page anew")
     parser.addoption("--postgres", action="store_true", help="the server's database is PostgreSQL")
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    def find() -> int:
+        with socket.create_server(("127.0.0.1", 0)) as found:
+            return int(found.getsockname()[1])
+
+    return find
 
 
 @pytest.fixture

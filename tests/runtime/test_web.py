@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -398,3 +399,43 @@ async def test_the_ready_line_has_a_link_to_the_page(tmp_path: Path) -> None:
         assert await nexum.ended() == 0
     refused = await run(NEXUM, "dev", "--web-port", "70000")
     assert "--web-port is '70000'" in refused.stderr
+
+
+async def test_the_curl_examples_of_the_docs_work(web: httpx.AsyncClient, client: Client, server: Server) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api-http.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```bash\n(.+?)```", page, re.DOTALL) for line in block.splitlines()]
+    commands = [line.replace("localhost:8051", f"localhost:{server.web_port}") for line in lines]
+    await finish(client, "report-4/look_up/1")
+    await unknown(client, "report-4/send/1")
+    asking = await asks(client, "report-4/save/1")
+    for command in commands:
+        done = await run("bash", "-c", command)
+        if "/api/live" in command:
+            assert "event: hello" in done.stdout
+            continue
+        told = json.loads(done.stdout)
+        assert done.code == 0, command
+        assert "code" not in told, (command, told)
+    assert len(commands) == 17
+    assert (await asking).status == "COMPLETED"
+    described = (await web.get("/api/openapi.json")).json()["paths"]
+    assert {re.search(r"/api/\w+", line)[0] for line in lines} <= described.keys()  # type: ignore[index]
+
+
+async def test_attempts_and_waits_are_bars_of_their_own(web: httpx.AsyncClient, client: Client) -> None:
+    await start(client, "s/retried")
+    await client.fail(await claim(client), "no", retryable=True)
+    await client.complete(await claim(client, wait_ms=20_000), '{"text": "x"}')
+    asking = await asks(client)
+    waiting = (await web.get("/session?id=s")).text
+    await client.approve("s/ask", "approve", "anna")
+    await asking
+    page = (await web.get("/session?id=s")).text
+    assert "run, attempt 1: failed" in page
+    assert "run, attempt 2: done" in page
+    assert "2 attempts" in page
+    assert "waited for a person" in waiting
+    assert "waits for an approval" in waiting
+    assert "waited for a person" in page
+    for x, width in re.findall(r'class="bar \w+" x="([\d.]+)%" width="([\d.]+)%"', page):
+        assert 0 <= float(x) <= float(x) + float(width) <= 100.01

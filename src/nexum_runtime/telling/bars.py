@@ -82,3 +82,14 @@ class Axis:
             if start <= at_ms <= end:
                 return (place + at_ms - start) / self.length
         raise AssertionError("a bar lies in a span")
+
+    def around(self, start_ms: int, end_ms: int) -> tuple[float, float]:
+        """The places of a time in which nothing may have run: from what ran before it to what ran after it."""
+        before, after = 0.0, 1.0
+        for (start, end), place in zip(self._spans, self._starts, strict=True):
+            if start <= start_ms:
+                before = (place + min(start_ms, end) - start) / self.length
+        for (start, end), place in reversed(list(zip(self._spans, self._starts, strict=True))):
+            if end >= end_ms:
+                after = (place + max(end_ms, start) - start) / self.length
+        return before, max(before, after)

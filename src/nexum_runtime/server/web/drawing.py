@@ -4,9 +4,12 @@ import json
 from typing import Any
 
 from nexum_runtime.telling.bars import Axis, Bar, attempts
-from nexum_runtime.telling.words import what_text
+from nexum_runtime.telling.words import OPEN, what_text
 from nexum_runtime.text import duration_text
 
+WAITS = {"ApprovalRequested": "a person", "TimerSet": "a timer"}
+WAITED = ("TaskApproved", "TaskAnswered", "TaskRejected", "DeadlinePassed", "TimerFired")
+WAIT_SHARE = 1.0  # percent of the axis that a wait has at the least
 SHORTEST_SHARE = 0.3  # percent of the axis: a bar that can be seen, and hit
 NODE_WIDTH, NODE_HEIGHT, GAP_X, GAP_Y = 190, 48, 56, 22
 SHORT_CHARS = 24  # of a node's id in its box
@@ -34,7 +37,11 @@ def timeline(histories: list[dict[str, Any]], waits: dict[str, str], now_ms: int
                 "effect": history["effect"],
                 "waits": waits.get(name, ""),
                 "took": _took(drawn[name]),
-                "bars": [_placed(bar, axis, number) for number, bar in enumerate(drawn[name], 1)],
+                "attempts": len(drawn[name]),
+                "bars": [
+                    *(_placed_wait(*wait, axis) for wait in _waits(history, now_ms)),
+                    *(_placed(bar, axis, number) for number, bar in enumerate(drawn[name], 1)),
+                ],
             }
         )
     gaps = [
@@ -55,6 +62,28 @@ def _placed(bar: Bar, axis: Axis, number: int) -> dict[str, Any]:
         "word": word,
         "text": f"{bar.node_id}, attempt {number}: {word}, {took}",
     }
+
+
+def _waits(history: dict[str, Any], now_ms: int) -> list[tuple[str, int, int]]:
+    """(of what, from when, until when) it waited for a person or for the time."""
+    begun: dict[str, tuple[str, int]] = {}
+    found = []
+    for event in history["events"]:
+        if event["type"] in WAITS:
+            begun[event["node_id"]] = WAITS[event["type"]], event["at_ms"]
+        elif event["type"] in WAITED and event["node_id"] in begun:
+            found.append((*begun.pop(event["node_id"]), event["at_ms"]))
+    if history["status"] in OPEN:
+        found += [(what, at_ms, now_ms) for what, at_ms in begun.values()]
+    return found
+
+
+def _placed_wait(what: str, start_ms: int, end_ms: int, axis: Axis) -> dict[str, Any]:
+    start, end = axis.around(start_ms, end_ms)
+    width = max((end - start) * 100, WAIT_SHARE)
+    text = f"waited for {what}, {duration_text(max(end_ms - start_ms, 0))}"
+    x, width = round(min(start * 100, 100 - width), 3), round(width, 3)
+    return {"x": x, "width": width, "class": "wait", "word": "wait", "text": text}
 
 
 def _took(bars: list[Bar]) -> str:

@@ -11,11 +11,12 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup, escape
 
 from nexum_runtime.telling.words import HASH_CHARS, what_text
-from nexum_runtime.text import duration_text, number_text, printable, size_text, timestamp
+from nexum_runtime.text import duration_text, number_text, printable, shorten, size_text, timestamp
 
 FOLDER = Path(__file__).parent
 LINKS = ("https://", "http://", "mailto:")
 MARKDOWN_CHARS = 20_000  # a longer text is shown as it is
+TITLE_CHARS = 90  # of what an execution is, in its title
 TEXT_CHARS = 20_000  # shown of a text
 TREE_LEVELS, TREE_ITEMS, TREE_CHARS = 12, 100, 2_000  # of JSON; what is beyond is told as a number, or cut
 OPEN_LEVELS = 2  # of JSON that are not folded
@@ -38,6 +39,7 @@ def environment() -> Environment:
         "number": number_text,
         "markdown": markdown,
         "value": value,
+        "short": lambda text: shorten(text, TITLE_CHARS),
         "hash": lambda text: text[:HASH_CHARS],
         "words": lambda text: text.lower().replace("_", " "),
     }
@@ -98,7 +100,7 @@ def value(cut: dict[str, Any]) -> Markup:
     if isinstance(parsed, str):
         as_markdown = Markup("<details><summary>As Markdown</summary>{}</details>").format(markdown(parsed))
         return plain(parsed) + (as_markdown if 0 < len(parsed) <= MARKDOWN_CHARS and "\n" in parsed else Markup(""))
-    return Markup('<div class="tree">{}</div>').format(tree(parsed))
+    return Markup('<div class="tree" tabindex="0">{}</div>').format(tree(parsed))
 
 
 def tree(value: Any, level: int = 0) -> Markup:
