@@ -100,6 +100,7 @@ async def run(arguments: argparse.Namespace, session_id: str, view: Any, model: 
         turns, tools = arguments.durable_model, arguments.tools
         session = durable_session(session_id, turns=turns, tools=tools, on_event=on_event)
         view.saved = (await stack.enter_async_context(session)).saved
+        view.session = session
         agent, config = build_agent(model, arguments.save_report), RunConfig(model_provider=model_provider(model, mode))
         running = run_with_approvals(agent, arguments.question, max_turns=MAX_TURNS, run_config=config)
         return str((await screen.interruptible(running)).final_output)

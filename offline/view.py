@@ -9,7 +9,7 @@ from agents.exceptions import AgentsException
 from rich.markdown import Markdown
 from rich.markup import escape
 
-from nexum_agents import CallEvent, DurableCallError
+from nexum_agents import CallEvent, DurableCallError, DurableSession
 from nexum_agents.events import OUTCOMES, DurableEvent, Saved, counted
 from nexum_agents.printing import EventPrinter, answers_to, call_text, outcome_of
 from nexum_runtime import NexumError
@@ -25,6 +25,7 @@ class RunView(EventPrinter):
         self.saved = Saved()
         self.unsettled: list[CallEvent] = []  # calls that may or may not have run
         self.code = 0  # to exit with
+        self.session: DurableSession | None = None  # until it was said where it can be looked at
         self.has_own_worker: Callable[[], bool] = lambda: False  # that runs
 
     @property
@@ -40,6 +41,9 @@ class RunView(EventPrinter):
     def on_event(self, event: DurableEvent) -> None:
         if event.kind == "waiting" and event.detail == "worker" and self.has_own_worker():
             return  # it is about to take the call
+        if self.session is not None and self.session.page_url:
+            self.as_it_is(f"Look at it: {self.session.page_url}")
+            self.session = None
         super().on_event(event)
 
     def answer(self, text: str) -> None:

@@ -66,7 +66,8 @@ log = Log("nexum_agents")
 class DurableSession:
     """The block that `durable_session` makes.
 
-    `session_id`, and `saved`: what came from the store so far in this block.
+    `session_id`, `saved`: what came from the store so far in this block, and `page_url`: where a server that serves a
+    page shows this session, known from the first turn or call on.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class DurableSession:
 
     def _begin(self) -> None:
         self.saved = Saved()
+        self.page_url = ""
         self.first_id = self.session_id  # of the session that this one was first forked from; else it is this one
         self.turn_numbers: dict[str, int] = {}  # of this block, by execution id, from 1
         self.asked_anew: dict[str, tuple[int, str]] = {}  # by id: how often, and why
@@ -212,8 +214,9 @@ class DurableSession:
             except ServerUnavailable:  # it was there a moment ago
                 await client.check(WAIT_SECONDS)
 
-    def _is_of(self, first_id: str) -> None:
+    def _is_of(self, first_id: str, page: str) -> None:
         self.first_id = first_id or self.session_id
+        self.page_url = f"{page}/session?id={self.session_id}" if page else ""
 
     def as_first(self, id: str) -> str:
         """An id as it is in the session that this one was first forked from: what digests are made of.

@@ -106,6 +106,7 @@ async def test_a_crash_is_watched_and_the_session_goes_on_before_ones_eyes(
     await page.locator("#answer").get_by_text("Durable execution for AI agents means").wait_for()
     assert await page.locator("#timeline .lane").count() > lanes
     await again.ended(60)
+    assert f"Look at it: {page.url}\n" in again.output
     await page.locator("#timeline .lane a").first.click()
     await sees(page, "Events")
 

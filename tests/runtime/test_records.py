@@ -345,7 +345,7 @@ async def test_a_fork_of_a_fork_tells_of_both_and_can_be_taken_back(client: Clie
     assert (await client.sessions("s3"))[0]["forked_from"]["session_id"] == "s2"
     first: list[str] = []
     for session in ("s1", "s2", "s3"):
-        await client.journal(f"{session}/", tell=first.append)
+        await client.journal(f"{session}/", tell=lambda of, _: first.append(of))
     assert first == ["s1", "s1", "s1"]
     await client.forget_session("s3", after=1)
     assert await ids(client, "s3") == ["turn/1", "search/1"]

@@ -185,7 +185,7 @@ async def test_an_error_has_the_code_and_the_sentence_that_grpc_has(web: httpx.A
 async def test_live_updates_go_on_from_the_last_one(web: httpx.AsyncClient, client: Client) -> None:
     async def listen(until: str, **headers: str) -> list[tuple[str, str, Any]]:
         found = []
-        async with web.stream("GET", "/api/live?session=s", headers=headers) as answer:
+        async with asyncio.timeout(30), web.stream("GET", "/api/live?session=s", headers=headers) as answer:
             lines: dict[str, str] = {}
             async for line in answer.aiter_lines():
                 name, _, value = line.partition(": ")
@@ -216,6 +216,7 @@ async def test_texts_from_outside_are_shown_and_do_nothing(web: httpx.AsyncClien
     text = json.dumps(f"# x\n<script>ran()</script> [a](javascript:ran()) ![b](http://evil.example/b.png) {evil}\ud800")
     await finish(client, "s/1", text)
     await finish(client, "s/2", json.dumps({evil: [evil]}))
+    await client.stop_session("s", "anna", evil)
     for path in ("/execution?id=s/1", "/execution?id=s/2", "/session?id=s"):
         page = (await web.get(path)).text
         assert "<script>ran" not in page

@@ -447,18 +447,19 @@ class Client:
             yield json.loads(answer.completed_nodes_json)
 
     async def journal(
-        self, prefix: str, *, to_go_on: bool = False, tell: Callable[[str], None] = lambda _: None
+        self, prefix: str, *, to_go_on: bool = False, tell: Callable[[str, str], None] = lambda *_: None
     ) -> dict[str, dict[str, Any]]:
         """The outputs of every COMPLETED execution under a prefix, in one call: `{execution_id: {node: output}}`.
 
-        These are final. `tell` is told of the session that this one was first forked from, or of itself. Raises
-        ServerUnavailable when no server answers, and SessionStopped `to_go_on` with a session that is stopped.
+        These are final. `tell` is told of the session that this one was first forked from, or of itself, and of the
+        address of the server's page, or "". Raises ServerUnavailable when no server answers, and SessionStopped
+        `to_go_on` with a session that is stopped.
         """
         found: dict[str, dict[str, Any]] = {}
         fields, metadata = {"execution_id": prefix}, {wire.TO_GO_ON: "true"} if to_go_on else {}
 
         def read_metadata(told: dict[str, Any]) -> None:
-            tell(told.get(wire.FIRST_SESSION, prefix.partition("/")[0]))
+            tell(told.get(wire.FIRST_SESSION, prefix.partition("/")[0]), told.get(wire.PAGE, ""))
 
         async for part in self.way.stream("Journal", fields, metadata, JOURNAL_SECONDS, read_metadata):
             found |= json.loads(part.completed_nodes_json)

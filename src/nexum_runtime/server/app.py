@@ -195,7 +195,16 @@ class Server:
                 )
             else:
                 self._page, self.why_no_page = page, ""
+                self.methods.page = self.page_url
                 return
+
+    @property
+    def page_url(self) -> str:
+        """Where the page is; "" where none is served, or where it listens at every address."""
+        if self.web_port is None or self._config.host in ("0.0.0.0", "::"):
+            return ""
+        host = "localhost" if self._config.host == "127.0.0.1" else self._config.host
+        return f"{'https' if self._config.tls else 'http'}://{_address(host, self.web_port)}"
 
     def _load_page(self) -> Any:
         from nexum_runtime.server.web.feed import Feed

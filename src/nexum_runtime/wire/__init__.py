@@ -73,6 +73,8 @@ FIRST_SESSION = (
     "nexum-first-session"  # Journal, before its answer: the session that it was first forked from, or itself
 )
 
+PAGE = "nexum-page"  # Journal, before its answer: the address of the server's page, if it serves one
+
 STOP = "nexum-stop"  # StreamCalls, after the answer of a claim: its task is to be stopped, and why, or "" when it was
 # cancelled
 

@@ -65,6 +65,7 @@ class Methods:
 
     def __init__(self, engine: Engine, hand_over: Callable[[], None] | None = None) -> None:
         self.engine = engine
+        self.page = ""  # its address, where one is served
         self._hand_over = hand_over
 
     # Of the stock service
@@ -290,7 +291,8 @@ class Methods:
         """What every COMPLETED execution under a prefix has recorded, `{execution_id: {node: output}}`, in parts."""
         if call.metadata.get(wire.TO_GO_ON) == "true":
             await self.engine.check_that_it_goes_on(request.execution_id)
-        call.leading = ((wire.FIRST_SESSION, await self.engine.first_session(request.execution_id)),)
+        first = (wire.FIRST_SESSION, await self.engine.first_session(request.execution_id))
+        call.leading = (first, (wire.PAGE, self.page)) if self.page else (first,)
         async with aclosing(self.engine.journal(request.execution_id)) as parts:
             async for part in parts:
                 yield {"status": ExecutionStatus.COMPLETED, "completed_nodes_json": part}

@@ -83,9 +83,10 @@ class Gate:
             return _refused(path, 403, "PERMISSION_DENIED", "Another page has sent this. Nothing was done.")
         if path.startswith("/api/") and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
             return _refused(path, 403, "PERMISSION_DENIED", "Another page has asked for this.")
-        if self._why_not is not None and scope.get("client") and scope.get("server"):
-            reason = self._why_not(scope["client"][:2], scope["server"][:2])
-            if reason:
+        if self._why_not is not None:
+            ends = [scope.get(end) for end in ("client", "server")]
+            gone = "Whoever asked has gone."
+            if reason := self._why_not(ends[0][:2], ends[1][:2]) if all(ends) else gone:
                 return _refused(path, 403, "PERMISSION_DENIED", reason)
         if self._token is None or path.startswith(BEFORE_LOGIN) or self._has_token(scope, headers):
             return None

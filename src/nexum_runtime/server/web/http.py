@@ -1,6 +1,7 @@
 """uvicorn, as a part of a server that has signals and a log of its own."""
 
 import asyncio
+import logging
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,5 +47,6 @@ def server_of(app: Any, tls: ssl.SSLContext | None, closing_seconds: float) -> S
         timeout_graceful_shutdown=int(closing_seconds),
         ssl_context_factory=(lambda *_: tls) if tls else None,
     )
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # it warns of whatever a stranger sends
     config.load()
     return Server(config)

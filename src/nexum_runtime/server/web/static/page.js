@@ -1,7 +1,7 @@
 // What the page does besides being read: times in the reader's zone, the command line as it is filled in, and what is
 // new, as it happens. The server makes every part of it; here parts are only exchanged.
 
-const AGAIN_MS = 400; // at the least between two looks for what is new
+const AGAIN_MS = 1000; // at the least between two looks for what is new
 const RETRY_MS = 3000; // until a server that refuses is asked again
 
 const two = (number) => String(number).padStart(2, "0");
