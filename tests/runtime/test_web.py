@@ -291,7 +291,7 @@ async def test_a_token_is_demanded_and_a_login_gives_a_cookie_that_is_not_the_to
     await server.start()
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.web_port}") as web:
-            assert (await web.get("/healthz")).text == "ok\n"
+            assert [(await web.get(path)).text for path in ("/healthz", "/readyz")] == ["ok\n", "ready\n"]
             for path in ("/api/sessions", "/metrics", "/"):
                 assert (await web.get(path)).status_code == 401
             assert (await web.get("/", headers={"Accept": "text/html"})).headers["location"] == "/login"
@@ -326,11 +326,15 @@ async def test_a_user_of_the_machine_who_is_not_its_own_gets_nothing(
         await server.stop()
 
 
-async def test_metrics_and_health_are_served_beside_the_page(web: httpx.AsyncClient) -> None:
+async def test_metrics_and_health_are_served_beside_the_page(web: httpx.AsyncClient, server: Server) -> None:
     metrics = await web.get("/metrics")
     assert "nexum_build_info" in metrics.text
     assert metrics.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert (await web.get("/healthz")).text == "ok\n"
+    assert (await web.get("/readyz")).text == "ready\n"
+    server.engine.closing.set()
+    stopping = await web.get("/readyz")
+    assert (stopping.status_code, stopping.text) == (503, "not ready\n")
 
 
 async def test_who_connects_and_asks_nothing_is_hung_up_on(

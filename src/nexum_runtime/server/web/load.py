@@ -36,6 +36,11 @@ def application(
     async def health(request: Request) -> Response:
         return PlainTextResponse("ok\n")
 
+    async def readiness(request: Request) -> Response:
+        if await methods.engine.is_ready():
+            return PlainTextResponse("ready\n")
+        return PlainTextResponse("not ready\n", status_code=503)
+
     async def refused(request: Request, error: Exception) -> Response:
         return api.refused(error) if request.url.path.startswith("/api/") else await pages.refused(request, error)
 
@@ -48,6 +53,7 @@ def application(
             *api.routes(reading, feed),
             Route("/metrics", metrics, methods=["GET"]),
             Route("/healthz", health, methods=["GET"]),
+            Route("/readyz", readiness, methods=["GET"]),
         ],
         exception_handlers={**dict.fromkeys(api.TOLD, refused), 404: not_found},
     )
