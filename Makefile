@@ -28,7 +28,7 @@ test: .venv/for-development
 
 # The page in a real browser. It needs a Chromium, and no network.
 test-browser: .venv/for-development
-	@command -v "$${CHROMIUM:-chromium}" google-chrome > /dev/null || { echo "Install Chromium for this, as with: \
+	@command -v "$${CHROMIUM:-chromium}" > /dev/null || command -v google-chrome > /dev/null || { echo "Install Chromium for this, as with: \
 sudo apt-get install chromium; or name one in CHROMIUM."; exit 1; }
 	@echo "Running the tests of the page in Chromium; a minute."
 	@$(PYTEST) tests/browser
