@@ -44,9 +44,7 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"the arguments are no JSON ({error}): {arguments.arguments}")
     if not isinstance(arguments.arguments, dict):
         parser.error(f"the arguments must be a JSON object, by name: {json.dumps(arguments.arguments)}")
-    if not arguments.session:
-        arguments.session = f"call-{secrets.token_hex(3)}"
-        print(f"A new session; for this call again: --session {arguments.session}", file=sys.stderr)
+    arguments.session = arguments.session or f"call-{secrets.token_hex(3)}"
     if not screen.is_session_id(arguments.session):
         parser.error(f"--session is {arguments.session!r}; it must be 1 to 64 characters of A-Za-z0-9._-")
     return arguments

@@ -58,15 +58,14 @@ class RunOutcome:
     usage: dict[str, int]
 
 
-@dataclass(frozen=True)
 class StartedRun:
     """A run that workers execute. What it came to can be asked for in any process: start the same run again there."""
 
-    session_id: str
-    execution_id: str
-    _workflow: Workflow
-    _order: dict[str, Any]
-    _output_type: Any = None
+    def __init__(
+        self, session_id: str, execution_id: str, workflow: Workflow, order: dict[str, Any], output_type: Any
+    ) -> None:
+        self.session_id, self.execution_id = session_id, execution_id
+        self._workflow, self._order, self._output_type = workflow, order, output_type
 
     async def result(self, output_type: Any = None, *, timeout: float | None = None) -> RunOutcome:
         """Wait for its end, for `timeout` seconds at most.

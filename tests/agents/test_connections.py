@@ -134,13 +134,13 @@ async def test_a_process_that_forks_while_connected_goes_on_and_its_child_is_tol
 
 
 async def test_a_process_that_forks_between_two_calls_goes_on_and_its_child_is_told(address: str) -> None:
-    for number, each in enumerate(await told_by(address, "forks", "idle", 30)):
+    for number, each in enumerate(await told_by(address, "forks", "idle", 12)):
         assert each["parent"] == "answered"
         assert each["child"].startswith("wants none" if number % 3 == 2 else FORKED), each
 
 
 async def test_a_process_that_is_forked_when_all_clients_are_closed_has_connections_of_its_own(address: str) -> None:
-    told = await told_by(address, "forks", "closed", 20)
+    told = await told_by(address, "forks", "closed", 8)
     assert told == [{"parent": "answered", "child": ["answered", "answered"]}] * 20
 
 

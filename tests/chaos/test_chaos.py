@@ -212,7 +212,8 @@ async def test_any_process_is_killed_or_paused_at_any_time(tmp_path: Path) -> No
 
 def test_every_fault_has_a_test_of_its_own() -> None:
     source = Path(__file__).read_text()
-    assert [fault for fault in FAULTS if f'"{fault}"' not in source] == []
+    elsewhere = {"a MAP and its parents run, and the server dies of it"}  # in test_parts.py, at each of its points
+    assert [fault for fault in FAULTS.keys() - elsewhere if f'"{fault}"' not in source] == []
 
 
 # Would the checks see it?

@@ -142,7 +142,7 @@ async def test_notifications_that_do_not_arrive_are_named(
         return iter([])
 
     monkeypatch.setattr(Connection, "notifications", none)
-    monkeypatch.setattr("nexum_runtime.cli.diagnosis.LAG_MS", 1_000)
+    monkeypatch.setattr("nexum_runtime.telling.diagnosis.LAG_MS", 1_000)
     server = Server(ServerConfig(own.url, port=0))
     await server.start()
     try:

@@ -34,6 +34,7 @@ from nexum_runtime.server.model.contract import StoreUnavailable
 from nexum_runtime.server.model.shapes import StartOrder
 from nexum_runtime.server.store.sqlite import SqliteStore
 from nexum_runtime.server.store.sqlite.last import last_of
+from nexum_runtime.server.store.sqlite.schema import SCHEMA_VERSION
 
 KIB = 1024
 PAGE_BYTES = 4096
@@ -331,13 +332,13 @@ async def test_a_file_that_is_no_lock_of_ours_is_not_overwritten(tmp_path: Path)
     )
 
 
-@pytest.mark.parametrize("version", [0, 6])
+@pytest.mark.parametrize("version", [0, SCHEMA_VERSION + 1])
 async def test_a_database_of_another_schema_version_is_named_and_left_as_it_is(tmp_path: Path, version: int) -> None:
     database = await a_database(tmp_path)
     with closing(sqlite3.connect(database)) as later:
         later.execute(f"PRAGMA user_version = {version}")
     assert refused(database) == (
-        f"{database} has schema version {version}, and this Nexum knows versions up to 5. "
+        f"{database} has schema version {version}, and this Nexum knows versions up to {SCHEMA_VERSION}. "
         "Use the Nexum that wrote it, or another file: NEXUM_DATABASE_URL=sqlite:///PATH, or nexum dev --db PATH."
     )
 

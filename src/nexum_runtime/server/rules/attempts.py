@@ -189,6 +189,8 @@ class Attempts:
 
     def _lose(self, tx: Transaction, notices: Notices, task: Task, reason: str) -> None:
         """An attempt ended without a word on its outcome: another one begins at once, if one is left."""
+        if not is_current(tx.task(task.task_key), task.attempt):
+            return  # that of another one, a moment ago, has cancelled it: its child's, say
         execution = execution_of(tx, task)
         data = {"worker": task.worker_id, "error": reason}
         tx.add_event(task.execution_id, self._clock(), Event.LEASE_EXPIRED, task.node_id, task.attempt, data)

@@ -59,7 +59,7 @@ _AS_LEFT = f"""
     CREATE TEMP VIEW tasks AS
     SELECT seq, task_key, execution_id, workflow_id, version_hash, node_id, node_type,
         iif({_GONE}, 'READY', status) AS status, attempt, attempt_limit, available_at_ms, worker_id, lease_ms,
-        lease_expires_at_ms, output_json, error, error_code, held
+        lease_expires_at_ms, output_json, error, error_code, held, part, parts, item_json
     FROM main.tasks t;
     CREATE TEMP VIEW story AS
     SELECT execution_id, seq, at_ms, type, node_id, attempt, data_json FROM main.story
