@@ -241,7 +241,10 @@ class Host:
         """Of all who are here, for as long as this process does not leave."""
         while True:
             await asyncio.sleep(KEEP_SECONDS)
-            await asyncio.gather(*(present.beat() for present in self.present))
+            try:
+                await asyncio.gather(*(present.beat() for present in self.present))
+            except Exception:  # or no lease would be kept from now on
+                log.exception("The leases of this process could not be renewed. The next try follows.")
 
     async def _begin(self) -> None:
         self.engine = Engine(self.store)
