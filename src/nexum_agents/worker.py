@@ -54,8 +54,8 @@ class Worker:
     as well, as nexum-py's `workflow(…).build()` returns them. `concurrency` is how many calls run at once, and beside
     them how many runs of agents; `address` where the server is, by default NEXUM_ADDRESS, or else the engine that is
     nearest.
-    Raises ValueError for two tools, or two agents, of one name, TypeError for a tool that takes the run context, and
-    DurableCallError for an agent that cannot be recorded.
+    Raises ValueError for nothing to serve, and for two tools, or two agents, of one name, TypeError for a tool that
+    takes the run context, and DurableCallError for an agent that cannot be recorded.
     """
 
     def __init__(
@@ -79,9 +79,13 @@ class Worker:
             self._tools[tool.name] = tool
         agents = list(agents)
         self.agent_names = [agent.name for agent in agents]
-        carriers = [tool_call_workflow(self._run), approved_tool_call_workflow(self._run_approved)]
+        workflows = list(workflows)
+        if self._tools:  # else it would take calls of tools that it has not, from the workers that have them
+            workflows += [tool_call_workflow(self._run), approved_tool_call_workflow(self._run_approved)]
         # A run waits for calls of its tools, perhaps by this very worker: it has no place of theirs.
-        jobs = [[*carriers, *workflows], workflows_of(agents)] if agents else [[*carriers, *workflows]]
+        jobs = [each for each in (workflows, workflows_of(agents)) if each]
+        if not jobs:
+            raise ValueError("A worker needs tools, agents or workflows to serve.")
         self._workers = [
             RuntimeWorker(each, concurrency=concurrency, open_client=lambda: near(address)) for each in jobs
         ]

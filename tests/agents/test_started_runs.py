@@ -15,7 +15,7 @@ from agents.testing import ModelCall, ModelStep, ScriptedModel, assistant_messag
 from processes import Process, engine_at, environment, eventually
 from pydantic import BaseModel
 
-from nexum_agents import DurableCallError, RunFailed, SessionStopped, Worker, start_run, stop_session
+from nexum_agents import DurableCallError, RunFailed, SessionStopped, Worker, start_run, stop_session, submit_tool_call
 from nexum_runtime import Client
 from nexum_runtime.worker.worker import LEASE_MS
 
@@ -218,6 +218,23 @@ async def test_what_cannot_travel_is_told_in_a_sentence(given: dict[str, Any], w
     how: dict[str, Any] = {"input": "go", "session_id": "s1"} | given
     with pytest.raises(DurableCallError, match=words):
         await start_run("Researcher", how.pop("input"), **how)
+
+
+async def test_a_worker_of_agents_alone_leaves_calls_to_the_workers_that_have_their_tools(client: Client) -> None:
+    def add(a: int, b: int) -> int:
+        """Add."""
+        return a + b
+
+    async with working(await researcher_of()):
+        call = asyncio.create_task(submit_tool_call("add", {"a": 1, "b": 2}, "s1"))
+        await eventually(lambda: client.executions("s1/"), "a call that waits")
+        async with working(tools=[add]):
+            assert await call == 3
+
+
+async def test_a_worker_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="A worker needs tools, agents or workflows to serve"):
+        Worker()
 
 
 async def test_two_agents_of_one_name_are_refused() -> None:
