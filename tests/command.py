@@ -10,7 +10,7 @@ from processes import Finished, remote
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
-from nexum_runtime import Client, human_approval
+from nexum_runtime import Client, human_approval, wire
 from nexum_runtime.cli import app
 from nexum_runtime.cli.base import FAILED
 
@@ -33,14 +33,17 @@ GATE = human_approval(workflow("gate"), "approve").build()
 GATES = human_approval(human_approval(workflow("gates"), "first"), "second", depends_on=()).build()
 
 
-async def start(client: Client, execution_id: str, definition: Any = ECHO) -> None:
+async def start(
+    client: Client, execution_id: str, definition: Any = ECHO, labels: dict[str, str] | None = None
+) -> None:
     """Start an execution and do not wait for its end."""
     await client.register(definition)
     request = pb.StartRequest(
         workflow_id=definition.workflow_id, version_hash=definition.version_hash, input_json='{"q": "página"}'
     )
     stub = pb_grpc.NexumServiceStub(remote(client).connection.channel)
-    await stub.StartExecution(request, metadata=(("nexum-execution-id", execution_id),))
+    told = ((wire.LABELS, wire.json_text(labels).encode()),) if labels else ()
+    await stub.StartExecution(request, metadata=(("nexum-execution-id", execution_id), *told))
 
 
 async def claim(client: Client, wait_ms: int = 0, lease_ms: int = 60_000) -> str:

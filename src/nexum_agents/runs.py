@@ -24,6 +24,7 @@ def run(plain: Any) -> Any:
         scope.check()
         name, content, pending = _identity(starting_agent, input, options)
         async with scope.running(name, content) as run, _ending(run, name) as end:
+            run.asked = _question(input)
             run.expect(pending)
             end.result = await plain(self, starting_agent, input, **options)
             return end.result
@@ -46,6 +47,7 @@ def start_streaming(plain: Any) -> Any:
             name, content, pending = _identity(options["starting_agent"], asked, options)
             async with scope.running(name, content) as run, _ending(run, name) as end:
                 enter(run)
+                run.asked = _question(asked)
                 run.expect(pending)
                 has_begun = True
                 told = await plain(*args, **options)
@@ -99,6 +101,19 @@ def _identity(agent: Any, input: Any, options: dict[str, Any]) -> tuple[str, Any
     ]
     name = getattr(current, "name", "") or agent.name
     return name, ["resumed", digest(asked), len(responses), digest(pending)], pending
+
+
+def _question(input: Any) -> str:
+    """The last text of a user in it; "" without one."""
+    asked = seams.resumed(input)[0] if isinstance(input, RunState) else input
+    if isinstance(asked, str):
+        return asked
+    for item in reversed(asked if isinstance(asked, list) else []):
+        content = item.get("content") if isinstance(item, dict) and item.get("role") == "user" else None
+        parts = content if isinstance(content, list) else [{"text": content}]
+        if texts := [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]:
+            return "\n".join(texts)
+    return ""
 
 
 def check_that_it_can_be_recorded(agent: Any, memory: Any = None) -> None:

@@ -18,6 +18,7 @@ import hashlib
 import inspect
 import json
 import re
+import secrets
 import threading
 import warnings
 from collections import Counter, defaultdict, deque
@@ -110,6 +111,7 @@ class DurableSession:
     def _begin(self) -> None:
         self.saved = Saved()
         self.page_url = ""
+        self.block = ""  # of this try at the session's work, so that another one can be told from it
         self.first_id = self.session_id  # of the session that this one was first forked from; else it is this one
         self.turn_numbers: dict[str, int] = {}  # of this block, by execution id, from 1
         self.asked_anew: dict[str, tuple[int, str]] = {}  # by id: how often, and why
@@ -134,6 +136,7 @@ class DurableSession:
 
         refusals.refuse()
         self._begin()
+        self.block = secrets.token_hex(4)
         self._outer = current_scope()
         self._token = _scope.set(self.root)
         self._thread = threading.get_ident()
@@ -334,6 +337,7 @@ class Scope:
 
     def __init__(self, session: DurableSession, parent: "Scope | None", key: str, *, is_run: bool = False) -> None:
         self.session, self.parent, self.key, self.is_run = session, parent, key, is_run
+        self.asked = ""  # of a run: its question, where there is one
         self.execution_id = ""  # of a call's scope: the call's
         self.number: int | None = None  # of a call's scope: the call's, for the tool that submits it
         self.turns = 0  # so far
@@ -524,7 +528,10 @@ class Place:
     def labels(self, arguments: "dict[str, Any] | str | None" = None) -> dict[str, Any]:
         """What it is, for whoever lists the executions of the session."""
         kind = LABEL_KINDS.get(self.kind, self.kind)
-        labels = {"kind": kind, "name": self.name, "text": _shown(arguments), "run": self.scope.run.key}
+        run, text = self.scope.run, _shown(arguments)
+        labels = {"kind": kind, "name": self.name, "text": text, "run": run.key, "block": run.session.block}
+        if kind == "turn":
+            labels["asked"] = run.asked
         return {key: text[:LABEL_CHARS] for key, text in labels.items() if text}
 
     @property

@@ -201,3 +201,11 @@ async def test_the_executions_of_a_run_say_what_they_are(client: Client) -> None
     assert session["runs"] == 1
     found = {(each["labels"]["kind"], each["labels"].get("text", "")[:9]) for each in await client.listed()}
     assert {("call", '"call"'), ("call", '"éééééééé'), ("step", '"x"'), ("turn", "Fake")} <= found
+    with durable_session("s"):
+        await Runner.run(agent, "go")
+        await Runner.run(agent, [{"role": "user", "content": [{"type": "input_text", "text": "and\nthen?"}]}])
+    labels = [each["labels"] for each in reversed(await client.listed())]
+    asked = [each["asked"] for each in labels if each["kind"] == "turn"]
+    assert asked[:3] == ["go", "go", "and\nthen?"]
+    blocks = list(dict.fromkeys(each["block"] for each in labels if each["kind"] != "run"))
+    assert len(blocks) == 2, "what came from the store is of the first"

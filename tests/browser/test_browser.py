@@ -105,6 +105,8 @@ async def test_a_crash_is_watched_and_the_session_goes_on_before_ones_eyes(
     await page.locator("#head .badge.completed").wait_for(timeout=60_000)
     await page.locator("#answer").get_by_text("Durable execution for AI agents means").wait_for()
     assert await page.locator("#timeline .lane").count() > lanes
+    assert await page.locator("#head .question").inner_text() == "What is durable execution for AI agents?"
+    assert await page.locator("#timeline .again").count() == 1
     await again.ended(60)
     assert f"Look at it: {page.url}\n" in again.output
     await page.locator("#timeline .lane a").first.click()

@@ -427,6 +427,31 @@ async def test_the_curl_examples_of_the_docs_work(web: httpx.AsyncClient, client
     assert {re.search(r"/api/\w+", line)[0] for line in lines} <= described.keys()  # type: ignore[index]
 
 
+async def test_a_session_tells_what_was_asked_and_where_it_was_run_again(
+    web: httpx.AsyncClient, client: Client
+) -> None:
+    said: list[dict[str, str]] = [
+        {"block": "a", "asked": "first <b>"},
+        {"block": "a"},
+        {"block": "b", "asked": "second?"},
+        {"block": "a"},
+        {},
+    ]
+    for number, labels in enumerate(said):
+        await start(client, f"s/{number}", labels=labels)
+    page = (await web.get("/session?id=s")).text
+    assert re.findall(r'class="question">(.+?)</p>', page) == ["second?"]
+    assert re.findall(r'id=s%2F(\d)">|class="(again)"', page.partition("timeline-title")[2]) == [
+        ("0", ""),
+        ("1", ""),
+        ("", "again"),
+        ("2", ""),
+        ("3", ""),
+        ("4", ""),
+    ]
+    assert "first &lt;b&gt;" in (await web.get("/session?id=s&before=3")).text
+
+
 async def test_attempts_and_waits_are_bars_of_their_own(web: httpx.AsyncClient, client: Client) -> None:
     await start(client, "s/retried")
     await client.fail(await claim(client), "no", retryable=True)

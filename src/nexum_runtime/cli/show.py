@@ -34,6 +34,7 @@ from nexum_runtime.errors import NotFound
 from nexum_runtime.telling.asking import answers, asked_at
 from nexum_runtime.telling.bars import RUNNING, attempts
 from nexum_runtime.telling.story import Story, offset, short_values_first
+from nexum_runtime.telling.words import question
 from nexum_runtime.text import duration_text, error_line, printable, printable_line, shorten
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ class Look:
             stories = [line for history in self.histories.values() for line in ("", *_story(history))] if events else []
             return [
                 self._head(),
+                *self._asked(),
                 *self._origin(),
                 "",
                 *self._bars(width, now_ms),
@@ -184,6 +186,10 @@ class Look:
         name = shown(self.session.removesuffix("/"))
         state = f" [{color(self.state)}]{self.state}[/] ·" if self.state else ""
         return f"[bold]{name}[/]{state} began {clock_time(began_ms)} · {', '.join(told)}"
+
+    def _asked(self) -> list[str]:
+        text = question(list(self.histories.values()))
+        return [f"asked {shown(shorten(error_line(text), SHOWN_CHARS))}"] if text else []
 
     def _origin(self) -> list[str]:
         """Where the executions of a session came from, if they were not started in it, and what was taken back."""

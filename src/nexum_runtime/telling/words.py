@@ -14,6 +14,11 @@ def what_text(labels: dict[str, Any]) -> str:
     return f"{name}({text})" if text else name
 
 
+def question(histories: list[dict[str, Any]]) -> str:
+    """What the last run of a session was asked, by its turns' labels; "" where it is not known."""
+    return next((each["labels"]["asked"] for each in reversed(histories) if each["labels"].get("asked")), "")
+
+
 def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 

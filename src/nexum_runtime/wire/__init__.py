@@ -31,7 +31,8 @@ RESTART = "nexum-restart"  # "failed" or "unknown": start an ended execution of 
 WAIT_MS = "nexum-wait-ms"  # hold the answer until there is something to say
 LEASE_MS = "nexum-lease-ms"  # how long the attempt claimed by this call may stay silent
 LABELS = "nexum-labels-bin"  # StartExecution, Execute, and when it COMPLETES: what the execution is. JSON in UTF-8: the
-# texts "kind", "name", "text", "run" and "outcome", of LABEL_CHARS at most, and "numbers", which add up by their names
+# texts "kind", "name", "text", "run", "block", "asked" and "outcome", of LABEL_CHARS at most, and "numbers", which add
+# up by their names
 QUESTION = "nexum-question"  # StartExecution, Execute: "true": its approvals are questions, see `rules/questions.py`
 DEADLINE_MS = "nexum-deadline-ms"  # StartExecution, Execute: how long each of its approvals waits for a person
 DEFAULT = "nexum-default"  # … and what a question is answered by when that time is over: a text, as JSON

@@ -14,7 +14,7 @@ QUESTION_CHARS_LIMIT = 256 * 1024  # of a question and its choices, as JSON
 ERROR_LIMIT = 64 * 1024  # characters kept of an error's text
 NAME_LIMIT = 200  # characters of a workflow id, a version hash or a worker id
 EXECUTION_ID_LIMIT = 200  # characters
-LABELS = {"kind", "name", "text", "run", "outcome"}
+LABELS = {"kind", "name", "text", "run", "block", "asked", "outcome"}
 LABELS_LIMIT = 4_000  # characters of all labels of an execution
 EXECUTION_ID = re.compile(rf"[A-Za-z0-9._:/@=-]{{1,{EXECUTION_ID_LIMIT}}}")
 MARK_LIMIT = 10  # characters by which an id grows when it is taken back

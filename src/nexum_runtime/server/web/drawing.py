@@ -23,9 +23,11 @@ def timeline(histories: list[dict[str, Any]], waits: dict[str, str], now_ms: int
     """
     drawn = {history["execution_id"]: attempts(history, now_ms) for history in histories}
     axis = Axis(bar for bars in drawn.values() for bar in bars)
-    rows, turns = [], 0
+    rows, turns, blocks = [], 0, {""}
     for history in histories:
         labels, name = history["labels"], history["execution_id"]
+        is_again = len(blocks) > 1 and labels.get("block", "") not in blocks
+        blocks.add(labels.get("block", ""))
         turns += labels.get("kind") == "turn"
         rows.append(
             {
@@ -33,6 +35,7 @@ def timeline(histories: list[dict[str, Any]], waits: dict[str, str], now_ms: int
                 "label": what_text(labels) or name.removeprefix(prefix),
                 "kind": labels.get("kind", "execution"),
                 "turn": turns if labels.get("kind") == "turn" else None,
+                "is_again": is_again,  # a later try at the session's work begins with it
                 "status": history["status"],
                 "effect": history["effect"],
                 "waits": waits.get(name, ""),

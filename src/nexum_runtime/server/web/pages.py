@@ -22,7 +22,7 @@ from nexum_runtime.server.web.showing import FOLDER, environment, link
 from nexum_runtime.telling.bars import attempts
 from nexum_runtime.telling.story import Story, offset
 from nexum_runtime.telling.versions import node_text
-from nexum_runtime.telling.words import OPEN, counts, waits_for, what_text
+from nexum_runtime.telling.words import OPEN, counts, question, waits_for, what_text
 
 STATES = ("STOPPED", "UNKNOWN", "WAITING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED")
 SHOWN_SESSIONS, SHOWN_EXECUTIONS = 50, 200  # at first
@@ -115,6 +115,7 @@ class Pages:
             session=found,
             counted=_counted(found),
             waits=waits_for(found),
+            question=question(histories),
             answer=_answer_of(await self._reading.answer(found)),
             drawn=drawn,
             asked=list(asked.values()),
