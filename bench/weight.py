@@ -1,10 +1,17 @@
 """Weight: a small call and the server's memory beside the heaviest mix that is legal, and on an idle server.
 
-And a call of a session of 100,000, and one that is recorded there, while people look at all of it.
+And a call of a session of 100,000, and one that is recorded there, while people look at all of it; the page of that
+session, and what a call costs while a page is open that watches it.
 """
 
+import asyncio
 import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+
+import httpx
 
 from bench import processes
 from bench.calls import INPUT, Caller
@@ -15,6 +22,7 @@ from nexum_runtime.wire import canonical_json
 
 CALLS = 100
 SESSION, STORED = "long", 100_000
+AGAIN_SECONDS, AGAIN_TIMES = 1.0, 30  # between two looks of an open page, as in page.js
 LINUX = Path("/proc")
 
 
@@ -65,10 +73,50 @@ async def _large_session(context: Context) -> list[Kind]:
         async with processes.child(command, context.folder / "looks.log", "ready"):
             return await alone()
 
+    page = server.process.said.rpartition("page at ")[2].split()[0]
+    web = await context.stack.enter_async_context(httpx.AsyncClient(base_url=page, timeout=60))
+
+    async def painted() -> Samples:
+        began = time.perf_counter()
+        (await web.get("/session", params={"id": SESSION})).raise_for_status()
+        return [(time.perf_counter() - began) * 1000]
+
+    async def unwatched() -> Samples:
+        return await one_by_one(caller.cold() for _ in range(CALLS * 20))
+
+    async def watched() -> Samples:
+        async with _watching(web):
+            return await unwatched()
+
     return [
+        Kind("weight.page", f"the page of a session of {STORED:,}", "ms", painted),
+        Kind("weight.unwatched", "a cold call, no page open", "ms", unwatched),
+        Kind("weight.watched", "… with a page open that watches it", "ms", watched),
         Kind("weight.stored", f"a call of a session of {STORED:,}", "ms", alone),
         Kind("weight.looked_at", "… while people look at it", "ms", looked_at),
     ]
+
+
+@asynccontextmanager
+async def _watching(web: httpx.AsyncClient) -> AsyncIterator[None]:
+    """A page of the session that is open, as a browser has it: its updates, and the page again for each."""
+
+    async def watch() -> None:
+        async with web.stream("GET", "/api/live", params={"session": SESSION}) as told:
+            ready.set()
+            async for line in told.aiter_lines():
+                if line.startswith("data:"):
+                    began = time.perf_counter()
+                    await web.get("/session", params={"id": SESSION})
+                    await asyncio.sleep(max(AGAIN_SECONDS, AGAIN_TIMES * (time.perf_counter() - began)))
+
+    ready = asyncio.Event()
+    watching = asyncio.create_task(watch())
+    try:
+        await ready.wait()
+        yield
+    finally:
+        watching.cancel()
 
 
 def _most_mb(server: processes.Child) -> float:

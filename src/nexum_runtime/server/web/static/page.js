@@ -1,7 +1,8 @@
 // What the page does besides being read: times in the reader's zone, the command line as it is filled in, and what is
 // new, as it happens. The server makes every part of it; here parts are only exchanged.
 
-const AGAIN_MS = 1000; // at the least between two looks for what is new
+const AGAIN_MS = 1000; // at the least between two looks for what is new, and …
+const AGAIN_TIMES = 30; // … so many times as long as a look takes: an open page costs the server little
 const RETRY_MS = 3000; // until a server that refuses is asked again
 
 const two = (number) => String(number).padStart(2, "0");
@@ -79,8 +80,11 @@ async function lookAgain() {
   looking = true;
   while (wanted) {
     wanted = false;
+    const began = performance.now();
+    let tookMs = 0;
     try {
       const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+      tookMs = performance.now() - began;
       if (answer.redirected) location.reload();
       if (answer.ok) {
         const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
@@ -99,7 +103,8 @@ async function lookAgain() {
         }
       }
     } catch {} // the server is away: the stream says so
-    await new Promise((done) => setTimeout(done, AGAIN_MS));
+    const pauseMs = Math.max(AGAIN_MS, tookMs * AGAIN_TIMES);
+    await new Promise((done) => setTimeout(done, pauseMs));
   }
   looking = false;
 }
