@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 from command import nexum
 from nexum import NexumClient, Worker, workflow
@@ -21,7 +22,7 @@ from test_stock_sdk import in_a_thread
 from nexum_runtime import Client, map_over, near, reduce, router, subworkflow
 from nexum_runtime import Worker as OurWorker
 from nexum_runtime.engines import host
-from nexum_runtime.server.app import Server
+from nexum_runtime.server.app import Server, ServerConfig
 
 
 class Page(BaseModel):
@@ -129,6 +130,35 @@ async def test_show_tells_of_items_and_children(server: Server) -> None:
     ):
         assert words in shown, shown
     assert "all/pay" in (await nexum(address, "show", "s")).stdout
+
+
+async def test_of_many_items_the_first_ones_and_those_that_are_not_done_are_shown(tmp_path: Path) -> None:
+    async def but_one(_: ContextView, item: int) -> Page:
+        if item == 28:
+            raise RuntimeError("no luck")
+        return Page(text="seen")
+
+    server = Server(ServerConfig(tmp_path / "nexum.db", port=0, web_port=0))
+    await server.start()
+    address = f"localhost:{server.port}"
+    many = map_over(workflow("many"), "pages", lambda _: list(range(30)), but_one, output_model=Page).build()
+    async with (
+        Client(address) as client,
+        working(OurWorker([many], open_client=lambda: Client(address), concurrency=1)),
+    ):
+        ended = await client.execute(many, {}, execution_id="s/many", max_attempts=1, timeout=PATIENCE_SECONDS)
+    assert ended.status == "FAILED"
+    shown = (await nexum(address, "show", "s/many")).stdout
+    whole = (await nexum(address, "show", "s/many", "--events")).stdout
+    async with httpx.AsyncClient(base_url=f"http://localhost:{server.web_port}") as web:
+        page = (await web.get("/execution?id=s/many")).text
+    await server.stop()
+    for told in shown, page:
+        assert "pages__19: attempt 1 done" in told
+        assert "pages__20: attempt 1" not in told
+        assert "pages__28: attempt 1 failed" in told
+        assert "… and 8 more items that are done" in told
+    assert "pages__20: attempt 1 done" in whole
 
 
 async def test_show_tells_what_a_parent_waits_for_and_of_a_child_that_was_tried_again(

@@ -31,6 +31,7 @@ from nexum_runtime.cli.base import (
 )
 from nexum_runtime.cli.watch import redraw, repeat
 from nexum_runtime.errors import NotFound
+from nexum_runtime.telling import items
 from nexum_runtime.telling.asking import answers, asked_at
 from nexum_runtime.telling.bars import RUNNING, attempts
 from nexum_runtime.telling.story import Story, offset, short_values_first
@@ -58,7 +59,9 @@ SESSION_LIMIT = 10_000  # executions of a session that are shown
 def show(
     name: Name,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing while it runs.")] = False,
-    events: Annotated[bool, typer.Option("--events", help="List every event of a session too.")] = False,
+    events: Annotated[
+        bool, typer.Option("--events", help="List every event too, of a session or of a MAP's items.")
+    ] = False,
     output: Annotated[
         bool, typer.Option("--output", help="Print its whole result instead; with --json as JSON.")
     ] = False,
@@ -166,7 +169,7 @@ class Look:
                 *(["", *words] if words else []),
             ]
         (history,) = self.histories.values()
-        head, told_input, *told = _story(history)
+        head, told_input, *told = _story(history, whole=events)
         return [head, told_input, *self._bars(width, now_ms), *told, *self._words()]
 
     def _may_differ(self, name: str, status: str) -> bool:
@@ -210,7 +213,8 @@ class Look:
         rows = []
         for name, history in self.histories.items():
             label = _label(history, name.removeprefix(self.session)) if self.session else name
-            bars, waits = attempts(history, now_ms), self._waits(history, now_ms)
+            bars, waits, hidden = attempts(history, now_ms), self._waits(history, now_ms), items.left_out(history)
+            bars = [bar for bar in bars if bar.node_id not in hidden]
             several = not self.session or len({bar.node_id for bar in bars}) > 1
             if self.session and several:
                 rows.append(Row(label, None))
@@ -219,6 +223,8 @@ class Look:
                 continue
             for i, bar in enumerate(bars):
                 rows.append(Row(f"  {bar.label}" if several else bar.label if i else label, bar))
+            if hidden:
+                rows.append(Row("", None, items.told(len(hidden))))
             if waits:
                 rows.append(Row("  now", None, waits))
         return list(timeline(rows, width))
@@ -268,18 +274,24 @@ def _label(history: dict[str, Any], name: str) -> str:
     return f"{what} {name.partition('/')[2]}" if what else name
 
 
-def _story(history: dict[str, Any]) -> "list[RenderableType]":
-    """What an execution is and was given, and its events."""
+def _story(history: dict[str, Any], *, whole: bool = True) -> "list[RenderableType]":
+    """What an execution is and was given, and its events: the `whole` of them, or without those of alike items."""
     from rich.text import Text
 
     started_ms = history["created_at_ms"]
     took = f" in {duration_text(history['ended_at_ms'] - started_ms)}" if history["ended_at_ms"] else ""
     told_input = printable_line(shorten(short_values_first(history["input"]), SHOWN_CHARS))
-    story = Story(history)
+    story, hidden = Story(history), set() if whole else items.left_out(history)
+    more = [f"  {items.told(len(hidden))}; every event: nexum show {shown(history['execution_id'])} --events"]
     return [
         f"[bold]{shown(history['execution_id'])}[/] [{color(history['status'])}]{shown(history['status'])}[/]{took}",
         Text(f"  input {told_input}", "dim", no_wrap=True, overflow="ellipsis"),
-        *(f"  {offset(e['at_ms'] - started_ms)}  {shown(story.tell(e))}" for e in history["events"]),
+        *(
+            f"  {offset(e['at_ms'] - started_ms)}  {shown(story.tell(e))}"
+            for e in history["events"]
+            if e["node_id"] not in hidden
+        ),
+        *(more if hidden else []),
     ]
 
 

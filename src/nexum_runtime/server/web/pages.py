@@ -19,7 +19,7 @@ from nexum_runtime.server.web.actions import ACTIONS, Action, checked
 from nexum_runtime.server.web.gate import cookie_name, cookie_of
 from nexum_runtime.server.web.reading import COURSE_LIMIT, NO_END, SESSIONS_LIMIT, Reading, waits
 from nexum_runtime.server.web.showing import FOLDER, environment, link
-from nexum_runtime.telling.bars import attempts
+from nexum_runtime.telling import items
 from nexum_runtime.telling.story import Story, offset
 from nexum_runtime.telling.versions import node_text
 from nexum_runtime.telling.words import OPEN, counts, question, waits_for, what_text
@@ -127,12 +127,14 @@ class Pages:
     async def execution(self, request: Request) -> Response:
         execution_id = api.needed(dict(request.query_params), "id")
         history = await self._reading.execution(execution_id)
-        story = Story(history)
+        story, hidden = Story(history), items.left_out(history)
         began_ms = history["created_at_ms"]
         events = [
             {"offset": offset(each["at_ms"] - began_ms).strip(), "at_ms": each["at_ms"], "text": story.tell(each)}
             for each in history["events"]
+            if each["node_id"] not in hidden
         ]
+        history["outputs"] = {name: cut for name, cut in history["outputs"].items() if name not in hidden}
         now_ms = time.time_ns() // 1_000_000
         asked = [each for each in await self._asked([history]) if each["execution_id"] == execution_id]
         waiting = waits(history, {each["execution_id"]: each for each in asked}, now_ms)
@@ -144,7 +146,7 @@ class Pages:
             what=what_text(history["labels"]),
             session_id=session_of(execution_id),
             events=events,
-            attempts=attempts(history, now_ms),
+            left_out=items.told(len(hidden)) if hidden else "",
             waits=waiting,
             asked=asked,
             is_open=history["status"] in OPEN,
