@@ -51,7 +51,7 @@ from processes import NEXUM, STARTED, NexumDev, Process, environment, eventually
 
 from nexum_agents.sessions import Effect
 from nexum_runtime import NexumError
-from nexum_runtime.engines import near
+from nexum_runtime.engines import host, near
 from nexum_runtime.server.store.postgres.connection import Connection
 from nexum_runtime.server.store.postgres.place import place_of
 from nexum_runtime.wire import beside
@@ -687,6 +687,17 @@ class Embedded(Chaos):
             if (owner := await self.owner()) is not None:
                 self.kill(owner, "as it had the engine")
 
+    async def parts_run(self) -> None:
+        """A MAP in children in each other, while whoever has the engine dies; it may also be had by this process."""
+        running = asyncio.create_task(chaos_parts.run_parts("", f"{APART}r{self.rounds}/parts"))
+        try:
+            await self.owner_dies()
+            await self.heal()
+            chaos_parts.check_parts(await running)
+        finally:
+            running.cancel()
+            await asyncio.to_thread(host.close_all)
+
     async def owner_is_paused(self) -> None:
         self.enter_clients()
         await asyncio.sleep(self.rng.uniform(0.05, LAST_STRIKE_SECONDS))
@@ -878,6 +889,7 @@ EMBEDDED_FAULTS: dict[str, Callable[[Embedded], Awaitable[None]]] = {
     "whoever has the engine dies": Embedded.owner_dies,
     "whoever has the engine dies again": Embedded.owner_dies,
     "whoever has the engine is paused": Embedded.owner_is_paused,
+    "a MAP and its parents run, and whoever has the engine dies": Embedded.parts_run,
     "whoever has the engine dies after it committed a start": owner_dies_at("start-committed"),
     "whoever has the engine dies before a start is committed": owner_dies_at("begun-uncommitted"),
     "whoever has the engine dies in the middle of a group commit": owner_dies_at("in-group-commit"),

@@ -59,9 +59,7 @@ SESSION_LIMIT = 10_000  # executions of a session that are shown
 def show(
     name: Name,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing while it runs.")] = False,
-    events: Annotated[
-        bool, typer.Option("--events", help="List every event too, of a session or of a MAP's items.")
-    ] = False,
+    events: Annotated[bool, typer.Option("--events", help="List every event of a session, or of a MAP, too.")] = False,
     output: Annotated[
         bool, typer.Option("--output", help="Print its whole result instead; with --json as JSON.")
     ] = False,
