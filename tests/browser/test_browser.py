@@ -20,6 +20,7 @@ playwright = pytest.importorskip("playwright.async_api", reason="pip install pla
 
 from command import ECHO, EVIL, GATE, claim, finish, start  # noqa: E402
 from processes import NexumDev, Process, environment  # noqa: E402
+from test_guard import make_certificate  # noqa: E402
 from test_web import TOKEN, asks, unknown  # noqa: E402
 
 from nexum_runtime import Client  # noqa: E402
@@ -194,12 +195,17 @@ async def test_a_server_that_goes_away_is_said_and_the_page_goes_on_by_itself(
         await page.locator("#away").wait_for(state="hidden")
 
 
-async def test_who_has_the_token_logs_in(browser: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_who_has_the_token_logs_in(browser: Any, tmp_path: Path, scheme: str) -> None:
     token = tmp_path / "token"
     token.write_text(TOKEN)
-    async with NexumDev(tmp_path, "--web-port", "0", "--token-file", str(token)) as nexum:
-        url = (await nexum.says(r"page at (http://\S+)"))[1]
-        page = await browser.new_page()
+    pem = make_certificate(tmp_path, "local") if scheme == "https" else None
+    async with NexumDev(
+        tmp_path, "--web-port", "0", "--token-file", str(token), *(pem.options if pem else ())
+    ) as nexum:
+        url = (await nexum.says(rf"page at ({scheme}://\S+)"))[1]
+        context = await browser.new_context(ignore_https_errors=True)
+        page = await context.new_page()
         await page.goto(url)
         await page.get_by_label("Token").fill("not the token")
         await page.get_by_role("button", name="Log in").click()
@@ -209,6 +215,13 @@ async def test_who_has_the_token_logs_in(browser: Any, tmp_path: Path) -> None:
         await page.get_by_role("button", name="Log in").click()
         await sees(page, "No sessions yet")
         assert await page.evaluate("document.cookie") == ""
+        (cookie,) = await context.cookies()
+        assert (cookie["httpOnly"], cookie["sameSite"], cookie["secure"]) == (True, "Strict", scheme == "https")
+        async with Client(nexum.address, token=TOKEN, tls_ca=pem.certificate if pem else None) as client:
+            await client.register(ECHO)
+            await client.execute(ECHO, {}, execution_id="s/1", timeout=PATIENCE_MS / 1000, wait=False)
+        await page.get_by_role("link", name="s", exact=True).click()  # it appeared by itself
+        await page.goto(url)
         await page.get_by_role("button", name="Log out").click()
         await page.get_by_label("Token").wait_for()
 
