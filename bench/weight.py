@@ -22,6 +22,7 @@ from nexum_runtime.wire import canonical_json
 
 CALLS = 100
 SESSION, STORED = "long", 100_000
+SESSIONS = 10_000  # of one call each
 AGAIN_SECONDS, AGAIN_TIMES = 1.0, 30  # between two looks of an open page, as in page.js
 LINUX = Path("/proc")
 
@@ -58,11 +59,10 @@ async def _large_session(context: Context) -> list[Kind]:
     await server.start()
     await context.worker(server.address, "bench.effect_worker")
     client = await context.client(server.address)
-    await server.store(
-        Caller(client).cold, ((f"{SESSION}/{number:06x}", canonical_json(INPUT)) for number in range(STORED))
-    )
+    ids = [f"{SESSION}/{number:06x}" for number in range(STORED)] + [f"s{number}/call" for number in range(SESSIONS)]
+    await server.store(Caller(client).cold, ((each, canonical_json(INPUT)) for each in ids))
     await client.check()
-    caller = Caller(client, SESSION)
+    caller, ordinary = Caller(client, SESSION), Caller(client, "ordinary")
 
     async def alone() -> Samples:
         calls = await one_by_one(caller.cold() for _ in range(CALLS // 2))
@@ -76,20 +76,21 @@ async def _large_session(context: Context) -> list[Kind]:
     page = server.process.said.rpartition("page at ")[2].split()[0]
     web = await context.stack.enter_async_context(httpx.AsyncClient(base_url=page, timeout=60))
 
-    async def painted() -> Samples:
+    async def painted(path: str) -> Samples:
         began = time.perf_counter()
-        (await web.get("/session", params={"id": SESSION})).raise_for_status()
+        (await web.get(path)).raise_for_status()
         return [(time.perf_counter() - began) * 1000]
 
     async def unwatched() -> Samples:
-        return await one_by_one(caller.cold() for _ in range(CALLS * 20))
+        return await one_by_one(ordinary.cold() for _ in range(CALLS * 20))
 
     async def watched() -> Samples:
-        async with _watching(web):
+        async with _watching(web, "ordinary"):
             return await unwatched()
 
     return [
-        Kind("weight.page", f"the page of a session of {STORED:,}", "ms", painted),
+        Kind("weight.page", f"the page of a session of {STORED:,}", "ms", lambda: painted(f"/session?id={SESSION}")),
+        Kind("weight.sessions", f"the page of {SESSIONS:,} sessions", "ms", lambda: painted("/")),
         Kind("weight.unwatched", "a cold call, no page open", "ms", unwatched),
         Kind("weight.watched", "… with a page open that watches it", "ms", watched),
         Kind("weight.stored", f"a call of a session of {STORED:,}", "ms", alone),
@@ -98,16 +99,16 @@ async def _large_session(context: Context) -> list[Kind]:
 
 
 @asynccontextmanager
-async def _watching(web: httpx.AsyncClient) -> AsyncIterator[None]:
+async def _watching(web: httpx.AsyncClient, session_id: str) -> AsyncIterator[None]:
     """A page of the session that is open, as a browser has it: its updates, and the page again for each."""
 
     async def watch() -> None:
-        async with web.stream("GET", "/api/live", params={"session": SESSION}) as told:
+        async with web.stream("GET", "/api/live", params={"session": session_id}) as told:
             ready.set()
             async for line in told.aiter_lines():
                 if line.startswith("data:"):
                     began = time.perf_counter()
-                    await web.get("/session", params={"id": SESSION})
+                    await web.get("/session", params={"id": session_id})
                     await asyncio.sleep(max(AGAIN_SECONDS, AGAIN_TIMES * (time.perf_counter() - began)))
 
     ready = asyncio.Event()

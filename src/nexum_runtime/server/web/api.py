@@ -174,8 +174,11 @@ def _acts(reading: Reading, action: Action) -> Callable[[Request], Awaitable[Res
 
 
 async def _server_sent(feed: Feed, session_id: str, last_id: str) -> AsyncIterator[str]:
-    async for number, kind, data in feed.follow(session_id, last_id):
-        yield f": {kind}\n\n" if kind == "quiet" else f"id: {number}\nevent: {kind}\ndata: {wire.json_text(data)}\n\n"
+    async for told in feed.follow(session_id, last_id):
+        yield "".join(
+            f": {kind}\n\n" if kind == "quiet" else f"id: {number}\nevent: {kind}\ndata: {wire.json_text(data)}\n\n"
+            for number, kind, data in told
+        )
 
 
 def description() -> dict[str, Any]:

@@ -8,7 +8,7 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from nexum_runtime.server.model.contract import session_of
 
@@ -16,6 +16,8 @@ KEPT_LIMIT = 2_000  # events
 QUIET_SECONDS = 15.0  # without a word, and one is sent that says nothing: else proxies hang up
 SHARED_SECONDS = 3.0  # between two looks at what other servers may have done
 GATHER_SECONDS = 0.1  # events that come within this are told together
+
+Told: TypeAlias = tuple[str, str, dict[str, Any]]  # its number, "event", "again", "hello" or "quiet", and data
 
 
 class Feed:
@@ -37,8 +39,8 @@ class Feed:
         if self._before is not None:
             self._before(events)
 
-    async def follow(self, session_id: str, last_id: str) -> AsyncGenerator[tuple[str, str, dict[str, Any]], None]:
-        """(id, "event" or "again", data): what happens from now on, or since `last_id`. "" is every session."""
+    async def follow(self, session_id: str, last_id: str) -> AsyncGenerator[list[Told], None]:
+        """What happens from now on, or since `last_id`, what came together in one list. "" is every session."""
         start, _, number = last_id.partition("-")
         position = self._count
         if last_id and start == self._start and number.isdecimal() and int(number) <= self._count:
@@ -46,22 +48,22 @@ class Feed:
             if self._kept and position < self._kept[0][0] - 1:
                 position, last_id = self._count, "?"
         if last_id and position == self._count and last_id != self._id(position):
-            yield self._id(position), "again", {}
+            yield [(self._id(position), "again", {})]
         else:
-            yield self._id(position), "hello", {}
+            yield [(self._id(position), "hello", {})]
         while not self._closing.is_set():
             news = [each for each in self._kept if each[0] > position]
             if news and news[0][0] > position + 1:  # it was too slow
                 position = self._count
-                yield self._id(position), "again", {}
+                yield [(self._id(position), "again", {})]
                 continue
-            for number_, event in news:
-                position = number_
-                if not session_id or session_of(event["execution_id"]) == session_id:
-                    yield self._id(position), "event", event
+            position = news[-1][0] if news else position
+            its = [each for each in news if not session_id or session_of(each[1]["execution_id"]) == session_id]
+            if its:
+                yield [(self._id(number), "event", event) for number, event in its]
             told = await self._wait(SHARED_SECONDS if self._is_shared else QUIET_SECONDS)
             if not told:
-                yield self._id(position), "again" if self._is_shared else "quiet", {}
+                yield [(self._id(position), "again" if self._is_shared else "quiet", {})]
 
     def _id(self, number: int) -> str:
         return f"{self._start}-{number}"
