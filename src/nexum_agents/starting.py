@@ -104,11 +104,13 @@ async def start_run(
     another one goes on with it; nobody has to do anything. Approvals wait for `nexum approve`. `context` is given to
     the run as JSON carries it.
 
-    Raises DurableCallError for a bad `session_id`, an input or a context that JSON cannot carry, and when no server
-    answers; SessionStopped.
+    Raises DurableCallError for a bad `session_id` or `max_turns`, for an input or a context that JSON cannot carry, and
+    when no server answers; SessionStopped.
     """
     check_session_id(session_id)
     name = agent if isinstance(agent, str) else agent.name
+    if type(max_turns) is not int or max_turns < 1:
+        raise DurableCallError(f"max_turns is {max_turns!r}; it must be a whole number from 1 on.")
     asked, carried = _json("input", input, exactly=False), _json("context", context, exactly=True)
     order = Order(agent=name, input=asked, max_turns=max_turns, context=carried).model_dump()
     place = root_of(session_id).place("run of a worker", RUN, order)

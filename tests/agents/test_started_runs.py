@@ -208,6 +208,7 @@ async def test_the_runs_of_an_agent_go_to_the_workers_that_serve_it(client: Clie
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        ({"max_turns": "x"}, "max_turns is 'x'; it must be a whole number from 1 on"),
         ({"context": {1: "a"}}, "The context of a run that a worker executes must come back from JSON as it is"),
         ({"context": object()}, "The context of a run that a worker executes must be JSON"),
         ({"input": [object()]}, "The input of a run that a worker executes must be JSON"),

@@ -395,6 +395,11 @@ async def test_nothing_is_loaded_for_the_page_before_somebody_looks(tmp_path: Pa
         assert f"loaded: {['jinja2', 'starlette', 'uvicorn'] if looks else []}" in process.output
 
 
+async def test_a_page_and_none_are_not_both_had(tmp_path: Path) -> None:
+    refused = await run(NEXUM, "dev", "--port", "0", "--db", tmp_path / "nexum.db", "--no-web", "--web-port", "0")
+    assert (refused.code, refused.stderr) == (1, "Say --web-port or --no-web, not both.\n")
+
+
 async def test_the_ready_line_has_a_link_to_the_page(tmp_path: Path) -> None:
     async with NexumDev(tmp_path, "--web-port", "0") as nexum:
         url = (await nexum.says(r"page at (http://localhost:\d+)"))[1]

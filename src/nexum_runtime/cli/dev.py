@@ -27,6 +27,7 @@ HAND_OVER_SECONDS = 10.0  # that a process which runs the engine itself gets to 
     )
 )
 def dev(
+    context: typer.Context,
     host: Annotated[str, typer.Option(envvar="NEXUM_HOST", help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int,
@@ -126,6 +127,9 @@ def dev(
     logging.getLogger("grpc").setLevel(logging.ERROR)  # it warns of every call that a stop cuts short
     if bool(tls_cert) != bool(tls_key):
         fail("TLS needs both --tls-cert and --tls-key.")
+    source = context.get_parameter_source("web_port")  # the variable may be set for other servers
+    if no_web and source is not None and source.name == "COMMANDLINE":
+        fail("Say --web-port or --no-web, not both.")
     try:
         config = ServerConfig(
             database=database_named(db, "--db") if db else database_from_environment(),

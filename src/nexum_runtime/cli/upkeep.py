@@ -1,12 +1,11 @@
 """`nexum prune`: disk space back."""
 
-import re
 from typing import Annotated
 
 import typer
 
-from nexum_runtime.cli.base import USAGE, Address, app, counted, examples, fail, run
-from nexum_runtime.text import size_text
+from nexum_runtime.cli.base import USAGE, Address, app, examples, fail, run
+from nexum_runtime.telling.words import age_ms, pruned
 
 
 @app.command(
@@ -30,21 +29,16 @@ def prune(
     """
     from nexum_runtime.engines import Use, near
 
-    match = re.fullmatch(r"([0-9]{1,6})([smhd])", older_than)
-    if not match:
-        fail(f"--older-than is {older_than!r}; it must be a whole number with s, m, h or d, such as 30d.", USAGE)
+    try:
+        older_than_ms = age_ms(older_than)
+    except ValueError as error:
+        fail(f"--older-than is {error}", USAGE)
     if session == "":
         fail("--session is empty; leave it out to prune every session.", USAGE)
     prefix = f"{session.removesuffix('/')}/" if session else ""
-    age_ms = int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] * 1000
 
     async def send() -> dict[str, int]:
         async with near(address, use=Use.CHANGE) as client:
-            return await client.prune(prefix, age_ms, dry_run=dry_run)
+            return await client.prune(prefix, older_than_ms, dry_run=dry_run)
 
-    pruned = run(send())
-    executions = counted(pruned["executions"], "execution")
-    if dry_run:
-        print(f"{executions} would be deleted.")
-    else:
-        print(f"{executions} deleted, {size_text(pruned['bytes'])} given back to the disk.")
+    print(pruned(run(send()), dry_run=dry_run))

@@ -13,7 +13,7 @@ from nexum_runtime.client.outgoing import Completion, Outgoing
 from nexum_runtime.client.way import RPC_SECONDS, Claim, Fields, Metadata, Told
 from nexum_runtime.engines.host import Crossing, Host, Present, call_soon
 from nexum_runtime.errors import DatabaseUnavailable, InvalidRequest, LimitExceeded
-from nexum_runtime.server.methods.methods import Call
+from nexum_runtime.server.methods.methods import Call, Request
 from nexum_runtime.server.methods.orders import (
     lease_ms,
     start_order,
@@ -41,13 +41,6 @@ NOTHING = {
 }  # what a PollResponse has that says nothing
 
 
-class _Request(SimpleNamespace):
-    """The fields of a request; those that were not given are empty, as in a message."""
-
-    def __getattr__(self, name: str) -> Any:
-        return 0 if name == "limit" else ""
-
-
 class Embedded:
     """A `Way` to `host`, for the event loop that runs."""
 
@@ -66,7 +59,7 @@ class Embedded:
         self, method: str, fields: Fields, metadata: Metadata, seconds: float = RPC_SECONDS
     ) -> tuple[Any, Told]:
         call = Call(dict(metadata))
-        request = _Request(**fields)
+        request = Request(**fields)
 
         async def answer() -> dict[str, Any]:
             return dict(await getattr(self.host.methods, method)(request, call))
@@ -85,7 +78,7 @@ class Embedded:
         call = Call(dict(metadata))
 
         async def answer(put: Callable[[Any], None]) -> None:
-            async with aclosing(getattr(self.host.methods, method)(_Request(**fields), call)) as answers:
+            async with aclosing(getattr(self.host.methods, method)(Request(**fields), call)) as answers:
                 async for told in answers:
                     put(told)
 
@@ -102,7 +95,7 @@ class Embedded:
         metadata = dict(metadata)
         if wire.CLAIM in metadata:
             metadata[wire.CLAIM] = wire.EMBEDDED_WORKER + metadata[wire.CLAIM].removeprefix(wire.LOCAL_WORKER)
-        order = start_order(_Request(**fields), metadata)
+        order = start_order(Request(**fields), metadata)
         wait_ms = whole_number(metadata, wire.WAIT_MS, wire.WAIT_MS_LIMIT, 0, wire.WAIT_MS_LIMIT)
         if order.claim:
             return await self._claim(order, wait_ms)

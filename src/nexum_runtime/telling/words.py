@@ -1,7 +1,10 @@
 """Words that the command and the page have in common."""
 
+import re
 from datetime import UTC, datetime
 from typing import Any
+
+from nexum_runtime.text import size_text
 
 SHOWN_CHARS = 200  # of an input or an error
 OPEN = ("STOPPED", "WAITING", "RUNNING")  # states of what has not ended
@@ -21,6 +24,21 @@ def question(histories: list[dict[str, Any]]) -> str:
 
 def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def age_ms(text: str) -> int:
+    """Of an age such as 30d. Raises ValueError, saying how ages are written."""
+    match = re.fullmatch(r"([0-9]{1,6})([smhd])", text)
+    if not match:
+        raise ValueError(f"{text[:80]!r}; it must be a whole number with s, m, h or d, such as 30d.")
+    return int(match[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]] * 1000
+
+
+def pruned(told: dict[str, int], *, dry_run: bool) -> str:
+    executions = counted(told["executions"], "execution")
+    if dry_run:
+        return f"{executions} would be deleted."
+    return f"{executions} deleted, {size_text(told['bytes'])} given back to the disk."
 
 
 def clock_time(epoch_ms: int) -> str:

@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 from nexum_runtime import wire
@@ -42,6 +43,13 @@ HELD_LIMIT = 10_000  # tasks of one worker in one heartbeat
 
 # Given a snapshot, which may have been read lazily, and how to read it again: the snapshot that may be answered with.
 LetOut: TypeAlias = Callable[[Snapshot, Callable[[], Awaitable[Snapshot]]], Awaitable[Snapshot]]
+
+
+class Request(SimpleNamespace):
+    """The fields of a request, of whoever has no message; those that were not given are empty, as in one."""
+
+    def __getattr__(self, name: str) -> Any:
+        return 0 if name == "limit" else ""
 
 
 @dataclass

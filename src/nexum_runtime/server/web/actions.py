@@ -1,7 +1,6 @@
 """What a person can do from the page or by the API: each does what the command of its name does, and says so."""
 
 import json
-import re
 import shlex
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -11,11 +10,9 @@ from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, NotFound
 from nexum_runtime.server.web.reading import Reading
 from nexum_runtime.telling.asking import may_have_happened
-from nexum_runtime.telling.words import counted
-from nexum_runtime.text import size_text
+from nexum_runtime.telling.words import age_ms, counted, pruned
 
 ACTED_ON_LIMIT = 10_000  # executions of a session that one action takes on
-UNITS_MS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
 @dataclass(frozen=True)
@@ -156,21 +153,15 @@ async def _forget(reading: Reading, given: dict[str, Any]) -> str:
 
 
 async def _prune(reading: Reading, given: dict[str, Any]) -> str:
-    match = re.fullmatch(r"([0-9]{1,6})([smhd])", str(given.get("older_than", "")))
-    if not match:
-        told = str(given.get("older_than", ""))[:80]
-        raise InvalidRequest(f"older_than is {told!r}; it must be a whole number with s, m, h or d, such as 30d.")
-    metadata = {
-        wire.OLDER_THAN_MS: str(int(match[1]) * UNITS_MS[match[2]]),
-        wire.DRY_RUN: str(bool(given.get("dry_run"))).lower(),
-    }
+    try:
+        older_than_ms = age_ms(str(given.get("older_than", "")))
+    except ValueError as error:
+        raise InvalidRequest(f"older_than is {error}") from None
+    dry_run = bool(given.get("dry_run"))
+    metadata = {wire.OLDER_THAN_MS: str(older_than_ms), wire.DRY_RUN: str(dry_run).lower()}
     session = str(given.get("session") or "").removesuffix("/")
     answer = await reading.ask("Prune", {"execution_id": f"{session}/" if session else ""}, metadata)
-    told = json.loads(answer["message"])
-    executions = counted(told["executions"], "execution")
-    if given.get("dry_run"):
-        return f"{executions} would be deleted."
-    return f"{executions} deleted, {size_text(told['bytes'])} given back to the disk."
+    return pruned(json.loads(answer["message"]), dry_run=dry_run)
 
 
 EXECUTION, SESSION = "execution_id", "session_id"

@@ -3,12 +3,11 @@
 import asyncio
 import json
 import time
-from types import SimpleNamespace
 from typing import Any
 
 from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, NotFound
-from nexum_runtime.server.methods.methods import Call, Methods, history_json, labels_of
+from nexum_runtime.server.methods.methods import Call, Methods, Request, history_json, labels_of
 from nexum_runtime.server.model.states import State
 from nexum_runtime.telling.asking import answers, asked_at
 from nexum_runtime.telling.bars import RUNNING, attempts
@@ -24,13 +23,6 @@ WORKFLOWS_LIMIT = 500  # versions in one answer
 SHOWN_CHARS = 64 * 1024  # of an input or an output; the whole of it is a request of its own
 INSPECT_SECONDS = 3.0  # for which what was found wrong is not looked for again
 NO_END = 1 << 62  # after every execution
-
-
-class Request(SimpleNamespace):
-    """The fields of a message; those that were not given are empty."""
-
-    def __getattr__(self, name: str) -> Any:
-        return 0 if name == "limit" else ""
 
 
 class Reading:
