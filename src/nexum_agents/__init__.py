@@ -21,6 +21,7 @@ from nexum_agents.errors import (
     ToolRejected,
 )
 from nexum_agents.events import CallEvent, DurableEvent, TurnEvent
+from nexum_agents.following import FollowEvent, follow
 from nexum_agents.forks import fork_session
 from nexum_agents.handling import final_output, go_session, stop_session
 from nexum_agents.printing import print_events
@@ -37,6 +38,7 @@ __all__ = [
     "DurableCallError",
     "DurableEvent",
     "DurableSession",
+    "FollowEvent",
     "LimitReached",
     "NoAnswer",
     "NotRecorded",
@@ -55,6 +57,7 @@ __all__ = [
     "durable_step",
     "durable_tool",
     "final_output",
+    "follow",
     "fork_session",
     "go_session",
     "idempotency_key",

@@ -6,9 +6,10 @@ came before it.
 """
 
 import asyncio
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
-from agents import Agent, Runner, RunResult, RunState, ToolApprovalItem, UserError
+from agents import Agent, Runner, RunResult, RunResultStreaming, RunState, ToolApprovalItem, UserError
 from pydantic_core import to_jsonable_python
 
 from nexum_agents import seams
@@ -22,7 +23,21 @@ from nexum_agents.tools import rejection
 from nexum_agents.workflows import APPROVAL, APPROVAL_NODE, LOCAL_CALL, LOCAL_NODE, Recorded, ToolCall
 from nexum_runtime import LimitExceeded, NexumError
 
+R = TypeVar("R", RunResult, RunResultStreaming)
+
 STATE = "run-state"  # what a state is called in an execution id
+
+
+async def _plainly(agent: Agent[Any], asked: Any, **run_options: Any) -> RunResult:
+    return await Runner.run(agent, asked, **run_options)
+
+
+async def in_a_stream(agent: Agent[Any], asked: Any, **run_options: Any) -> RunResultStreaming:
+    """As `Runner.run` does, but who follows the session hears the words."""
+    result = Runner.run_streamed(agent, asked, **run_options)
+    async for _ in result.stream_events():
+        pass
+    return result
 
 
 async def run_with_approvals(agent: Agent[Any], input: Any, **run_options: Any) -> RunResult:
@@ -35,6 +50,13 @@ async def run_with_approvals(agent: Agent[Any], input: Any, **run_options: Any) 
     `--comment`, after the tool's result, as by a `durable_tool`.
     Raises DurableCallError, also outside of a session, and what the run raises.
     """
+    return await run_until_it_ends(_plainly, agent, input, run_options)
+
+
+async def run_until_it_ends(
+    run: Callable[..., Awaitable[R]], agent: Agent[Any], input: Any, run_options: dict[str, Any]
+) -> R:
+    """`run_with_approvals`, by the way in which `run` runs the agent."""
     scope = current_scope()
     if scope is None:
         raise DurableCallError(
@@ -48,7 +70,7 @@ async def run_with_approvals(agent: Agent[Any], input: Any, **run_options: Any) 
         while True:
             if state is not None:
                 said |= await _ask_people(place, state)
-            result = await Runner.run(agent, state or input, **run_options)
+            result = await run(agent, state or input, **run_options)
             if not result.interruptions:
                 return result
             state = result.to_state()

@@ -16,7 +16,7 @@ from agents.run import DEFAULT_MAX_TURNS
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_jsonable_python
 
-from nexum_agents.approvals import run_with_approvals
+from nexum_agents.approvals import in_a_stream, run_until_it_ends
 from nexum_agents.clients import nexum_client
 from nexum_agents.errors import DurableCallError, RunFailed, ToolError, ending
 from nexum_agents.runs import check_that_it_can_be_recorded
@@ -155,7 +155,9 @@ async def _run(agent: Agent[Any], context: "ContextView") -> Recorded:
     log.info("%s begins, or goes on, in session %s", agent.name, session_id)
     try:
         async with durable_session(session_id) as session:
-            result = await run_with_approvals(agent, order.input, context=order.context, max_turns=order.max_turns)
+            result = await run_until_it_ends(
+                in_a_stream, agent, order.input, {"context": order.context, "max_turns": order.max_turns}
+            )
     except DurableCallError as error:
         away = isinstance(error.__context__, ServerUnavailable | ExecutionTimeout)
         raise ToolError(str(error), retryable=away) from None

@@ -35,6 +35,7 @@ from nexum_agents.errors import DurableCallError
 from nexum_agents.events import TurnEvent
 from nexum_agents.limits import Making
 from nexum_agents.recording import Unrecordable, from_recorded, to_recorded
+from nexum_agents.saying import DELTA, Saying
 from nexum_agents.sessions import TURN, WAIT_SECONDS, Place, Scope, current_scope, digest
 from nexum_agents.standin import StandIn
 from nexum_agents.workflows import MODEL_TURN, TURN_NODE, Recorded
@@ -127,6 +128,8 @@ class RecordedModel(StandIn):
                     if event is _OVER:
                         break
                     events.append(event)
+                    if kind_of(event) == DELTA:
+                        turn.say(event.delta)
                     if isinstance(event, ResponseCompletedEvent):  # recorded before anything follows from it
                         usage = event.response.usage
                         output = event.response.output or [e.item for e in events if kind_of(e) == ITEM_DONE]
@@ -187,6 +190,7 @@ async def _turn(model: str, args: tuple[Any, ...], named: dict[str, Any], *, str
         turn.tell("failed", detail=error_text(error))
         raise
     finally:
+        turn.be_silent()
         if not turn.is_over:  # when it is asked again, by the SDK say, it is the same turn
             scope.give_back(turn.place)
 
@@ -204,6 +208,7 @@ class _Turn:
         self._number = numbers.setdefault(self.place.execution_id, len(numbers) + 1)
         self._effect: LocalEffect | None = None
         self._making: Making | None = None
+        self._saying: Saying | None = None
         self._started = time.monotonic()
 
     def content(self) -> dict[str, Any]:
@@ -260,6 +265,17 @@ class _Turn:
             why = await self._difference(content)
         self.tell("started", detail=why)
         self._started = time.monotonic()
+
+    def say(self, text: Any) -> None:
+        """It is heard by who follows the session."""
+        if self._saying is None and self._effect is not None:
+            self._saying = Saying(self.place.execution_id, self._effect.attempt)
+        if self._saying is not None and isinstance(text, str):
+            self._saying.say(text)
+
+    def be_silent(self) -> None:
+        if self._saying is not None:
+            self._saying.end()
 
     async def record(self, answer: Any, output: list[Any], tokens: int) -> None:
         """Record the model's answer. One that would not come back as it is, passes unrecorded."""
@@ -426,6 +442,12 @@ def _output(recorded: Any) -> list[Any]:
     """The output items of a recorded turn, whole or streamed. Raises Unrecordable if it is none."""
     output: list[Any] = recorded.output if isinstance(recorded, ModelResponse) else _completed(recorded).response.output
     return output
+
+
+def text_of(recorded: Any) -> str:
+    """All words of a recorded turn, as they were said. Raises Unrecordable if it is none."""
+    messages = [item for item in _output(recorded) if getattr(item, "type", "") == "message"]
+    return "".join(getattr(part, "text", "") for message in messages for part in message.content)
 
 
 def _completed(events: Any) -> ResponseCompletedEvent:

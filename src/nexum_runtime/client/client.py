@@ -465,6 +465,41 @@ class Client:
             found |= json.loads(part.completed_nodes_json)
         return found
 
+    async def follow(
+        self, session_id: str, cursor: str = "", *, patience: float = 0
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """All that is recorded of a session from that cursor on ("" is from its beginning), each thing once and in
+        order, and then each as it happens; between that the words of answers under way. It does not end.
+
+        - `{"cursor", "execution_id", "type", "at_ms", "node_id", "attempt", "labels", …}`; a TaskCompleted has its
+          "output" unless that is large.
+        - `{"cursor", "execution_id", "words", "anew", "skipped"}`: what is new of an answer, `anew` when it begins with
+          that, and how many characters before it were left out.
+        - `{"cursor", "type": "CaughtUp"}` comes when all is told that was recorded before, and again after an
+          interruption.
+
+        To go on after an interruption, give the cursor that came last. A server that goes away is waited for, for
+        `patience` seconds; then this raises ServerUnavailable. Raises InvalidRequest for what is no cursor, and
+        LimitExceeded for a session of which more is under way than can be followed.
+        """
+        while True:
+            metadata = {wire.CURSOR: cursor} if cursor else {}
+            try:
+                async for part in self.way.stream("Follow", {"execution_id": session_id}, metadata, None):
+                    for told in json.loads(part.completed_nodes_json):
+                        cursor = told["cursor"]
+                        yield told
+            except ServerUnavailable:
+                if not patience:
+                    raise
+            await self.check(patience)
+
+    async def publish_words(self, execution_id: str, attempt: int, at: int, words: str) -> None:
+        """Tell who follows what is said in an answer that is not recorded yet: `words` are of this attempt's, from its
+        character `at` on."""
+        fields = {"execution_id": execution_id, "node_id": str(attempt), "reason": words}
+        await self._ask("PublishWords", fields, {wire.WORDS_AT: str(at)})
+
     async def sessions(self, prefix: str = "", limit: int = 20) -> list[dict[str, Any]]:
         """Sessions whose id begins with `prefix`, the one of which an execution was started last first.
 

@@ -75,6 +75,11 @@ class LocalEffect:
         self._why: str | None = None  # that it is to stop: why its session was stopped, or "" when it was cancelled
         self._cut: Callable[[], object] | None = None  # cuts short what is executed
 
+    @property
+    def attempt(self) -> int:
+        """Which one this process makes; 0 for none."""
+        return int(self._task_id.rpartition(".")[2]) if self._task_id else 0
+
     def stop(self, why: str) -> None:
         """It is not wanted any more: `why` its session was stopped, or "" when it was cancelled."""
         if self._is_open and self._why is None:

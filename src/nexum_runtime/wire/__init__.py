@@ -59,6 +59,8 @@ AUTHORIZATION = "authorization"  # "Bearer {token}", on every call when the serv
 PREFIX = "nexum-prefix"  # ListExecutions, ListSessions: only ids that begin with this
 AFTER = "nexum-after"  # ForgetSession: how many turns stay
 EVEN_ONCE = "nexum-even-once"  # ForgetSession: "true" takes back also what happens once, and may have happened
+CURSOR = "nexum-cursor"  # Follow: how far a follower has come, as it was told
+WORDS_AT = "nexum-words-at"  # PublishWords: from which character of its answer on these words are
 TO_GO_ON = "nexum-to-go-on"  # Journal: "true" is refused for a session that is stopped
 
 # Trailing metadata

@@ -36,12 +36,14 @@ EXTENSIONS: dict[str, Types] = {
     "Prune": (pb.StatusRequest, pb.AckResponse),
     "Inspect": (pb.StatusRequest, pb.StatusResponse),
     "Definition": (pb.WorkflowIR, pb.WorkflowIR),
+    "PublishWords": (pb.RejectRequest, pb.AckResponse),
     "HandOver": (pb.EmptyRequest, pb.AckResponse),
 }
 STREAMS: dict[str, Types] = {  # extensions whose answer is several messages
     "Attend": (pb.PollRequest, pb.AckResponse),
     "History": (pb.StatusRequest, pb.StatusResponse),
     "Journal": (pb.StatusRequest, pb.StatusResponse),
+    "Follow": (pb.StatusRequest, pb.StatusResponse),
 }
 
 

@@ -20,6 +20,7 @@ from nexum_runtime.logs import Log
 from nexum_runtime.server.engine.apart import Apart
 from nexum_runtime.server.engine.clock import Clock
 from nexum_runtime.server.engine.commits import Commits, Given
+from nexum_runtime.server.engine.following import Followers
 from nexum_runtime.server.engine.giving import Giver
 from nexum_runtime.server.engine.jobs import Jobs, for_nobody, pass_on, tell
 from nexum_runtime.server.engine.readiness import Readiness
@@ -150,6 +151,7 @@ class Engine:
         # task id → how the process is told that executes it itself
         self._told_to_stop: dict[str, Callable[[str], None]] = {}
         self._readiness = Readiness(self._touch, self._jobs, self.closing)
+        self.followers = Followers(store, self.closing)
         self._giver = Giver(self._streams, self._attempts, self._commits, self._jobs, self.closing)
 
     # Workflows

@@ -1,6 +1,7 @@
 """What each method of the services does, whoever calls it and by whatever way: fields in, engine calls, fields out."""
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from nexum_runtime import wire
 from nexum_runtime.crash import crash_point
 from nexum_runtime.errors import InvalidRequest, LimitExceeded
 from nexum_runtime.server.engine.engine import Engine
+from nexum_runtime.server.engine.following import WORDS_CHARS_LIMIT
 from nexum_runtime.server.methods.orders import (
     Fields,
     Trailing,
@@ -38,6 +40,7 @@ AGE_MS_LIMIT = 10**14  # of what is pruned: 3,000 years
 APPROVE_CHARS_LIMIT = 256 * 1024  # of a comment with other arguments
 TURNS_LIMIT = 10**9  # of a session
 TASK_ID_CHARS = 300  # no task id is longer, as JSON
+WORDS_LIMIT = 10**9  # characters of one answer
 HELD_LIMIT = 10_000  # tasks of one worker in one heartbeat
 
 
@@ -333,6 +336,25 @@ class Methods:
                 "status": snapshot.execution.status,
                 "completed_nodes_json": _history_json(snapshot, events),
             }
+
+    async def Follow(self, request: Any, call: Call) -> AsyncGenerator[Fields, None]:
+        """What is recorded of the session `execution_id` from CURSOR on, and the words of answers under way."""
+        cursor = call.metadata.get(wire.CURSOR, "")
+        async with aclosing(self.engine.followers.follow(request.execution_id, cursor)) as following:
+            async for told in following:
+                yield {"completed_nodes_json": told}
+
+    async def PublishWords(self, request: Any, call: Call) -> Fields:
+        """What is said in an answer that is not recorded yet: `reason` are words of the execution, from WORDS_AT on.
+
+        `node_id` is the attempt that says it, a number.
+        """
+        if len(request.reason) > WORDS_CHARS_LIMIT:
+            raise LimitExceeded(f"The words are {len(request.reason)} characters; the limit is {WORDS_CHARS_LIMIT}.")
+        at = whole_number(call.metadata, wire.WORDS_AT, 0, 0, WORDS_LIMIT)
+        attempt = int(request.node_id) if re.fullmatch("[0-9]{1,9}", request.node_id) else 0
+        self.engine.followers.publish(request.execution_id, attempt, at, request.reason)
+        return {"ok": True}
 
     async def Attend(self, request: Any, call: Call) -> AsyncGenerator[Fields, None]:
         """Held open by who executes tasks in its own process: the end of this call is its own end."""

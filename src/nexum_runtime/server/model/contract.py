@@ -220,6 +220,12 @@ class Reader(Protocol):
     def before(self, prefix: str, order: int, limit: int) -> list[tuple[int, str]]:
         """(order, id) of the executions under a prefix that were started before that one, the newest first."""
 
+    def after(self, prefix: str, order: int, limit: int, *, is_near: bool) -> list[tuple[int, str]]:
+        """(order, id) of those that were started after that one, the oldest first. `is_near`: few of all were."""
+
+    def named(self, orders: Collection[int]) -> dict[int, str]:
+        """The ids of the executions of these orders, of those that there are."""
+
     def under_way(self, span: Span) -> list[Execution]:
         """Those that have not ended, or of which a task is open."""
 

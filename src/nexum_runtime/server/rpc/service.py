@@ -39,7 +39,7 @@ class Services:
 
     def _place_of(self, name: str) -> Any:
         """What a call of this method takes up while it is held."""
-        always = name in ("Execute", "Attend")
+        always = name in ("Execute", "Attend", "Follow")
 
         def place(request: Any, call: Call) -> AbstractContextManager[None]:
             waits = always or call.metadata.get(wire.WAIT_MS, "0") != "0"

@@ -217,6 +217,18 @@ class SqlReader:
             (prefix, _after_prefix(prefix), order, limit),
         ).fetchall()
 
+    def after(self, prefix: str, order: int, limit: int, *, is_near: bool) -> list[tuple[int, str]]:
+        name = "execution_id || ''" if is_near else "execution_id"  # so the index by order is taken, or that by id
+        return self._sql(
+            f"SELECT seq, execution_id FROM executions WHERE {name} >= ? AND {name} < ? AND seq > ? "
+            "ORDER BY seq LIMIT ?",
+            (prefix, _after_prefix(prefix), order, limit),
+        ).fetchall()
+
+    def named(self, orders: Collection[int]) -> dict[int, str]:
+        sql = f"SELECT seq, execution_id FROM executions WHERE seq IN ({marks(orders)})"
+        return dict(self._sql(sql, tuple(orders)).fetchall())
+
     def under_way(self, span: Span) -> list[Execution]:
         rows = self._sql(
             f"SELECT {EXECUTION} FROM executions x WHERE {IN_SPAN} AND execution_id IN ({open_ones()}) ORDER BY +seq",
