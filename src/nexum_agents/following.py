@@ -35,8 +35,6 @@ KINDS: dict[str, Kind] = {  # of events of the store; the others say nothing tha
     "ExecutionFailed": "ended",
     "ExecutionCancelled": "ended",
 }
-BEGINS = ("ExecutionStarted", "ExecutionRestarted", "ExecutionForked")
-RUN_ENDED = ("COMPLETED", "FAILED")  # states of a session of which nothing is under way
 
 
 @dataclass(frozen=True)
@@ -92,55 +90,42 @@ async def follow(session_id: str, *, after: str = "", keep_on: bool = False) -> 
     """
     check_session_id(session_id)
     client = nexum_client()
-    under_way: set[str] = set()
     outputs: dict[str, Any] = {}
     labels: dict[str, dict[str, Any]] = {}
-    caught_up = run_ended = False
     try:
-        async with aclosing(client.follow(session_id, after, patience=WAIT_SECONDS)) as told:
+        async with aclosing(client.follow(session_id, after, to_the_end=not keep_on, patience=WAIT_SECONDS)) as told:
             async for each in told:
-                if each.get("type") == "CaughtUp":
-                    caught_up = True
-                    found = None if under_way else await client.session(session_id)
-                    if not keep_on and found is not None and found["state"] in RUN_ENDED:
-                        return
-                    continue
-                id = each["execution_id"]
+                id = each.get("execution_id", "")
                 if "words" in each:
-                    known = labels.get(id, {})
-                    yield FollowEvent(
-                        "words",
-                        each["cursor"],
-                        id,
-                        known.get("kind", "turn"),
-                        known.get("name", ""),
-                        each["words"],
-                        each["anew"],
-                        each["skipped"],
-                    )
+                    yield _words_event(each, labels.get(id, {}))
                     continue
-                labels[id] = each["labels"]
-                if each["type"] in BEGINS:
-                    under_way.add(id)
-                    run_ended = False
-                elif each["type"] == "TaskCompleted" and "output" in each:
-                    outputs[id] = each["output"]
                 kind = KINDS.get(each["type"])
+                if each["type"] == "TaskCompleted" and "output" in each:
+                    outputs[id] = each["output"]
                 if kind is None or (kind == "begun" and each["labels"].get("kind") == "run"):  # of the note of its end
                     continue
-                output = outputs.pop(id, None)
+                labels[id], output = each["labels"], None
                 if kind == "ended":
-                    under_way.discard(id)
-                    labels.pop(id, None)
+                    del labels[id]
+                    output = outputs.pop(id, None)
                     if each["type"] == "ExecutionCompleted" and output is None:  # it is large
                         output = next(iter((await client.status(id)).outputs.values()), None)
-                event = _event(kind, each, output)
-                yield event
-                run_ended = run_ended or (kind == "ended" and event.what == "run")
-                if run_ended and caught_up and not under_way and not keep_on:
-                    return
+                yield _event(kind, each, output)
     except NexumError as error:
         raise ending(error) from None
+
+
+def _words_event(told: dict[str, Any], labels: dict[str, Any]) -> FollowEvent:
+    return FollowEvent(
+        "words",
+        told["cursor"],
+        told["execution_id"],
+        labels.get("kind", "turn"),
+        labels.get("name", ""),
+        told["words"],
+        told["anew"],
+        told["skipped"],
+    )
 
 
 def _event(kind: Kind, told: dict[str, Any], output: Any) -> FollowEvent:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from agents import Agent, Runner, function_tool
 from agents.testing import ScriptedModel, assistant_message
-from command import start
+from command import ECHO
 from processes import eventually
 from test_sessions import Fake
 
@@ -221,8 +221,9 @@ async def test_a_session_with_too_much_under_way_is_refused_in_a_sentence(
 ) -> None:
     monkeypatch.setattr(following, "UNDER_WAY_LIMIT", 3)
     monkeypatch.setattr(following, "PAGE", 2)
+    await client.register(ECHO)
     for number in range(6):
-        await start(client, f"s1/{number}")
+        await client.execute(ECHO, {}, execution_id=f"s1/{number}", wait=False, timeout=60)
     with pytest.raises(DurableCallError, match="more than 3 executions that have not completed"):
         async for _ in follow("s1"):
             pass

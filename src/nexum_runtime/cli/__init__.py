@@ -5,6 +5,7 @@ from nexum_runtime.cli import (
     copy,
     dev,
     doctor,
+    follow,
     people,
     ps,
     sessions,
@@ -15,13 +16,28 @@ from nexum_runtime.cli import (
 from nexum_runtime.cli.base import app
 from nexum_runtime.text import spell_what_cannot_be_printed
 
-__all__ = ["app", "compare", "copy", "dev", "doctor", "main", "people", "ps", "sessions", "show", "upkeep", "versions"]
+__all__ = [
+    "app",
+    "compare",
+    "copy",
+    "dev",
+    "doctor",
+    "follow",
+    "main",
+    "people",
+    "ps",
+    "sessions",
+    "show",
+    "upkeep",
+    "versions",
+]
 
 ORDER = [
     "dev",
     "sessions",
     "ps",
     "show",
+    "follow",
     "approvals",
     "answer",
     "approve",

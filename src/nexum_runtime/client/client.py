@@ -466,10 +466,10 @@ class Client:
         return found
 
     async def follow(
-        self, session_id: str, cursor: str = "", *, patience: float = 0
+        self, session_id: str, cursor: str = "", *, to_the_end: bool = False, patience: float = 0
     ) -> AsyncGenerator[dict[str, Any], None]:
         """All that is recorded of a session from that cursor on ("" is from its beginning), each thing once and in
-        order, and then each as it happens; between that the words of answers under way. It does not end.
+        order, and then each as it happens; between that the words of answers under way.
 
         - `{"cursor", "execution_id", "type", "at_ms", "node_id", "attempt", "labels", …}`; a TaskCompleted has its
           "output" unless that is large.
@@ -478,10 +478,13 @@ class Client:
         - `{"cursor", "type": "CaughtUp"}` comes when all is told that was recorded before, and again after an
           interruption.
 
-        To go on after an interruption, give the cursor that came last. A server that goes away is waited for, for
-        `patience` seconds; then this raises ServerUnavailable. Raises InvalidRequest for what is no cursor, and
-        LimitExceeded for a session of which more is under way than can be followed.
+        `to_the_end`: it ends when a run has ended and nothing of the session is under way. To go on after an
+        interruption, give the cursor that came last. A server that goes away is waited for, for `patience` seconds;
+        then this raises ServerUnavailable. Raises InvalidRequest for what is no cursor, and LimitExceeded for a session
+        of which more is under way than can be followed.
         """
+        under_way: set[str] = set()
+        is_live = has_ended = False
         while True:
             metadata = {wire.CURSOR: cursor} if cursor else {}
             try:
@@ -489,6 +492,19 @@ class Client:
                     for told in json.loads(part.completed_nodes_json):
                         cursor = told["cursor"]
                         yield told
+                        match told.get("type"):
+                            case "CaughtUp":
+                                is_live = True
+                                found = None if under_way or not to_the_end else await self.session(session_id)
+                                has_ended = found is not None and found["state"] in ("COMPLETED", "FAILED")
+                            case "ExecutionStarted" | "ExecutionRestarted" | "ExecutionForked":
+                                under_way.add(told["execution_id"])
+                                has_ended = False
+                            case "ExecutionCompleted" | "ExecutionFailed" | "ExecutionCancelled":
+                                under_way.discard(told["execution_id"])
+                                has_ended = has_ended or told["labels"].get("kind") == "run"
+                        if to_the_end and is_live and has_ended and not under_way:
+                            return
             except ServerUnavailable:
                 if not patience:
                     raise
