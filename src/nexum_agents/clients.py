@@ -15,22 +15,25 @@ from contextlib import ExitStack, suppress
 from agents import get_current_span, get_current_trace
 
 from nexum_runtime import Client
-from nexum_runtime.engines import near
+from nexum_runtime.engines import Use, near
 
-_clients: dict[asyncio.AbstractEventLoop, Client] = {}  # until their loops end
+_clients: dict[asyncio.AbstractEventLoop, dict[Use, Client]] = {}  # until their loops end
 
 
-def nexum_client() -> Client:
+def nexum_client(use: Use = Use.WORK) -> Client:
     """The client of the running event loop: of the server at NEXUM_ADDRESS, or else of the engine that is nearest.
 
-    The settings are those of the call that makes it, the first one of a loop.
+    The settings are those of the call that makes it, the first one of a loop. Who only looks takes no database.
     Raises InvalidRequest for what is not an address, or no database, and ForkedWhileConnected.
     """
     loop = asyncio.get_running_loop()
-    client = _clients.get(loop)
+    client = _clients.get(loop, {}).get(use)
     if client is None:
-        client = _clients[loop] = near(span_attributes=_sdk_ids)
-        _close_with(loop)
+        client = near(use=use, span_attributes=_sdk_ids)
+        if loop not in _clients:
+            _clients[loop] = {}
+            _close_with(loop)
+        _clients[loop][use] = client
     return client
 
 
@@ -59,7 +62,8 @@ async def _until_the_end(loop: asyncio.AbstractEventLoop) -> AsyncGenerator[None
         yield
     finally:
         vars(loop).pop("close", None)
-        await _clients.pop(loop).close()
+        for client in _clients.pop(loop).values():
+            await client.close()
         if "grpc" in sys.modules:
             from nexum_runtime.client.connection import calls_ended
 

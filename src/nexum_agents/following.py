@@ -18,6 +18,7 @@ from nexum_agents.recording import Unrecordable, from_recorded
 from nexum_agents.sessions import WAIT_SECONDS, check_session_id
 from nexum_agents.turns import text_of
 from nexum_runtime import NexumError
+from nexum_runtime.engines import Use
 
 Kind = Literal["begun", "words", "waiting", "answered", "broken_off", "ended"]
 
@@ -89,7 +90,7 @@ async def follow(session_id: str, *, after: str = "", keep_on: bool = False) -> 
     server answers.
     """
     check_session_id(session_id)
-    client = nexum_client()
+    client = nexum_client(Use.LOOK)
     outputs: dict[str, Any] = {}
     labels: dict[str, dict[str, Any]] = {}
     try:

@@ -1,15 +1,17 @@
 """Sessions that are followed: all that is recorded, once and in order, and the words that are being said."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import pytest
 from agents import Agent, Runner, function_tool
 from agents.testing import ScriptedModel, assistant_message
 from command import ECHO
-from processes import eventually
+from processes import NexumDev, Process, environment, eventually
 from test_sessions import Fake
 
 from nexum_agents import (
@@ -253,6 +255,51 @@ async def test_a_long_session_is_told_in_order_and_once(monkeypatch: pytest.Monk
         assert [each.cursor for each in await Watching(after=event.cursor).ended()] == [
             each.cursor for each in events[number + 1 :]
         ]
+
+
+RECORDS = """
+import asyncio, sys
+from nexum_agents import durable_session, durable_step
+async def main():
+    async with durable_session("s1"):
+        await durable_step("note", int, sys.argv[1])
+        await asyncio.sleep(600)
+asyncio.run(main())
+"""
+
+
+async def test_who_follows_takes_no_database_and_hears_whoever_has_it_one_after_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A follower that is stopped by Ctrl-Z must hold up nobody."""
+    own = {"NEXUM_ADDRESS": "", "NEXUM_PORT": "0", "NEXUM_DATABASE_URL": f"sqlite:///{tmp_path / 'nexum.db'}"}
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    watching = Watching(keep_on=True)  # before there is a database
+    for number in (1, 2):
+        command = [sys.executable, "-c", RECORDS, str(number)]
+        agent = Process(command, tmp_path / "agent.log", env=environment(**own), cwd=tmp_path)
+        agent.start()
+        await eventually(lambda: len(watching.events) == 2 * number, str(watching.events))  # noqa: B023
+        agent.kill()
+    assert [each.output for each in watching.events if each.kind == "ended"] == [1, 2]
+    await watching.leave()
+
+
+async def test_a_follower_goes_on_when_its_server_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with NexumDev(tmp_path) as nexum:
+        monkeypatch.setenv("NEXUM_ADDRESS", nexum.address)
+        watching = Watching(keep_on=True)
+        with durable_session("s1"):
+            for number in range(3):
+                await durable_step("note", str, number)
+                nexum.kill()
+                await nexum.ended()
+                nexum.start()
+                await nexum.ready()
+                await eventually(lambda: len(watching.events) == 2 * number + 2)  # noqa: B023
+        assert [each.output for each in watching.events if each.kind == "ended"] == ["0", "1", "2"]
+        await watching.leave()
 
 
 def searching() -> Any:

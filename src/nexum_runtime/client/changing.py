@@ -70,7 +70,8 @@ class Changing(ABC):
                         yield answer
                 return
             except ServerUnavailable as error:
-                if not self._leave(way, error) or monotonic() > until:
+                # Who follows goes on from where it has come to, and asks for that itself.
+                if not self._leave(way, error) or monotonic() > until or method == "Follow":
                     raise
 
     async def find(self, fields: Fields, metadata: Metadata, seconds: float) -> tuple[Any, Told, Claim | None]:

@@ -9,7 +9,7 @@ import atexit
 import ctypes
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from contextvars import Context, copy_context
@@ -30,6 +30,7 @@ T = TypeVar("T")
 
 LEFT_SECONDS = 5.0  # for so long a process that has handed its database over does not take it again
 KEEP_SECONDS = 5.0  # between two renewals of the leases of this process
+LOOK_AGAIN_SECONDS = 1.0  # … and between two looks, of who only reads, whether somebody has the database
 END_SECONDS = 2.0  # what the engine gets at the end of the interpreter: its last commit, and to tidy up
 
 log = Log("nexum.engine")
@@ -146,8 +147,10 @@ class Present:
 class Host:
     """Of the database at `path`, from its `ready` on: a future that has the error if it cannot be opened."""
 
-    def __init__(self, path: Path, *, reads_only: bool = False) -> None:
+    def __init__(self, path: Path, is_had: "Callable[[], Awaitable[object]] | None" = None) -> None:
+        """With `is_had` it only reads, until that says that somebody has the database, who knows more."""
         self.path = path
+        self._is_had, reads_only = is_had, is_had is not None
         self.ready: Future[None] = Future()
         self.is_leaving = False
         self._reads_only = reads_only
@@ -214,7 +217,7 @@ class Host:
         except BaseException as error:
             self.ready.set_exception(error)
             raise
-        own = [] if self._reads_only else [self.engine.run_sweeper(), self._keep_leases()]
+        own = [self._until_it_is_had()] if self._reads_only else [self.engine.run_sweeper(), self._keep_leases()]
         running = [asyncio.create_task(each) for each in own]
         self.ready.set_result(None)
         await self._closing.wait()
@@ -225,7 +228,7 @@ class Host:
             log.info("The database %s is handed over to a server that starts.", self.path)
         for each in running:
             each.cancel()
-        if running:
+        if not self._reads_only:
             await (self.engine.hand_over() if self._hands_over else self.engine.close())
             await self._door.close()
         for present in list(self.present):
@@ -236,6 +239,12 @@ class Host:
             await asyncio.wait(self.jobs, timeout=END_SECONDS)
         self.engine.end()
         await self.store.close()
+
+    async def _until_it_is_had(self) -> None:
+        assert self._is_had is not None, "it only reads"
+        while not await self._is_had():
+            await asyncio.sleep(LOOK_AGAIN_SECONDS)
+        self._closing.set()
 
     async def _keep_leases(self) -> None:
         """Of all who are here, for as long as this process does not leave."""
@@ -285,9 +294,9 @@ async def opened(path: Path) -> Host:
     return host
 
 
-async def looking_at(path: Path) -> Host:
-    """A host that only reads this database, which nobody has. Raises StoreUnavailable."""
-    host = Host(path, reads_only=True)
+async def looking_at(path: Path, is_had: Callable[[], Awaitable[object]]) -> Host:
+    """A host that only reads this database, until somebody has it. Raises StoreUnavailable."""
+    host = Host(path, is_had)
     await host.opened()
     return host
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from time import monotonic
 
@@ -153,7 +154,8 @@ class Nearest(Changing):
                 await asyncio.sleep(LOOK_SECONDS)
                 continue
             try:
-                opening = host.looking_at(path) if self._use is Use.LOOK else host.opened(path)
+                is_had = partial(_address_of_owner, path)
+                opening = host.looking_at(path, is_had) if self._use is Use.LOOK else host.opened(path)
                 opened = embedded.Embedded(await opening)
             except StoreInUse as error:
                 if monotonic() > until:
@@ -182,12 +184,18 @@ async def ask_to_hand_over(database: Path) -> bool | None:
 
 async def _of_owner(database: Path) -> Way | None:
     """The way to whoever has the database, if somebody answers."""
+    found = await _address_of_owner(database)
+    return _remote(*found) if found else None
+
+
+async def _address_of_owner(database: Path) -> tuple[str, str | None] | None:
+    """Where it answers, and with which token."""
     if beside.can_have_socket(database) and await _rings(beside.socket_of(database)):
-        return _remote(beside.address_of(beside.socket_of(database)))
+        return beside.address_of(beside.socket_of(database)), None
     with suppress(OSError):
         owner = beside.owner_of(database)
         if owner is not None and owner.address and await listens(*wire.split_address(owner.address)):
-            return _remote(owner.address, owner.token)
+            return owner.address, owner.token
     return None
 
 

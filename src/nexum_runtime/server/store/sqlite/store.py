@@ -63,6 +63,7 @@ class SqliteStore(Store):
         if sqlite3.sqlite_version_info < OLDEST_SQLITE:
             oldest = ".".join(map(str, OLDEST_SQLITE))
             raise StoreUnavailable(f"Python's SQLite is {sqlite3.sqlite_version}; Nexum needs {oldest} or newer.")
+        self.is_shared = reads_only
         self._lock: files.Lock | None = None
         if not reads_only:
             files.make_folder(self.path)
