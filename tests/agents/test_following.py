@@ -272,7 +272,7 @@ async def test_who_follows_takes_no_database_and_hears_whoever_has_it_one_after_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A follower that is stopped by Ctrl-Z must hold up nobody."""
-    own = {"NEXUM_ADDRESS": "", "NEXUM_PORT": "0", "NEXUM_DATABASE_URL": f"sqlite:///{tmp_path / 'nexum.db'}"}
+    own = {"NEXUM_ADDRESS": "", "NEXUM_PORT": "0", "NEXUM_DATABASE_URL": f"sqlite:///{tmp_path / 'own.db'}"}
     for name, value in own.items():
         monkeypatch.setenv(name, value)
     watching = Watching(keep_on=True)  # before there is a database
@@ -287,16 +287,13 @@ async def test_who_follows_takes_no_database_and_hears_whoever_has_it_one_after_
 
 
 async def test_a_follower_goes_on_when_its_server_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with NexumDev(tmp_path) as nexum:
+    async with NexumDev(tmp_path, database=tmp_path / "own.db") as nexum:
         monkeypatch.setenv("NEXUM_ADDRESS", nexum.address)
         watching = Watching(keep_on=True)
         with durable_session("s1"):
             for number in range(3):
                 await durable_step("note", str, number)
-                nexum.kill()
-                await nexum.ended()
-                nexum.start()
-                await nexum.ready()
+                await nexum.restart()
                 await eventually(lambda: len(watching.events) == 2 * number + 2)  # noqa: B023
         assert [each.output for each in watching.events if each.kind == "ended"] == ["0", "1", "2"]
         await watching.leave()
