@@ -2,13 +2,14 @@
 
 import asyncio
 from contextlib import suppress
+from typing import Final
 
 from nexum_agents.clients import nexum_client
 
 GATHER_SECONDS = 0.05  # words that come within this are told together
 WAITING_CHARS = 64 * 1024  # kept while the server is slow; of more, the first ones are left out
 
-DELTA = "response.output_text.delta"  # the type of an event
+DELTA: Final = "response.output_text.delta"  # the type of an event
 
 
 class Saying:

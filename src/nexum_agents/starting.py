@@ -6,13 +6,15 @@ When that worker dies, another one begins the run anew, and replays to where it 
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from agents import Agent, ToolApprovalItem
 from agents.run import DEFAULT_MAX_TURNS
+from agents.stream_events import StreamEvent
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_jsonable_python
 
@@ -21,6 +23,7 @@ from nexum_agents.clients import nexum_client
 from nexum_agents.errors import DurableCallError, RunFailed, ToolError, ending
 from nexum_agents.runs import check_that_it_can_be_recorded
 from nexum_agents.sessions import WAIT_SECONDS, check_session_id, durable_session, root_of
+from nexum_agents.streaming import sdk_events
 from nexum_agents.workflows import RUN_NODE, Recorded, run_workflow
 from nexum_runtime import ExecutionTimeout, NexumError, Outcome, ServerUnavailable, idempotency_key, wire
 from nexum_runtime.definition import Workflow
@@ -62,10 +65,10 @@ class StartedRun:
     """A run that workers execute. What it came to can be asked for in any process: start the same run again there."""
 
     def __init__(
-        self, session_id: str, execution_id: str, workflow: Workflow, order: dict[str, Any], output_type: Any
+        self, session_id: str, execution_id: str, workflow: Workflow, order: dict[str, Any], agent: Agent[Any]
     ) -> None:
         self.session_id, self.execution_id = session_id, execution_id
-        self._workflow, self._order, self._output_type = workflow, order, output_type
+        self._workflow, self._order, self._agent = workflow, order, agent
 
     async def result(self, output_type: Any = None, *, timeout: float | None = None) -> RunOutcome:
         """Wait for its end, for `timeout` seconds at most.
@@ -83,7 +86,20 @@ class StartedRun:
             raise TimeoutError(f"The run {self.execution_id} has not ended within {seconds:g} s.") from None
         except NexumError as error:
             raise ending(error) from None
-        return _outcome_of(outcome, self._output_type if output_type is None else output_type)
+        known = getattr(self._agent.output_type, "output_type", self._agent.output_type)
+        return _outcome_of(outcome, known if output_type is None else output_type)
+
+    async def stream_events(self) -> AsyncGenerator[StreamEvent, None]:
+        """What happens in it, from its beginning on, as the SDK's `run_streamed` has it; whoever executes it.
+
+        Words come as they are said, messages and calls when they are recorded: a turn that is asked again after a crash
+        is heard again from its first word on. For cursors, and to watch several runs, see `follow`.
+        Raises what `result` does when the run has ended otherwise than well.
+        """
+        async with aclosing(sdk_events(self.session_id, self.execution_id, self._agent)) as told:
+            async for event in told:
+                yield event
+        await self.result()
 
 
 async def start_run(
@@ -131,8 +147,7 @@ async def start_run(
             await start(restart="unknown")
     except NexumError as error:
         raise ending(error) from None
-    output_type = None if isinstance(agent, str) else agent.output_type
-    return StartedRun(session_id, place.execution_id, workflow, order, getattr(output_type, "output_type", output_type))
+    return StartedRun(session_id, place.execution_id, workflow, order, Agent(name) if isinstance(agent, str) else agent)
 
 
 def workflows_of(agents: Iterable[Agent[Any]]) -> list[Workflow]:

@@ -246,7 +246,7 @@ class _Turn:
         try:
             found = _recorded(outputs)
             recorded = from_recorded(found.result)
-            output = _output(recorded)
+            output = output_of(recorded)
         except (Unrecordable, ValidationError) as error:
             self.tell("unrecorded", detail=f"its record cannot be read here, so the model is asked again: {error}")
             return False
@@ -293,7 +293,7 @@ class _Turn:
             return
         if self.outputs_of(outcome)[TURN_NODE] is not record:  # another process was first: that counts
             answer = from_recorded(_recorded(outcome.outputs).result)
-            output = _output(answer)
+            output = output_of(answer)
         assert self._making is not None, "it was begun"
         self._session.limits.use(self._making, tokens)
         self._is_answered(answer, output)
@@ -438,7 +438,7 @@ def _schema_digest(schema: AgentOutputSchemaBase | None) -> str | None:
     return digest([schema.name(), schema.json_schema(), schema.is_strict_json_schema()])
 
 
-def _output(recorded: Any) -> list[Any]:
+def output_of(recorded: Any) -> list[Any]:
     """The output items of a recorded turn, whole or streamed. Raises Unrecordable if it is none."""
     output: list[Any] = recorded.output if isinstance(recorded, ModelResponse) else _completed(recorded).response.output
     return output
@@ -446,7 +446,7 @@ def _output(recorded: Any) -> list[Any]:
 
 def text_of(recorded: Any) -> str:
     """All words of a recorded turn, as they were said. Raises Unrecordable if it is none."""
-    messages = [item for item in _output(recorded) if getattr(item, "type", "") == "message"]
+    messages = [item for item in output_of(recorded) if getattr(item, "type", "") == "message"]
     return "".join(getattr(part, "text", "") for message in messages for part in message.content)
 
 
