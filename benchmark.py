@@ -13,7 +13,8 @@ Real servers and workers in a temporary folder, no key and no network. After two
     sizes    results from 1 KB to 5 MB
     growth   with a hundred, ten thousand, and by --full or --only growth a million stored calls
     long     three hundred turns, plain and replayed; this and weight, a small call beside the heaviest mix, by --full
-    postgres calls on PostgreSQL, and DBOS on the same one; by --full too
+    follow   200 followers of a run, and 200 runs with a follower each; by --full too, as the next one
+    postgres calls on PostgreSQL, and DBOS on the same one
 """
 
 from offline import ctrl_c
@@ -48,7 +49,7 @@ from nexum_runtime.text import error_line, spell_what_cannot_be_printed
 from offline.screen import interruptible
 
 DEFAULT = ("floor", "calls", "agent", "embedded", "dbos", "sizes", "growth")
-SECTIONS = (*DEFAULT, "long", "weight", "postgres")
+SECTIONS = (*DEFAULT, "long", "weight", "follow", "postgres")
 NOT_INSTALLED = "not installed; get it with: pip install -r requirements-dev.txt"
 TOGETHER = ("floor", "calls", "agent", "embedded", "dbos", "live", "postgres")  # in the same rounds; others in a few
 ROUNDS_FEW, ROUNDS, CALLS = 3, 9, 50  # and so many calls of each kind in a round
