@@ -167,6 +167,56 @@ async def test_what_the_command_does_to_a_session_the_api_does(web: httpx.AsyncC
     assert (refused.status_code, refused.json()["code"]) == (400, "INVALID_ARGUMENT")
 
 
+async def test_an_execution_is_started_once_and_found_again(web: httpx.AsyncClient, client: Client) -> None:
+    await client.register(ECHO)
+    labels = {"kind": "import", "name": "customers"}
+    asked = {"execution_id": "s/1", "workflow_id": "echo", "input": {"b": "é", "a": [1]}, "labels": labels}
+    first = (await web.post("/api/start", json=asked)).json()
+    again = (await web.post("/api/start", json=asked | {"version_hash": ECHO.version_hash})).json()
+    assert [first, again] == [{"execution_id": "s/1", "before": each} for each in ("NEW", "RUNNING")]
+    ours = asyncio.create_task(client.execute(ECHO, {"a": [1], "b": "é"}, execution_id="s/1"))
+    await client.complete(await claim(client, wait_ms=20_000), '{"text": "done"}')
+    assert (await ours).outputs["run"] == {"text": "done"}, "the same, wherever it is started"
+    told = (await web.get("/api/execution?id=s/1")).json()
+    assert (told["status"], told["labels"] | labels) == ("COMPLETED", told["labels"])
+    assert told["outputs"]["run"]["json"] == '{"text": "done"}'
+
+
+async def test_how_often_a_started_execution_is_attempted_is_said_with_it(
+    web: httpx.AsyncClient, client: Client
+) -> None:
+    await client.register(ECHO)
+    wishes: list[dict[str, Any]] = [{"effect": "once"}, {"max_attempts": 1}]
+    for number, wish in enumerate(wishes):
+        await web.post("/api/start", json={"execution_id": f"s/{number}", "workflow_id": "echo"} | wish)
+        await client.fail(await claim(client, wait_ms=20_000), "no")
+        assert (await client.status(f"s/{number}")).status == "FAILED"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status", "words"),
+    [
+        ({"execution_id": ""}, 400, "start needs 'execution_id'."),
+        ({"workflow_id": "none"}, 404, "none"),
+        ({"execution_id": "s/2", "version_hash": "none"}, 404, "none"),
+        ({"workflow_id": ["echo"]}, 400, "'workflow_id' must be a text."),
+        ({"agent": "Researcher"}, 400, "start takes no 'agent'."),
+        ({"effect": "twice"}, 400, "twice"),
+        ({"max_attempts": True}, 400, "must be a whole number"),
+        ({"labels": ["a"]}, 400, "must be an object"),
+        ({"input": 2}, 400, "s/1"),
+    ],
+)
+async def test_a_start_that_cannot_be_is_refused_in_a_sentence(
+    web: httpx.AsyncClient, client: Client, wrong: dict[str, Any], status: int, words: str
+) -> None:
+    await client.register(ECHO)
+    asked = {"execution_id": "s/1", "workflow_id": "echo", "input": 1}
+    await web.post("/api/start", json=asked)
+    refused = await web.post("/api/start", json=asked | wrong)
+    assert (refused.status_code, words in refused.json()["message"]) == (status, True), refused.text
+
+
 async def test_an_error_has_the_code_and_the_sentence_that_grpc_has(web: httpx.AsyncClient, client: Client) -> None:
     from nexum_runtime.server.web import api
 
@@ -415,6 +465,7 @@ async def test_the_curl_examples_of_the_docs_work(web: httpx.AsyncClient, client
     page = (Path(__file__).parents[2] / "docs" / "api-http.md").read_text(encoding="utf-8")
     lines = [line for block in re.findall(r"```bash\n(.+?)```", page, re.DOTALL) for line in block.splitlines()]
     commands = [line.replace("localhost:8051", f"localhost:{server.web_port}") for line in lines]
+    await client.register(ECHO)
     await finish(client, "report-4/look_up/1")
     await unknown(client, "report-4/send/1")
     asking = await asks(client, "report-4/save/1")
@@ -426,7 +477,7 @@ async def test_the_curl_examples_of_the_docs_work(web: httpx.AsyncClient, client
         told = json.loads(done.stdout)
         assert done.code == 0, command
         assert "code" not in told, (command, told)
-    assert len(commands) == 17
+    assert len(commands) == 18
     assert (await asking).status == "COMPLETED"
     described = (await web.get("/api/openapi.json")).json()["paths"]
     assert {re.search(r"/api/\w+", line)[0] for line in lines} <= described.keys()  # type: ignore[index]

@@ -28,6 +28,15 @@ CODES: dict[type[Exception], tuple[int, str]] = {  # gRPC's, and what HTTP calls
     MemoryError: (503, "UNAVAILABLE"),
 }
 TOLD = (NexumError, StoreUnavailable, MemoryError)
+START = {  # what an execution is started with, and what it is
+    "execution_id": "Its id, of your choosing, in its session: s1/import/1. Started again, it is found.",
+    "workflow_id": "A workflow that a worker has registered.",
+    "version_hash": "Its version; by default the one that was registered last.",
+    "input": "Any JSON.",
+    "labels": "What it is, for who lists it: texts by the names kind, name, text.",
+    "effect": "read, idempotent or once: what a second attempt would do.",
+    "max_attempts": "How many attempts each of its tasks has.",
+}
 READS = {  # path → what it tells, its parameters
     "/api/sessions": ("Sessions, the most recently active first.", ("prefix", "status", "limit")),
     "/api/session": ("One session.", ("id",)),
@@ -89,6 +98,9 @@ def routes(reading: Reading, feed: Feed) -> list[Route]:
         stream = _server_sent(feed, request.query_params.get("session", ""), last_id)
         return StreamingResponse(stream, media_type="text/event-stream")
 
+    async def start(request: Request) -> Response:
+        return json_response(await reading.start(_of_start(await _json_of(request))))
+
     async def openapi(request: Request) -> Response:
         return JSONResponse(description())
 
@@ -109,6 +121,7 @@ def routes(reading: Reading, feed: Feed) -> list[Route]:
         Route("/api/output", output, methods=["GET"]),
         Route("/api/live", live, methods=["GET"]),
         Route("/api/openapi.json", openapi, methods=["GET"]),
+        Route("/api/start", start, methods=["POST"]),
         *(Route(f"/api/{name}", _acts(reading, action), methods=["POST"]) for name, action in ACTIONS.items()),
     ]
 
@@ -162,15 +175,33 @@ def _reads(tell: Callable[[dict[str, str]], Awaitable[Any]]) -> Callable[[Reques
 
 def _acts(reading: Reading, action: Action) -> Callable[[Request], Awaitable[Response]]:
     async def act(request: Request) -> Response:
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise InvalidRequest("Send JSON, and say so: Content-Type: application/json")
-        try:
-            given = wire.parse_json((await body_of(request)).decode() or "{}")
-        except ValueError as error:
-            raise InvalidRequest(f"The body is not JSON: {error}.") from None
-        return json_response({"message": await action.run(reading, checked(action, given))})
+        return json_response({"message": await action.run(reading, checked(action, await _json_of(request)))})
 
     return act
+
+
+async def _json_of(request: Request) -> Any:
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise InvalidRequest("Send JSON, and say so: Content-Type: application/json")
+    try:
+        return wire.parse_json((await body_of(request)).decode() or "{}")
+    except ValueError as error:
+        raise InvalidRequest(f"The body is not JSON: {error}.") from None
+
+
+def _of_start(given: Any) -> dict[str, Any]:
+    """Raises InvalidRequest for what a start does not take, or lacks. The rest the engine looks at."""
+    if not isinstance(given, dict):
+        raise InvalidRequest("The body must be a JSON object.")
+    if wrong := sorted(given.keys() - START.keys()):
+        raise InvalidRequest(f"start takes no {wrong[0][:80]!r}.")
+    for name in ("execution_id", "workflow_id"):
+        if not given.get(name):
+            raise InvalidRequest(f"start needs {name!r}.")
+    for name in ("execution_id", "workflow_id", "version_hash", "effect"):
+        if not isinstance(given.get(name) or "", str):
+            raise InvalidRequest(f"{name!r} must be a text.")
+    return {name: value for name, value in given.items() if value is not None}
 
 
 async def _server_sent(feed: Feed, session_id: str, last_id: str) -> AsyncIterator[str]:
@@ -202,14 +233,12 @@ def description() -> dict[str, Any]:
         needs = [field.name for field in action.fields if field.is_needed]
         if action.target:
             fields, needs = {action.target: text} | fields, [action.target, *needs]
-        schema = {"type": "object", "properties": fields, "required": needs, "additionalProperties": False}
-        paths[f"/api/{name}"] = {
-            "post": {
-                "summary": f"As `nexum {name}`. {action.what}",
-                "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
-                "responses": {"200": {"description": "Done, and what came of it"}, "4XX": error},
-            }
-        }
+        what = f"As `nexum {name}`. {action.what}"
+        paths[f"/api/{name}"] = _post(what, fields, needs, "Done, and what came of it", error)
+    kinds = {"input": {}, "labels": {"type": "object"}, "max_attempts": {"type": "integer"}}
+    fields = {name: kinds.get(name, text) | {"description": what} for name, what in START.items()}
+    needs = ["execution_id", "workflow_id"]
+    paths["/api/start"] = _post("Start an execution, or find the one of this id.", fields, needs, "Recorded", error)
     return {
         "openapi": "3.1.0",
         "info": {"title": "Nexum", "version": "1"},
@@ -218,6 +247,17 @@ def description() -> dict[str, Any]:
             "schemas": {"Error": {"type": "object", "properties": {"code": text, "message": text}}},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
+    }
+
+
+def _post(what: str, fields: dict[str, Any], needs: list[str], done: str, error: dict[str, Any]) -> dict[str, Any]:
+    schema = {"type": "object", "properties": fields, "required": needs, "additionalProperties": False}
+    return {
+        "post": {
+            "summary": what,
+            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+            "responses": {"200": {"description": done}, "4XX": error},
+        }
     }
 
 

@@ -36,6 +36,23 @@ class Reading:
         """A method of the services, as gRPC calls it."""
         return dict(await getattr(self.methods, method)(Request(**fields), Call(metadata or {})))
 
+    async def start(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Start an execution, or find it: `{"execution_id", "before": its status before, or NEW}`."""
+        version_hash = given.get("version_hash", "")
+        if not version_hash:
+            version_hash = (await self._engine.definition(given["workflow_id"], "")).version_hash
+        input_json = wire.canonical_json(given.get("input"))
+        fields = {"workflow_id": given["workflow_id"], "version_hash": version_hash, "input_json": input_json}
+        wishes = {
+            wire.EXECUTION_ID: given["execution_id"],
+            wire.LABELS: wire.json_text(given.get("labels", {})),
+            wire.EFFECT: given.get("effect"),
+            wire.MAX_ATTEMPTS: given.get("max_attempts"),
+        }
+        call = Call({name: str(wish) for name, wish in wishes.items() if wish is not None})
+        answer = await self.methods.StartExecution(Request(**fields), call)
+        return {"execution_id": answer["execution_id"], "before": dict(call.trailing)[wire.STATUS]}
+
     async def sessions(self, prefix: str = "", status: str = "", limit: int = 50) -> list[dict[str, Any]]:
         looked_at = SESSIONS_LIMIT if status else min(limit, SESSIONS_LIMIT)
         metadata = {wire.PREFIX: prefix} if prefix else {}
