@@ -87,7 +87,7 @@ class StartedRun:
         except NexumError as error:
             raise ending(error) from None
         known = getattr(self._agent.output_type, "output_type", self._agent.output_type)
-        return _outcome_of(outcome, known if output_type is None else output_type)
+        return outcome_of(outcome, known if output_type is None else output_type)
 
     async def stream_events(self) -> AsyncGenerator[StreamEvent, None]:
         """What happens in it, from its beginning on, as the SDK's `run_streamed` has it; whoever executes it.
@@ -195,7 +195,8 @@ async def _run(agent: Agent[Any], context: "ContextView") -> Recorded:
     return Recorded(result=output, duration_ms=duration_ms, note=note)
 
 
-def _outcome_of(outcome: Outcome, output_type: Any) -> RunOutcome:
+def outcome_of(outcome: Outcome, output_type: Any = None) -> RunOutcome:
+    """Raises RunFailed unless it is COMPLETED."""
     if outcome.status != "COMPLETED":
         raise RunFailed(
             f"The run {outcome.execution_id} is {outcome.status}: {outcome.error or 'nothing more is known'}"

@@ -1,0 +1,111 @@
+"""Runs that workers execute, over HTTP: the app that people mount in their own."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+from agents import Agent
+from agents.testing import ModelCall, ModelStep, ScriptedModel, assistant_message
+from starlette.applications import Starlette
+from starlette.routing import Mount
+
+from nexum_agents import Worker, start_run
+from nexum_agents.http import runs_app
+
+
+@pytest.fixture(autouse=True)
+def _address(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEXUM_ADDRESS", address)
+
+
+class Desk:
+    """An agent whose model answers when it is let."""
+
+    def __init__(self) -> None:
+        self.begun, self.may_answer = asyncio.Event(), asyncio.Event()
+        self.agent = Agent[Any](name="Desk", model=ScriptedModel([ModelStep.respond(self._turn)] * 9))
+
+    async def _turn(self, call: ModelCall) -> Any:
+        self.begun.set()
+        await self.may_answer.wait()
+        return [assistant_message("here")]
+
+
+@pytest.fixture
+async def desk() -> AsyncIterator[Desk]:
+    desk = Desk()
+    worker = Worker(agents=[desk.agent])
+    running = asyncio.create_task(worker.run())
+    yield desk
+    desk.may_answer.set()
+    worker.stop()
+    await running
+
+
+@pytest.fixture
+async def web() -> AsyncIterator[httpx.AsyncClient]:
+    app = Starlette(routes=[Mount("/runs", runs_app(["Desk"]))])
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost/runs/", timeout=60) as client:
+        yield client
+
+
+ASKED = {"agent": "Desk", "input": "Where?", "session_id": "s1"}
+
+
+async def test_a_run_that_is_started_over_http_is_the_one_that_start_run_starts(
+    web: httpx.AsyncClient, desk: Desk
+) -> None:
+    started = (await web.post("start", json=ASKED)).json()
+    run = await start_run(desk.agent, "Where?", session_id="s1")
+    assert started == {"session_id": "s1", "execution_id": run.execution_id}
+    which = {"execution_id": run.execution_id}
+    assert (await web.get("result", params=which)).json()["status"] == "RUNNING"
+    desk.may_answer.set()
+    told = (await web.get("result", params=which | {"wait": "60"})).json()
+    assert (told["status"], told["final_output"], told["last_agent"]) == ("COMPLETED", "here", "Desk")
+    assert told["usage"]["requests"] == 1
+    assert (await web.post("start", json=ASKED)).json() == started
+    assert (await run.result()).final_output == "here"
+
+
+async def test_a_run_is_stopped_over_http(web: httpx.AsyncClient, desk: Desk) -> None:
+    started = (await web.post("start", json=ASKED)).json()
+    await desk.begun.wait()
+    assert (await web.post("stop", json={"session_id": "s1", "reason": "enough"})).json() == {"let_finish": []}
+    refused = await web.post("start", json=ASKED)
+    assert (refused.status_code, refused.json()["code"]) == (409, "FAILED_PRECONDITION")
+    assert "enough" in refused.json()["message"]
+    assert "final_output" not in (await web.get("result", params=started)).json()
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "asked", "status", "words"),
+    [
+        ("POST", "start", ASKED | {"agent": "Other"}, 404, "No agent 'Other' can be run here"),
+        ("POST", "start", ASKED | {"session_id": "a/b"}, 400, "session_id is 'a/b'"),
+        ("POST", "start", ASKED | {"input": 7}, 400, "input: "),
+        ("POST", "start", ASKED | {"model": "x"}, 400, "model: "),
+        ("POST", "stop", {"session_id": "never"}, 404, "never"),
+        ("POST", "stop", [], 400, "The body: "),
+        ("GET", "result", {"execution_id": "s1/web_search/1/0"}, 404, "is no run"),
+        ("GET", "result", {"execution_id": "s1/run-by-a-worker/1/0"}, 404, "No execution"),
+        ("GET", "result", {"execution_id": "s1/run-by-a-worker/1/0", "wait": "99"}, 400, "wait is '99'"),
+    ],
+)
+async def test_what_cannot_be_is_refused_in_a_sentence(
+    web: httpx.AsyncClient, method: str, path: str, asked: Any, status: int, words: str
+) -> None:
+    refused = await web.request(method, path, **({"json": asked} if method == "POST" else {"params": asked}))
+    assert (refused.status_code, words in refused.json()["message"]) == (status, True), refused.text
+
+
+async def test_only_what_says_that_it_is_json_is_taken(web: httpx.AsyncClient) -> None:
+    refused = await web.post("start", content=b"{}", headers={"content-type": "text/plain"})
+    assert (refused.status_code, refused.json()["message"]) == (
+        400,
+        "Send JSON, and say so: Content-Type: application/json",
+    )
+    assert (await web.post("start", json={"agent": "x" * 18_000_000})).status_code == 413
