@@ -26,6 +26,7 @@ from nexum_agents.sessions import WAIT_SECONDS, check_session_id, durable_sessio
 from nexum_agents.streaming import sdk_events
 from nexum_agents.workflows import RUN_NODE, Recorded, run_workflow
 from nexum_runtime import ExecutionTimeout, NexumError, Outcome, ServerUnavailable, idempotency_key, wire
+from nexum_runtime.client.outcome import OnWait
 from nexum_runtime.definition import Workflow
 from nexum_runtime.logs import Log
 from nexum_runtime.text import error_text
@@ -70,8 +71,11 @@ class StartedRun:
         self.session_id, self.execution_id = session_id, execution_id
         self._workflow, self._order, self._agent = workflow, order, agent
 
-    async def result(self, output_type: Any = None, *, timeout: float | None = None) -> RunOutcome:
-        """Wait for its end, for `timeout` seconds at most.
+    async def result(
+        self, output_type: Any = None, *, timeout: float | None = None, on_wait: OnWait | None = None
+    ) -> RunOutcome:
+        """Wait for its end, for `timeout` seconds at most. `on_wait` is told, after a second or two and from then on
+        now and then, what it waits for: a "worker" that serves the agent, or a "server".
 
         The final output is of the `output_type`, by default that of the agent if `start_run` was given it itself; else
         it is JSON. Raises RunFailed when the run ended in an error, TimeoutError when there is no end in time,
@@ -80,7 +84,7 @@ class StartedRun:
         seconds = FOREVER_SECONDS if timeout is None else timeout
         try:
             outcome = await nexum_client().execute(
-                self._workflow, self._order, execution_id=self.execution_id, timeout=seconds
+                self._workflow, self._order, execution_id=self.execution_id, timeout=seconds, on_wait=on_wait
             )
         except ExecutionTimeout:
             raise TimeoutError(f"The run {self.execution_id} has not ended within {seconds:g} s.") from None

@@ -6,9 +6,11 @@ import re
 import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from nexum_runtime import wire
 from nexum_runtime.telling.words import HASH_CHARS as HASH_CHARS
@@ -27,7 +29,26 @@ PIPED_CHARS = 300  # of a line that no terminal shows: the longest id, and the o
 COMPLETED_LIMIT = 1_000  # executions that a shell's completion looks at
 LOOK_SECONDS = 1.0  # between two looks at what goes on
 
+COMMANDS = "nexum.commands"  # entry points: a Typer app of one command each
+
+
+class Group(TyperGroup):
+    """Our commands, and those that other packages bring: each of theirs is imported when it is used, not for --help."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if found := super().get_command(ctx, cmd_name):
+            return found
+        return next((typer.main.get_command(each.load()) for each in entry_points(group=COMMANDS, name=cmd_name)), None)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        super().format_commands(ctx, formatter)
+        if brought := sorted((each.name, each.value.partition(".")[0]) for each in entry_points(group=COMMANDS)):
+            with formatter.section("Commands of other packages"):
+                formatter.write_dl(brought)
+
+
 app = typer.Typer(
+    cls=Group,
     help="Nexum: durable executions, recorded in SQLite.",
     epilog="Each command has --help with examples. It ends with 0 when it is done, 1 when it could not be done, 2 when "
     "the command line is wrong, 3 when no server answers or its database cannot be used now, 130 after Ctrl-C.",
