@@ -43,9 +43,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from bench import dbos, growth, report
 from bench.context import Context
 from bench.measure import BenchmarkError, Results, run_rounds
-from demo import choose_model
 from nexum_runtime import NexumError
 from nexum_runtime.text import error_line, spell_what_cannot_be_printed
+from offline.choosing import choose_model
 from offline.screen import interruptible
 
 DEFAULT = ("floor", "calls", "agent", "embedded", "dbos", "sizes", "growth")

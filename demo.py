@@ -6,7 +6,7 @@
 
 With OPENAI_API_KEY the agent asks OpenAI, with GEMINI_API_KEY or GOOGLE_API_KEY Gemini, with neither it is the
 offline agent, which reads the pages in offline/. You will see each turn and each call `stored ✓`, and `cached ⚡` the
-second time, when nobody is asked.
+second time, when nobody is asked. With --detach the workers run the agent as well, and nobody has to run it again.
 """
 
 from offline import ctrl_c
@@ -24,15 +24,17 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from offline import screen  # and all that takes a second to import comes after the header
+from offline import choosing, screen  # and all that takes a second to import comes after the header
 
 QUESTION = "What is durable execution for AI agents?"
-GEMINI_MODEL = "litellm/gemini/gemini-3.8-flash"
 MAX_TURNS = 20
 
 
-def build_agent(model: str | None, saves_report: bool = False) -> Any:
-    """The agent. Its tools are executed by worker.py, and so are not gone with this process."""
+def build_agent(model: Any, saves_report: bool = False) -> Any:
+    """The agent. Its tools are executed by worker.py, and so are not gone with this process.
+
+    `model` is one, or its name, or None for the SDK's default.
+    """
     from agents import Agent
 
     from nexum_agents import durable_tool
@@ -50,40 +52,12 @@ def build_agent(model: str | None, saves_report: bool = False) -> Any:
     return Agent(name="Researcher", instructions=instructions, tools=tools, model=model)
 
 
-def choose_model(offline: bool) -> tuple[str | None, str]:
-    """The model's name, None for the SDK's default, and in words which mode that is."""
-    openai = os.environ.get("OPENAI_API_KEY")
-    google = os.environ.get("GEMINI_API_KEY") or os.environ.get("GOOGLE_API_KEY")
-    named = os.environ.get("MODEL") or (None if openai else GEMINI_MODEL)
-    if offline:
-        return "offline agent", "offline"
-    if not (openai or google or os.environ.get("MODEL")):
-        return "offline agent", "offline, as neither OPENAI_API_KEY nor GEMINI_API_KEY is set"
-    return named, "live"
-
-
-def model_provider(model: str | None, mode: str) -> Any:
-    """Where the model comes from."""
-    from agents import MultiProvider, set_tracing_disabled
-
-    if not os.environ.get("OPENAI_API_KEY") or os.environ.get("OPENAI_BASE_URL"):
-        set_tracing_disabled(True)  # traces go to OpenAI, with OpenAI's key
-    if mode != "live":
-        from offline.model import OfflineModels
-
-        return OfflineModels()
-    if model and model.startswith("litellm/"):
-        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it fetches a price list when imported
-        import litellm
-
-        litellm.suppress_debug_info = True  # its errors are said in a sentence, without advertisement
-    return MultiProvider()
-
-
 async def run(arguments: argparse.Namespace, session_id: str, view: Any, model: str | None, mode: str) -> str:
     """One run of the session. Returns the agent's answer."""
-    from agents import RunConfig
+    if arguments.detach:
+        from offline.detached import hand_over
 
+        return str(await screen.interruptible(hand_over("Researcher", arguments.question, session_id, MAX_TURNS, view)))
     from nexum_agents import durable_session, run_with_approvals
     from offline.beside import worker_beside
 
@@ -101,8 +75,8 @@ async def run(arguments: argparse.Namespace, session_id: str, view: Any, model: 
         session = durable_session(session_id, turns=turns, tools=tools, on_event=on_event)
         view.saved = (await stack.enter_async_context(session)).saved
         view.session = session
-        agent, config = build_agent(model, arguments.save_report), RunConfig(model_provider=model_provider(model, mode))
-        running = run_with_approvals(agent, arguments.question, max_turns=MAX_TURNS, run_config=config)
+        agent = build_agent(choosing.model_of(model, mode), arguments.save_report)
+        running = run_with_approvals(agent, arguments.question, max_turns=MAX_TURNS)
         return str((await screen.interruptible(running)).final_output)
 
 
@@ -112,6 +86,7 @@ def parse_arguments() -> argparse.Namespace:
     add("question", nargs="*", help=f"default: {QUESTION}")
     add("--offline", action="store_true", help="no network, no key: the offline agent and web")
     add("--worker", action="store_true", help="bring a worker (its log is in .nexum/); no server is needed")
+    add("--detach", action="store_true", help="let the workers run the agent, and follow it: Ctrl-C leaves it running")
     add("--crash-after", type=int, metavar="N", help="die by SIGKILL right after the Nth completed call")
     add("--save-report", action="store_true", help="let the agent save its answer in reports/, if you approve")
     add("--no-durable-model", dest="durable_model", action="store_false", help="record the tool calls alone")
@@ -119,6 +94,9 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.crash_after is not None and arguments.crash_after < 1:
         parser.error("--crash-after must be at least 1")
+    others = [arguments.offline, arguments.worker, arguments.crash_after, arguments.save_report]
+    if arguments.detach and (any(others) or not arguments.durable_model or arguments.tools != "run"):
+        parser.error("--detach takes no other option, as the workers run the agent")
     arguments.question = " ".join(arguments.question).strip() or QUESTION
     return arguments
 
@@ -126,9 +104,11 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     arguments = parse_arguments()
     session_id = screen.session_id()
-    model, mode = choose_model(arguments.offline)
+    model, mode = choosing.choose_model(arguments.offline)
     again = screen.command_line(session_id, arguments)
     ctrl_c.says(f"Interrupted. Go on with: {again}")
+    if arguments.detach:
+        model, mode = "the workers'", "detached"
     screen.header(arguments.question, session_id, model or "the SDK's default", mode)
     from offline.view import EngineNotes, RunView, what_went_wrong
 

@@ -1,4 +1,4 @@
-"""Execute the tool calls that agents submit to Nexum.
+"""Execute the tool calls that agents submit to Nexum, and the runs that `demo.py --detach` hands over.
 
     python worker.py [--concurrency 8] [--offline]
 
@@ -13,8 +13,10 @@ if __name__ == "__main__":
 
 import argparse
 
+from demo import build_agent
 from nexum_agents import serve
 from offline import webpage
+from offline.choosing import choose_model, model_of
 from tools import TOOLS
 from workflow import REPORT
 
@@ -29,7 +31,8 @@ def main() -> None:
         parser.error("--concurrency must be at least 1")
     if arguments.offline:
         webpage.go_offline()
-    serve(TOOLS, workflows=[REPORT], concurrency=arguments.concurrency, log_json=arguments.log_json)
+    agent = build_agent(model_of(*choose_model(arguments.offline)))
+    serve(TOOLS, agents=[agent], workflows=[REPORT], concurrency=arguments.concurrency, log_json=arguments.log_json)
 
 
 if __name__ == "__main__":

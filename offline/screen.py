@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 QUESTION_CHARS = 300
-FLAGS = {"offline": "--offline", "worker": "--worker", "save_report": "--save-report"}
+FLAGS = {"offline": "--offline", "worker": "--worker", "save_report": "--save-report", "detach": "--detach"}
 
 
 def is_session_id(text: str) -> bool:

@@ -25,6 +25,7 @@ class RunView(EventPrinter):
         self.saved = Saved()
         self.unsettled: list[CallEvent] = []  # calls that may or may not have run
         self.code = 0  # to exit with
+        self.is_handed_over = False  # to workers, who go on with it
         self.session: DurableSession | None = None  # until it was said where it can be looked at
         self.has_own_worker: Callable[[], bool] = lambda: False  # that runs
 
@@ -36,6 +37,8 @@ class RunView(EventPrinter):
     @property
     def interrupted(self) -> str:
         """What Ctrl-C says."""
+        if self.is_handed_over:
+            return f"The workers go on with it. Follow it again with: {self.again}"
         return f"Interrupted{f'; {self.stored} stored' if self.stored else ''}. Go on with: {self.again}"
 
     def on_event(self, event: DurableEvent) -> None:
@@ -61,6 +64,9 @@ class RunView(EventPrinter):
         if self.saved.turns or self.saved.calls:
             self.console.print(f"[yellow]⚡ {self.saved}.[/]")
         what = "Run it again"
+        if self.is_handed_over:
+            self.as_it_is(f"Follow it again, from its beginning:\n  {self.again}")
+            return
         if "stored" in self.kinds and "unrecorded" not in self.kinds:
             what += f", and {'all of it' if self.turns else 'every call'} is cached ⚡"
         if self.unsettled:

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import demo
 
 
-def build_agent(model: str | None, saves_report: bool = False) -> Any:
+def build_agent(model: Any, saves_report: bool = False) -> Any:
     from nexum_agents import durable_tool
     from tools import visit_webpage, web_search
 

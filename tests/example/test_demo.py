@@ -365,3 +365,28 @@ async def test_a_folder_that_cannot_be_made_is_said_in_a_sentence(stage: Stage) 
     assert finished.code == 1
     assert f"Cannot write the worker's log in {stage.folder}/.nexum: File exists." in finished.stdout
     assert no_traceback(finished)
+
+
+async def test_a_run_that_is_handed_over_ends_although_its_worker_is_killed_and_its_follower_gone(stage: Stage) -> None:
+    killed = stage.worker()
+    stage.gate.unlink()
+    following = stage.demo_process("--detach", SESSION_ID="s1")
+    await following.says(r"web_search\(.*\) …")
+    killed.kill()
+    following.send(signal.SIGINT)
+    assert await following.ended() == 130
+    stage.gate.touch()
+    stage.worker()
+    said = re.search(r"\nThe workers go on with it\. Follow it again with: (.+)\n", following.output)
+    assert said is not None, following.output
+    again = await run("bash", "-c", said[1], env=stage.environment(), cwd=stage.folder)
+    assert again.code == 0, again
+    assert "[Nexum] the run was cut short: Worker " in again.stdout
+    assert (ended_turns(again.stdout, "stored"), "Durable execution" in again.stdout.split("[Nexum]")[-1]) == (3, True)
+    asked = [line for line in following.output.splitlines() if line.startswith("[Nexum] turn")]
+    assert [line for line in again.stdout.splitlines() if line.startswith("[Nexum] turn")][: len(asked)] == asked
+    calls = len(stage.executions)
+    in_process = await stage.demo(SESSION_ID="s1")
+    assert (in_process.code, len(stage.executions)) == (0, calls), "the same session in one's own process calls nothing"
+    refused = await stage.demo("--detach", "--worker")
+    assert (refused.code, "--detach takes no other option" in refused.stderr) == (2, True)

@@ -10,7 +10,7 @@ import pytest
 from processes import Finished
 from test_demo import KEYS, Stage, answer, ended_calls, ended_turns, no_traceback, stage
 
-import demo
+from offline.choosing import choose_model
 
 __all__ = ["stage"]
 
@@ -214,5 +214,5 @@ def test_the_keys_choose_the_model_and_model_overrides(
         monkeypatch.delenv(name, raising=False)
     for name, key in keys.items():
         monkeypatch.setenv(name, key)
-    assert demo.choose_model(offline=False) == chosen
-    assert demo.choose_model(offline=True) == ("offline agent", "offline")
+    assert choose_model(offline=False) == chosen
+    assert choose_model(offline=True) == ("offline agent", "offline")

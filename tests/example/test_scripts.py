@@ -12,7 +12,7 @@ LINES_MAX = 150
 AT_THE_FIRST_WORD = """
 import os, runpy, sys
 
-ours = {"__main__", "offline", "offline.ctrl_c", "offline.needed", "offline.screen"}
+ours = {"__main__", "offline", "offline.choosing", "offline.ctrl_c", "offline.needed", "offline.screen"}
 before = set(sys.modules)
 
 class Stdout:
