@@ -4,6 +4,7 @@
 
     POST start     {"agent", "input", "session_id", "max_turns", "context"} → {"session_id", "execution_id"}
     GET  result    ?execution_id=…&wait=20 → {"execution_id", "status", "error"} and, of a COMPLETED one, a RunOutcome
+    GET  events    ?session_id=…: server-sent events, as `follow` tells them; they go on from Last-Event-ID
     POST stop      {"session_id", "reason", "by"} → {"let_finish": […]}
 
 What is refused is `{"code": …, "message": …}`, as the API of Nexum's own page has it (docs/api-http.md).
@@ -11,7 +12,8 @@ What is refused is `{"code": …, "message": …}`, as the API of Nexum's own pa
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing
 from dataclasses import asdict
 from typing import Any
 
@@ -20,17 +22,20 @@ from agents.run import DEFAULT_MAX_TURNS
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from nexum_agents.clients import nexum_client
 from nexum_agents.errors import DurableCallError, SessionStopped
+from nexum_agents.following import follow
 from nexum_agents.handling import stop_session
+from nexum_agents.sessions import check_session_id
 from nexum_agents.starting import RUN, outcome_of, start_run
 from nexum_runtime import ExecutionTimeout, NexumError, ServerUnavailable, wire
 from nexum_runtime.errors import NotFound
 
 BODY_BYTES_LIMIT = 17 * 1024**2  # an input of 16 MiB fits
+QUIET_SECONDS = 15.0  # without an event, and a comment is sent: else proxies hang up
 START_SECONDS = 30.0  # for a server that is away; to start again is safe
 WAIT_SECONDS_LIMIT = wire.WAIT_MS_LIMIT // 1000
 
@@ -52,7 +57,7 @@ class _Stop(BaseModel):
 
 
 def runs_app(agents: Iterable[str | Agent[Any]]) -> Starlette:
-    """An ASGI app that starts runs of these agents, tells their results, and stops sessions.
+    """An ASGI app that starts runs of these agents, tells what happens in them and their results, and stops sessions.
 
         app.mount("/runs", runs_app([researcher]))
 
@@ -73,6 +78,7 @@ def runs_app(agents: Iterable[str | Agent[Any]]) -> Starlette:
         routes=[
             Route("/start", _told(start), methods=["POST"]),
             Route("/result", _told(_result), methods=["GET"]),
+            Route("/events", _told(_events), methods=["GET"]),
             Route("/stop", _told(_stop), methods=["POST"]),
         ]
     )
@@ -89,6 +95,46 @@ async def _result(request: Request) -> Any:
     return told | (asdict(outcome_of(outcome)) if outcome.status == "COMPLETED" else {})
 
 
+async def _events(request: Request) -> Response:
+    session_id = request.query_params.get("session_id", "")
+    check_session_id(session_id)
+    after = request.headers.get("last-event-id") or request.query_params.get("after", "")
+    headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    return StreamingResponse(_server_sent(session_id, after), media_type="text/event-stream", headers=headers)
+
+
+async def _server_sent(session_id: str, after: str) -> AsyncIterator[str]:
+    """Ends with an event "end", or "refused": a browser that is only hung up on comes again for ever."""
+    told: asyncio.Queue[str] = asyncio.Queue(1)  # who reads slowly is told of words that were left out
+
+    async def tell() -> None:
+        try:
+            async with aclosing(follow(session_id, after=after)) as events:
+                async for event in events:
+                    await told.put(f"id: {event.cursor}\n{_event(event.kind, event.to_json())}")
+            await told.put(_event("end", {}))
+        except DurableCallError as error:
+            await told.put(_event("refused", {"code": _code_of(error)[1], "message": str(error)}))
+
+    telling = asyncio.create_task(tell())
+    try:
+        while not (telling.done() and told.empty()):
+            try:
+                async with asyncio.timeout(QUIET_SECONDS):
+                    text = await told.get()
+            except TimeoutError:
+                text = ": quiet\n\n"
+            yield text
+            await asyncio.sleep(0)  # lets it end
+        telling.result()  # raises what went wrong
+    finally:
+        telling.cancel()
+
+
+def _event(kind: str, data: Any) -> str:
+    return f"event: {kind}\ndata: {wire.json_text(data)}\n\n"
+
+
 async def _stop(request: Request) -> Any:
     asked = await _body(request, _Stop)
     return {"let_finish": await stop_session(asked.session_id, reason=asked.reason, by=asked.by)}
@@ -101,7 +147,8 @@ class _Refused(Exception):
 def _told(tell: Callable[[Request], Awaitable[Any]]) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
         try:
-            return _json(await tell(request))
+            told = await tell(request)
+            return told if isinstance(told, Response) else _json(told)
         except _Refused as refused:
             status, code, message = refused.args
         except TimeoutError:

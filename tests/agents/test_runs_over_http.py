@@ -1,6 +1,7 @@
 """Runs that workers execute, over HTTP: the app that people mount in their own."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -8,10 +9,11 @@ import httpx
 import pytest
 from agents import Agent
 from agents.testing import ModelCall, ModelStep, ScriptedModel, assistant_message
+from processes import eventually
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
-from nexum_agents import Worker, start_run
+from nexum_agents import Worker, http, start_run
 from nexum_agents.http import runs_app
 
 
@@ -109,3 +111,51 @@ async def test_only_what_says_that_it_is_json_is_taken(web: httpx.AsyncClient) -
         "Send JSON, and say so: Content-Type: application/json",
     )
     assert (await web.post("start", json={"agent": "x" * 18_000_000})).status_code == 413
+
+
+async def told_of(web: httpx.AsyncClient, *, last_id: str = "", session_id: str = "s1") -> list[tuple[str, str, Any]]:
+    """The id, the kind and the data of each server-sent event, until the last one."""
+    answer = await web.get("events", params={"session_id": session_id}, headers={"Last-Event-ID": last_id})
+    assert answer.headers["content-type"].startswith("text/event-stream"), answer.text
+    events = []
+    for block in answer.text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if fields:
+            events.append((fields.get("id", ""), fields["event"], json.loads(fields["data"])))
+    return events
+
+
+async def test_the_events_of_a_run_go_on_from_the_last_id_and_end_with_it(web: httpx.AsyncClient, desk: Desk) -> None:
+    watching = asyncio.create_task(told_of(web))  # before there is a session
+    await web.post("start", json=ASKED)
+    desk.may_answer.set()
+    events = await watching
+    assert [kind for _, kind, _ in events][-1] == "end"
+    recorded = [event for event in events if event[1] != "words" and event[0]]
+    assert ("ended", "run", "here") in [(kind, data["what"], data.get("output")) for _, kind, data in recorded]
+    assert len({id for id, _, _ in recorded}) == len(recorded)
+    for nth in (0, 2):
+        rest = await told_of(web, last_id=recorded[nth][0])
+        assert [each for each in rest if each[1] != "words"] == [*recorded[nth + 1 :], events[-1]]
+
+
+async def test_events_that_cannot_be_told_are_refused_and_the_browser_does_not_come_again(
+    web: httpx.AsyncClient,
+) -> None:
+    assert (await web.get("events", params={"session_id": "a/b"})).status_code == 400
+    ((_, kind, data),) = await told_of(web, last_id="nonsense")
+    assert (kind, data["code"]) == ("refused", "INVALID_ARGUMENT")
+
+
+async def test_who_hangs_up_is_no_longer_told_and_silence_is_filled(
+    web: httpx.AsyncClient, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "QUIET_SECONDS", 0.01)
+    events = http._server_sent("s1", "")
+    assert await anext(events) == ": quiet\n\n"
+    await web.post("start", json=ASKED)
+    async for text in events:
+        if "event: begun" in text:
+            break
+    await events.aclose()  # type: ignore[attr-defined]
+    await eventually(lambda: not any("_server_sent" in repr(task.get_coro()) for task in asyncio.all_tasks()))
