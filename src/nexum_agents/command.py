@@ -53,7 +53,7 @@ def run(
     async def job() -> None:
         started = await start_run(agent, " ".join(question), session_id=session_id)
         tell(f"The workers have it: {started.execution_id}")
-        tell(f"Ctrl-C leaves it running. Look at it: nexum show {session_id}")
+        tell(f"Ctrl-C leaves it running. Follow it: nexum follow {session_id}")
         if detach:
             return
         outcome = await started.result(on_wait=waits)

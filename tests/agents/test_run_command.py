@@ -71,7 +71,7 @@ async def test_a_run_goes_on_after_ctrl_c_and_one_that_nobody_serves_says_so(tmp
     await process.says(r"No worker has taken it yet: serve\(agents=\[…\]\) serves Desk\.")
     process.send(signal.SIGINT)
     assert await process.ended() == 130
-    assert "Ctrl-C leaves it running. Look at it: nexum show s1" in process.output
+    assert "Ctrl-C leaves it running. Follow it: nexum follow s1" in process.output
     detached = await nexum(address, "run", "Desk", "?", "--session", "s1", "--detach")
     assert (detached.code, detached.stdout) == (0, "")
 
