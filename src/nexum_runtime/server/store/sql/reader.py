@@ -341,7 +341,7 @@ class SqlReader:
 
     def count_tasks(self) -> dict[tuple[str, str], int]:
         counts = " UNION ALL ".join(
-            f"SELECT status, node_type, count(*) FROM tasks WHERE status = '{status}' GROUP BY node_type"
+            f"SELECT status, node_type, count(*) FROM tasks WHERE status = '{status}' GROUP BY status, node_type"
             for status in OPEN_STATUSES
         )
         return {(status, node_type): count for status, node_type, count in self._sql(counts)}
