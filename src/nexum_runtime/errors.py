@@ -1,5 +1,7 @@
 """The errors of this package. Each says what is wrong and what to do next; each has one gRPC status code."""
 
+from collections.abc import Sequence
+
 
 class NexumError(Exception):
     """The base class of all errors that this package raises on purpose."""
@@ -48,6 +50,15 @@ class ExecutionTimeout(NexumError):
     def __init__(self, message: str, execution_id: str) -> None:
         super().__init__(message)
         self.execution_id = execution_id
+
+
+class Parked(Exception):
+    """Raised by a handler to give its attempt back: the task is begun anew when one of the executions `ended`, or the
+    `ms` from now on are over. Both are as `Client.park` has them."""
+
+    def __init__(self, ended: Sequence[str] = (), ms: int | None = None) -> None:
+        super().__init__("It is given back, and goes on later.")
+        self.ended, self.ms = ended, ms
 
 
 class TaskError(NexumError):

@@ -14,6 +14,7 @@ from functools import cache
 from importlib import import_module
 from typing import Any, Literal, TypeAlias
 
+from nexum_runtime.errors import Parked
 from nexum_runtime.logs import Log
 from nexum_runtime.text import error_text
 
@@ -122,8 +123,8 @@ def _recorded(
         told.tell(**attributes)
     try:
         yield told
-    except (asyncio.CancelledError, GeneratorExit):
-        told.tell(outcome="cancelled")
+    except (asyncio.CancelledError, GeneratorExit, Parked) as left:
+        told.tell(outcome="parked" if isinstance(left, Parked) else "cancelled")
         raise
     except BaseException as error:
         told.tell(outcome="failed")

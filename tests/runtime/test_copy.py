@@ -262,7 +262,7 @@ def no_url(folder: Path) -> str:
     ("of", "sentence"),
     [
         (missing, "nosuch.db. Name the one that is to be copied with --from."),
-        (older, "has schema version 1, and this Nexum reads version 6. Bring an older one forward by starting"),
+        (older, "has schema version 1, and this Nexum reads version 7. Bring an older one forward by starting"),
         (newer, "has schema version 999, and this Nexum knows versions up to"),
         (another_programs, "is a database of another program: it has orders."),
         (damaged, "Put a backup in its place, or save what can be read"),
@@ -290,11 +290,11 @@ async def test_an_older_schema_of_postgresql_is_not_brought_forward_by_a_copy(
 ) -> None:
     source = named("postgres", tmp_path, "source")
     await fill(source, "e")
-    monkeypatch.setattr(postgres_database, "SCHEMA_VERSION", 3)
-    monkeypatch.setattr(postgres_database, "MIGRATIONS", {2: "SELECT 1"})
+    monkeypatch.setattr(postgres_database, "SCHEMA_VERSION", 4)
+    monkeypatch.setattr(postgres_database, "MIGRATIONS", {3: "SELECT 1"})
     refused = await copy(source, str(tmp_path / "target.db"))
-    assert_refused(refused, "has version 2, and this Nexum reads version 3. Bring it forward by starting `nexum dev`")
-    assert asked(source, f"SELECT schema_version FROM {place_of(source).schema}.about") == [(2,)]
+    assert_refused(refused, "has version 3, and this Nexum reads version 4. Bring it forward by starting `nexum dev`")
+    assert asked(source, f"SELECT schema_version FROM {place_of(source).schema}.about") == [(3,)]
 
 
 async def test_a_replica_is_refused_as_it_does_not_know_who_has_the_primary_open(tmp_path: Path) -> None:

@@ -118,6 +118,8 @@ async def test_each_way_in_which_attempts_and_executions_end_has_its_count(serve
     await client.fail(await claim(client), "no", retryable=False)
     await start(client, "s/cancelled")
     await client.cancel("s/cancelled")
+    await start(client, "s/parked")
+    await client.park(await claim(client), ms=60_000)
     waiting = asyncio.create_task(client.poll("worker-1", ECHO, lease_ms=60_000, wait_ms=60_000))
 
     async def polled() -> dict[str, float]:
@@ -135,8 +137,9 @@ async def test_each_way_in_which_attempts_and_executions_end_has_its_count(serve
         "attempts_ended_total{outcome=failed}": 1,
         "attempts_ended_total{outcome=lost}": 1,
         "attempts_ended_total{outcome=returned}": 0,
+        "attempts_ended_total{outcome=parked}": 1,
     }
-    assert (found["nexum_attempts_started_total"], found["nexum_retries_total"]) == (3, 1)
+    assert (found["nexum_attempts_started_total"], found["nexum_retries_total"]) == (4, 1)
 
 
 async def test_what_was_not_committed_is_not_counted(

@@ -199,7 +199,7 @@ TOLD = {  # what a worker that knows its work answers
     "MAP": ("[1,2]", "[]", "[1,2,3]"),
     "SUBWORKFLOW": ('{"subWorkflowId":"pair","childInput":1}', '{"subWorkflowId":"each","childInput":1}'),
 }
-EXECUTIONS = ["e0", "e1", "e2"]
+EXECUTIONS = ["s/e0", "s/e1", "s/e2"]
 CHILDREN = [f"{each}/s" for each in EXECUTIONS]
 ATTEMPTS_MOST = 3  # that an order asks for; each start may ask for another number
 workers = st.sampled_from(["w0", "w1"])
@@ -241,9 +241,9 @@ class Story:
                 self.running.pop(node, None)
             case Event.TIMER_FIRED | Event.TASK_APPROVED:
                 self.done.add(node)
-            case Event.ATTEMPT_FAILED | Event.LEASE_EXPIRED | Event.ATTEMPT_RETURNED:
+            case Event.ATTEMPT_FAILED | Event.LEASE_EXPIRED | Event.ATTEMPT_RETURNED | Event.ATTEMPT_PARKED:
                 assert self.running.pop(node, None) == event.attempt or event.data["late"]
-                self._tries[node] -= event.type == Event.ATTEMPT_RETURNED
+                self._tries[node] -= event.type in (Event.ATTEMPT_RETURNED, Event.ATTEMPT_PARKED)
             case Event.TASK_COMPLETED:
                 assert node not in self.done
                 assert self.running.pop(node, None) == event.attempt or event.data["late"]
@@ -422,6 +422,19 @@ class AnyOrder(RuleBasedStateMachine):
         task_id = self._any_task_id(choose)
         self._do(self._engine.fail(task_id, "no luck", retryable=retryable, interrupted=interrupted, unknown=unknown))
 
+    @rule(
+        choose=st.data(),
+        ended=st.lists(st.sampled_from([*EXECUTIONS, *CHILDREN, "s/nothing"]), max_size=2),
+        ms=st.sampled_from([None, 0, STEP_MS, 3 * STEP_MS]),
+    )
+    def park(self, choose: Any, ended: list[str], ms: int | None) -> None:
+        self.poll("w0")
+        task_id = self._any_task_id(choose)
+        task: Task | None = self._runner.run(self._store.read(lambda reader: reader.task(task_id.rpartition(".")[0])))
+        later = [each for each in ended if task is not None and each > task.execution_id]  # else it waits for itself
+        until = {"ended": later} | ({} if ms is None else {"ms": ms})
+        self._do(self._engine.park(task_id, json.dumps(until)))
+
     @rule(worker_id=workers, choose=st.data())
     def heartbeat(self, worker_id: str, choose: Any) -> None:
         held = choose.draw(st.none() | st.just(self._task_ids[-3:]))
@@ -526,6 +539,10 @@ class AnyOrder(RuleBasedStateMachine):
                 items = [each for each in tasks if each.node_type == graph.ITEM]
                 assert len(items) == task.parts
                 assert task.part == sum(each.status == TaskStatus.DONE for each in items) < len(items)
+            if task.status == TaskStatus.WAITING and task.node_type == graph.EFFECT and not task.available_at_ms:
+                awaited = [each for each, _, _, _ in self._all() if task.task_id in (each.awaited_by_json or "")]
+                assert awaited, "nothing would wake it"
+                assert all(each.status == ExecutionStatus.RUNNING for each in awaited)
             if task.status == TaskStatus.WAITING and task.node_type == graph.SUBWORKFLOW:
                 assert children[task.node_id].status == ExecutionStatus.RUNNING
 

@@ -190,6 +190,7 @@ TASK_MOVES = {
     ("READY", "CANCELLED"),
     ("READY", "RUNNING"),
     ("READY", "WAITING"),
+    ("WAITING", "READY"),
     ("WAITING", "DONE"),
     ("WAITING", "FAILED"),
     ("WAITING", "CANCELLED"),
@@ -1050,7 +1051,7 @@ async def test_a_database_of_a_later_nexum_is_refused_and_left_as_it_is(tmp_path
     with pytest.raises(StoreUnavailable) as refused:
         SqliteStore(path)
     assert str(refused.value) == (
-        f"{path} has schema version 99, and this Nexum knows versions up to 6. "
+        f"{path} has schema version 99, and this Nexum knows versions up to 7. "
         "Use the Nexum that wrote it, or another file: NEXUM_DATABASE_URL=sqlite:///PATH, or nexum dev --db PATH."
     )
     assert path.read_bytes() == before

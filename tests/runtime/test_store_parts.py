@@ -149,7 +149,7 @@ async def test_an_older_database_of_postgresql_gets_the_columns(tmp_path: Path) 
     await store.close()
     with psycopg.connect(url.partition("&schema=")[0], autocommit=True) as connection:
         connection.execute(f'SET search_path = "{place_of(url).schema}"')
-        connection.execute("ALTER TABLE executions DROP COLUMN parent_node")
+        connection.execute("ALTER TABLE executions DROP COLUMN parent_node, DROP COLUMN awaited_by_json")
         connection.execute("ALTER TABLE tasks DROP COLUMN part, DROP COLUMN parts, DROP COLUMN item_json")
         connection.execute("UPDATE about SET schema_version = 1")
     store = PostgresStore(place_of(url))

@@ -36,7 +36,7 @@ WHAT_CELLS_MIN = 24
 FRAME_LINES = 3  # around the list, on a terminal that it is redrawn on
 
 
-STATES = ("STOPPED", "UNKNOWN", "WAITING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED")
+STATES = ("STOPPED", "UNKNOWN", "WAITING", "PARKED", "RUNNING", "COMPLETED", "FAILED", "CANCELLED")
 
 
 def _state(text: str) -> str:

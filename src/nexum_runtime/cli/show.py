@@ -34,7 +34,7 @@ from nexum_runtime.errors import NotFound
 from nexum_runtime.telling import items
 from nexum_runtime.telling.asking import answers, asked_at
 from nexum_runtime.telling.bars import RUNNING, attempts
-from nexum_runtime.telling.story import Story, offset, short_values_first
+from nexum_runtime.telling.story import Story, offset, parked, short_values_first
 from nexum_runtime.telling.words import question
 from nexum_runtime.text import duration_text, error_line, printable, printable_line, shorten
 
@@ -244,6 +244,8 @@ class Look:
             return f"waits for {told[0]}"
         if any((event.get("worker") or "").startswith(wire.LOCAL_WORKER) for event in history["events"]):
             return "waits for its program to be run again"
+        if history["status"] == "PARKED":
+            return parked(history)
         timers = {each["node_id"]: each for each in history["events"] if each["type"] in ("TimerSet", "TimerFired")}
         if due_ms := [each["due_at_ms"] for each in timers.values() if each["type"] == "TimerSet"]:
             return f"waits for a timer, {duration_text(max(min(due_ms) - now_ms, 0))} more"

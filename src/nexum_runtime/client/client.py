@@ -388,8 +388,8 @@ class Client:
     async def listed(
         self, prefix: str = "", limit: int = 20, *, status: str = "", workflow_id: str = ""
     ) -> list[dict[str, Any]]:
-        """`executions` as people are told of them: `status` is STOPPED, UNKNOWN, WAITING, RUNNING, COMPLETED, FAILED or
-        CANCELLED.
+        """`executions` as people are told of them: `status` is STOPPED, UNKNOWN, WAITING, PARKED, RUNNING, COMPLETED,
+        FAILED or CANCELLED.
 
         Each is `{"execution_id", "workflow_id", "version_hash", "status", "created_at", "labels": {…}}`.
         """
@@ -683,6 +683,17 @@ class Client:
         metadata = {key: str(value).lower() for key, value in flags.items()}
         fields = {"task_id": task_id, "error_message": _wording(error)}
         return str((await self._ask("FailTask", fields, metadata)).message)
+
+    async def park(self, task_id: str, ended: Sequence[str] = (), ms: int | None = None) -> str:
+        """Give an attempt back until one of these executions of its session has ended, or `ms` from now on are over.
+
+        It counts as none, and its task is any worker's when that has come. Returns "", or in words why nothing
+        changed. Raises InvalidRequest for what cannot be parked so, and for an execution that is not known, and
+        LimitExceeded.
+        """
+        told = {"ended": [*ended]} | ({} if ms is None else {"ms": ms})
+        fields = {"task_id": task_id, "output_json": wire.json_text(told)}
+        return str((await self._ask("Park", fields)).message)
 
     async def heartbeat(
         self, worker_id: str, task_ids: Collection[str] | None, *, standstill: tuple[int, str] | None = None

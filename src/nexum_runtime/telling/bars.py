@@ -12,6 +12,7 @@ OUTCOMES = {  # how an attempt ends → its word, its color
     "ChildStarted": ("", "green"),
     "AttemptFailed": ("failed", "red"),
     "AttemptReturned": ("unused", "dim"),
+    "AttemptParked": ("parked", "dim"),
     "AttemptStopped": ("stopped", "yellow"),
     "LeaseExpired": ("given up", "yellow"),
     "ExecutionCancelled": ("cancelled", "yellow"),

@@ -55,6 +55,11 @@ def event_text(workflow_id: str, event: dict[str, Any], took_ms: int) -> str:
             return f"{node}: attempt {attempt} failed after {duration_text(took_ms)}{late}: {error}"
         case "AttemptReturned":
             return f"{node}: attempt {attempt} returned unused by {worker}"
+        case "AttemptParked":
+            return f"{node}: attempt {attempt} parked after {duration_text(took_ms)}, {parked_until(event)}"
+        case "TaskWoken":
+            why = f"{event['ended']} has ended" if "ended" in event else "its time has come"
+            return f"{node}: goes on: {why}"
         case "AttemptStopped":
             return f"{node}: attempt {attempt} stopped after {duration_text(took_ms)}: {error}"
         case "LeaseExpired":
@@ -100,6 +105,19 @@ def event_text(workflow_id: str, event: dict[str, Any], took_ms: int) -> str:
         case other:
             ended = {"ExecutionCompleted": "completed", "ExecutionCancelled": "cancelled"}
             return (ended | {"CancelRequested": "to be cancelled"}).get(other, str(other))
+
+
+def parked_until(event: dict[str, Any]) -> str:
+    """What an attempt was given back until, by its event."""
+    ended, due_ms = event.get("ended", []), event.get("due_at_ms")
+    until = [f"{ended[0]}{f' or one of {len(ended) - 1} more' if ended[1:] else ''} ends"] if ended else []
+    return "until " + " or ".join(until + ([clock_time(due_ms)] if due_ms else []))
+
+
+def parked(history: dict[str, Any]) -> str:
+    """What an execution waits for that is parked."""
+    last = next(event for event in reversed(history["events"]) if event["type"] == "AttemptParked")
+    return f"parked {parked_until(last)}"
 
 
 def _by(who: str, text: str, changed: str = "") -> str:

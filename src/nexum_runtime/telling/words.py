@@ -7,7 +7,7 @@ from typing import Any
 from nexum_runtime.text import size_text
 
 SHOWN_CHARS = 200  # of an input or an error
-OPEN = ("STOPPED", "WAITING", "RUNNING")  # states of what has not ended
+OPEN = ("STOPPED", "WAITING", "PARKED", "RUNNING")  # states of what has not ended
 HASH_CHARS = len("sha256:") + 12  # of a version's hash, where a person reads it
 
 
@@ -59,6 +59,8 @@ def waits_for(each: dict[str, Any]) -> str:
         return "go"
     if each["unknown"] or each["asks"]:
         return "a person"
+    if each["state"] == "PARKED":
+        return "what it is parked for"
     if each["state"] == "RUNNING" and not each["running"]:
         return "a worker" if each["waits_for_worker"] else "its program"
     return ""

@@ -31,6 +31,7 @@ EXTENSIONS: dict[str, Types] = {
     "ForgetSession": (pb.RejectRequest, pb.AckResponse),
     "ForkSession": (pb.RejectRequest, pb.AckResponse),
     "ListSessions": (pb.ListRequest, pb.StatusResponse),
+    "Park": (pb.CompleteRequest, pb.AckResponse),
     "Resolve": (pb.RejectRequest, pb.AckResponse),
     "Approve": (pb.ApproveRequest, pb.AckResponse),
     "Prune": (pb.StatusRequest, pb.AckResponse),

@@ -20,6 +20,7 @@ from nexum_runtime.errors import (
     InvalidRequest,
     LimitExceeded,
     NexumError,
+    Parked,
     ServerUnavailable,
     TaskError,
 )
@@ -261,6 +262,14 @@ class Worker:
         elif isinstance(error, StoppedWithWorker):
             with suppress(NexumError):
                 await client.fail(task_id, str(error), interrupted=True)
+        elif isinstance(error, Parked):
+            crash_point("parking")
+            try:
+                await self._report(client.park, task_id, error.ended, error.ms)
+            except (LimitExceeded, InvalidRequest) as refusal:
+                log.warning("%s %s is not parked: %s", claimed.execution_id, claimed.node_id, refusal)
+                await self._report(client.fail, task_id, str(refusal), interrupted=True)
+            crash_point("parked")
         elif isinstance(error, asyncio.CancelledError):
             await self._report(client.fail, task_id, "CancelledError: the handler cancelled itself.")
         elif isinstance(error, TaskError):

@@ -66,6 +66,7 @@ from nexum_runtime.server.rules.checks import (
     checked_labels,
     checked_order,
     checked_resolution,
+    checked_until,
     checked_verdict,
     same_json,
 )
@@ -696,6 +697,17 @@ class Engine:
                 about_tasks=[task_key(task_id)],
             )
 
+    async def park(self, task_id: str, until_json: str) -> str:
+        """Give an attempt back until something has ended, or until a time: see `Attempts.park`."""
+        until = checked_until(until_json)
+        crash_point("park")
+        with self._last_word(task_id):
+            message = await self._commits.make(
+                lambda tx, notices: self._attempts.park(tx, notices, task_id, until), about_tasks=[task_key(task_id)]
+            )
+        crash_point("park-committed")
+        return message
+
     @contextmanager
     def _last_word(self, task_id: str) -> Iterator[None]:
         """When a worker's word on a task is taken, or the task is not known, it has a slot again.
@@ -1091,5 +1103,6 @@ class Engine:
 def _open_statuses(node_type: str) -> tuple[TaskStatus, ...]:
     if node_type in (graph.APPROVAL, graph.TIMER):
         return (TaskStatus.WAITING,)
-    waits = (TaskStatus.WAITING,) if node_type in (graph.MAP, graph.SUBWORKFLOW) else ()  # for items, for a child
+    # For its items, for a child, or parked.
+    waits = (TaskStatus.WAITING,) if node_type in (graph.MAP, graph.SUBWORKFLOW, graph.EFFECT) else ()
     return (TaskStatus.READY, TaskStatus.RUNNING, *waits)

@@ -212,6 +212,10 @@ class Methods:
         stops = await self.engine.heartbeat(request.worker_id, held, _standstill(call.metadata))
         return _done(wire.canonical_json(stops))
 
+    async def Park(self, request: Any, call: Call) -> Fields:
+        """`output_json` is what the attempt is given back until: `{"ended": [execution id], "ms": from now on}`."""
+        return _done(await self.engine.park(request.task_id, request.output_json))
+
     async def Resolve(self, request: Any, call: Call) -> Fields:
         """A person's word on an unknown outcome: `reason` is the output's JSON text, or why it failed."""
         word = Resolution(call.metadata.get(wire.RESOLUTION, ""), request.reason)
@@ -435,6 +439,7 @@ def session_json(session: Session) -> dict[str, Any]:
         "waiting": session.waiting,
         "waits_for_worker": session.waits_for_worker,
         "running": session.running,
+        "parked": session.parked,
         "forked_from": session.forked_from,
         "taken_back": session.taken_back,
     }
@@ -451,6 +456,8 @@ def _state(session: Session, last: dict[str, Any]) -> str:
         return "WAITING"
     if session.running or session.waiting:
         return "RUNNING"
+    if session.parked:
+        return "PARKED"
     return str(last.get("outcome", "RUNNING"))
 
 

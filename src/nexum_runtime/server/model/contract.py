@@ -81,6 +81,7 @@ class Execution(NamedTuple):
     ended_at_ms: int | None
     labels_json: str | None = None  # see wire.LABELS
     parent_node: str | None = None  # of a child: the node of its parent that waits for it
+    awaited_by_json: str | None = None  # a list of the ids of the attempts that were parked until it ends
 
     @property
     def session_id(self) -> str:
@@ -102,9 +103,8 @@ class Task(NamedTuple):
     status: TaskStatus
     attempt: int  # attempts begun so far
     attempt_limit: int
-    available_at_ms: int = (
-        0  # READY: not to be claimed before; WAITING: when a timer fires, or the time to answer is over
-    )
+    # READY: not to be claimed before; WAITING: when a timer fires, the time to answer is over, or it is parked until.
+    available_at_ms: int = 0
     worker_id: str | None = None
     lease_ms: int | None = None
     lease_expires_at_ms: int | None = None
@@ -164,6 +164,7 @@ class Session:
     waiting: list[str]  # ids of executions of which a task could be claimed and none runs, a few
     waits_for_worker: bool  # and not all of these for their program
     running: list[str]  # ids of executions of which a task runs, a few
+    parked: list[str]  # ids of executions of which a task is parked and none runs or could, a few
     last: Execution | None  # the one that was started last
     end: str | None  # id of the last one of the kind "run" that is COMPLETED: how a run ended
     forked_from: dict[str, Any] | None  # what its ExecutionForked says, and "forked_at_ms"
@@ -295,12 +296,14 @@ class Reader(Protocol):
         """The approvals that are WAITING, the longest first."""
 
     def next_timer(self) -> int | None:
-        """When the first of the WAITING timers fires, or of the WAITING approvals has its deadline."""
+        """When the first of the WAITING timers fires, of the WAITING approvals has its deadline, or of what is parked
+        goes on."""
 
     def due(self, now_ms: int, limit: int) -> list[Task]:
-        """WAITING timers that fire at or before `now_ms`, and approvals whose deadline is by then, the first first.
+        """WAITING timers that fire at or before `now_ms`, approvals whose deadline is by then, and what is parked until
+        then, the first first.
 
-        An approval that is available at 0 has no deadline.
+        What is available at 0 has no such time.
         """
 
     def held(self, worker_id: str) -> list[Task]:
@@ -352,6 +355,9 @@ class Transaction(Reader, Protocol):
         ended_at_ms: int | None = None,
     ) -> Execution | None:
         """The execution as it is then, or None when that is no move of it."""
+
+    def set_awaited_by(self, execution_id: str, awaited_by_json: str) -> None:
+        """Say which attempts are parked until it ends."""
 
     def set_execution_error(self, execution_id: str, error: str, error_code: ErrorCode) -> None:
         """Say anew why a FAILED execution failed."""

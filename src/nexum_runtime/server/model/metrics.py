@@ -27,6 +27,7 @@ OUTCOMES = {
     "failed": Event.ATTEMPT_FAILED,
     "lost": Event.LEASE_EXPIRED,
     "returned": Event.ATTEMPT_RETURNED,
+    "parked": Event.ATTEMPT_PARKED,
 }
 
 
@@ -85,7 +86,7 @@ class Metrics:
             (
                 "tasks",
                 "gauge",
-                "Open tasks: READY is the queue, RUNNING is with workers, WAITING is for people, time, items, a child",
+                "Open tasks: READY is the queue, RUNNING is with workers, WAITING is for people, time, items or parked",
                 [({"status": status, "node_type": kind}, count) for (status, kind), count in tasks.items()],
             ),
             (

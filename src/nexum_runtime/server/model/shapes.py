@@ -74,6 +74,13 @@ class Fork:
     by: str = ""  # who says so; may be empty
 
 
+class Until(NamedTuple):
+    """What an attempt is parked until: one of these executions has ended, or so many milliseconds are over."""
+
+    ended: tuple[str, ...]
+    ms: int | None
+
+
 @dataclass(frozen=True)
 class Verdict:
     """A person's word on an approval."""

@@ -20,6 +20,11 @@ task       READY ─→ RUNNING                 claimed by a worker: one attempt
 
            RUNNING, READY ─→ WAITING        a MAP has told its items, or a SUBWORKFLOW has started its child
            WAITING ─→ DONE, FAILED          they have ended
+
+           RUNNING ─→ WAITING               an EFFECT is parked: its attempt was given back until an execution ends, or
+                                            until a time; it holds no worker, has no lease, and counts as no attempt
+           WAITING ─→ READY                 that has ended, or the time has come
+           WAITING ─→ DONE                  the late word of an attempt that had been given up before
 """
 
 from enum import StrEnum
@@ -38,6 +43,7 @@ class State(StrEnum):
     STOPPED = "STOPPED"  # it would run, but its session is stopped
     UNKNOWN = "UNKNOWN"  # it may or may not have happened; a person has to say
     WAITING = "WAITING"  # for a person's answer
+    PARKED = "PARKED"  # given back until another execution ends, or a time has come: nobody has to do anything with it
     RUNNING = "RUNNING"
     COMPLETED = "COMPLETED"
     FAILED = "FAILED"
@@ -48,6 +54,7 @@ STORED = {  # how the executions of a state are stored
     State.STOPPED: ExecutionStatus.RUNNING,
     State.UNKNOWN: ExecutionStatus.FAILED,
     State.WAITING: ExecutionStatus.RUNNING,
+    State.PARKED: ExecutionStatus.RUNNING,
 }
 
 
@@ -77,6 +84,8 @@ class Event(StrEnum):
     ATTEMPT_FAILED = "AttemptFailed"
     ATTEMPT_RETURNED = "AttemptReturned"  # claimed, but the worker was gone before it could be told
     ATTEMPT_STOPPED = "AttemptStopped"  # its session was stopped: it begins again when that goes on
+    ATTEMPT_PARKED = "AttemptParked"  # given back until an execution ends, or until a time
+    TASK_WOKEN = "TaskWoken"  # … which has come
     LEASE_EXPIRED = "LeaseExpired"
     OUTCOME_RESOLVED = "OutcomeResolved"  # a person's word on what became of it, or that it is to be tried again
     APPROVAL_REQUESTED = "ApprovalRequested"
@@ -106,7 +115,7 @@ EXECUTION_SOURCES: dict[ExecutionStatus, frozenset[ExecutionStatus]] = {
 """For each status, those it may be reached from. The store refuses every other move."""
 
 TASK_SOURCES: dict[TaskStatus, frozenset[TaskStatus]] = {
-    TaskStatus.READY: frozenset({TaskStatus.RUNNING, TaskStatus.FAILED, TaskStatus.CANCELLED}),
+    TaskStatus.READY: frozenset({TaskStatus.RUNNING, TaskStatus.WAITING, TaskStatus.FAILED, TaskStatus.CANCELLED}),
     TaskStatus.WAITING: frozenset({TaskStatus.READY, TaskStatus.RUNNING, TaskStatus.FAILED, TaskStatus.CANCELLED}),
     TaskStatus.RUNNING: frozenset({TaskStatus.READY}),
     TaskStatus.DONE: frozenset({TaskStatus.RUNNING, TaskStatus.READY, TaskStatus.WAITING, TaskStatus.FAILED}),

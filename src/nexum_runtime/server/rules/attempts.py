@@ -1,19 +1,22 @@
 """What becomes of an attempt: it is claimed, given back, completed, it fails or is lost."""
 
+import json
 from collections.abc import Callable, Collection
 from typing import Any
 
 from nexum_runtime import wire
-from nexum_runtime.errors import LimitExceeded, NotFound
+from nexum_runtime.crash import crash_point
+from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
 from nexum_runtime.server.model import graph
-from nexum_runtime.server.model.contract import Execution, Task, Transaction
-from nexum_runtime.server.model.shapes import Claimed, Notices
+from nexum_runtime.server.model.contract import Execution, Task, Transaction, session_of
+from nexum_runtime.server.model.shapes import Claimed, Notices, Until
 from nexum_runtime.server.model.states import ErrorCode, Event, ExecutionStatus, TaskStatus
-from nexum_runtime.server.rules import answers
+from nexum_runtime.server.rules import answers, parking
 from nexum_runtime.server.rules.course import Course, execution_of, has_long_story, is_once, or_not
 
 RETRY_DELAY_MS_MIN = 1_000  # doubled with every attempt …
 RETRY_DELAY_MS_MAX = 30_000  # … up to here
+AWAITED_BY_LIMIT = 100  # attempts that are parked until one execution ends
 RETRY_JITTER = 0.2  # a retry comes up to this share sooner, so that failures do not return in step
 
 
@@ -79,7 +82,7 @@ class Attempts:
         settled = task.status == TaskStatus.FAILED and task.error_code != ErrorCode.OUTCOME_UNKNOWN
         if settled or task.status == TaskStatus.CANCELLED:
             return f"Execution {execution.execution_id} is {execution.status}; this result was not recorded."
-        if task.status == TaskStatus.WAITING:
+        if task.status == TaskStatus.WAITING and task.node_type != graph.EFFECT:
             return f"Node {task.node_id} was answered already; this result was not recorded."
         is_late = not is_current(task, attempt)
         if task.node_type in (graph.MAP, graph.SUBWORKFLOW):
@@ -160,6 +163,39 @@ class Attempts:
             self._course.fail_task(tx, notices, task, or_not(error), ErrorCode.OUTCOME_UNKNOWN)
         elif not again:
             self._course.fail_task(tx, notices, task, error, ErrorCode.TOOL_ERROR)
+        return ""
+
+    def park(self, tx: Transaction, notices: Notices, task_id: str, until: Until) -> str:
+        """Give an attempt back until one of these executions ends, or until that time. It is not counted.
+
+        Returns "", or why nothing changed. Raises InvalidRequest and LimitExceeded.
+        """
+        task, attempt, execution = _find_attempt(tx, task_id)
+        if not is_current(task, attempt):
+            return f"Attempt {attempt} of node {task.node_id} is over; nothing was changed."
+        if task.node_type != graph.EFFECT or is_once(task, execution):
+            raise InvalidRequest(f"Node {task.node_id} cannot be parked: only an EFFECT that may be repeated can.")
+        awaited = [_awaited(tx, execution, each) for each in dict.fromkeys(until.ended)]
+        if has_long_story(tx, execution.execution_id):
+            self._lose(tx, notices, task, "It was given back too often to be parked once more.")
+            return ""
+        now_ms, told = self._clock(), {"ended": [each.execution_id for each in awaited]}
+        data: dict[str, Any] = {"worker": task.worker_id} | (told if awaited else {})
+        due_ms = 0 if until.ms is None else now_ms + until.ms
+        data |= {"due_at_ms": due_ms} if due_ms else {}
+        tx.add_event(task.execution_id, now_ms, Event.ATTEMPT_PARKED, task.node_id, attempt, data)
+        runs = execution.status == ExecutionStatus.RUNNING  # or it has failed by another of its tasks
+        to, limit = TaskStatus.WAITING if runs else TaskStatus.CANCELLED, task.attempt_limit + 1
+        tx.move_task(task.task_key, to, available_at_ms=due_ms if runs else 0, attempt_limit=limit)
+        crash_point("in-park")
+        if not runs:
+            return ""
+        for each in awaited:
+            if each.status != ExecutionStatus.RUNNING:  # by now
+                parking.wake(tx, notices, task._replace(attempt_limit=limit), now_ms, each.execution_id)
+                return ""
+        for each in awaited:
+            parking.await_end(tx, each, task)
         return ""
 
     def expire(self, tx: Transaction, notices: Notices, task_keys: Collection[str]) -> None:
@@ -246,6 +282,21 @@ def _find_attempt(tx: Transaction, task_id: str) -> tuple[Task, int, Execution]:
     if task is None or not 1 <= attempt <= task.attempt:
         raise NotFound(f"No task {task_id[:80]!r} is known.")
     return task, attempt, execution_of(tx, task)
+
+
+def _awaited(tx: Transaction, waits: Execution, execution_id: str) -> Execution:
+    """An execution whose end is to be waited for. Raises InvalidRequest and LimitExceeded."""
+    if execution_id == waits.execution_id or session_of(execution_id) != waits.session_id or not waits.session_id:
+        raise InvalidRequest(
+            f"{waits.execution_id} cannot be parked until {execution_id[:200]!r} ends: that is none of the other "
+            "executions of its session."
+        )
+    awaited = tx.execution(execution_id)
+    if awaited is None:
+        raise InvalidRequest(f"{waits.execution_id} cannot be parked until {execution_id} ends: that is not known.")
+    if len(json.loads(awaited.awaited_by_json or "[]")) >= AWAITED_BY_LIMIT:
+        raise LimitExceeded(f"{AWAITED_BY_LIMIT} attempts are parked until {execution_id} ends; that is the limit.")
+    return awaited
 
 
 def _may_try_again(task: Task, execution: Execution) -> bool:

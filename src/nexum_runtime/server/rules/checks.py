@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, LimitExceeded
-from nexum_runtime.server.model.shapes import Resolution, StartOrder, Verdict
+from nexum_runtime.server.model.shapes import Resolution, StartOrder, Until, Verdict
 from nexum_runtime.text import shorten
 
 HEAVY_CHARS = 256 * 1024  # of JSON: what is longer is parsed and compared in a process of its own
@@ -14,6 +14,8 @@ QUESTION_CHARS_LIMIT = 256 * 1024  # of a question and its choices, as JSON
 ERROR_LIMIT = 64 * 1024  # characters kept of an error's text
 NAME_LIMIT = 200  # characters of a workflow id, a version hash or a worker id
 EXECUTION_ID_LIMIT = 200  # characters
+PARK_LIMIT = 100  # executions, until one of which ends an attempt is parked
+PARK_CHARS_LIMIT = 64 * 1024  # of what an attempt is parked until, as JSON
 LABELS = {"kind", "name", "text", "run", "block", "asked", "outcome"}
 LABELS_LIMIT = 4_000  # characters of all labels of an execution
 EXECUTION_ID = re.compile(rf"[A-Za-z0-9._:/@=-]{{1,{EXECUTION_ID_LIMIT}}}")
@@ -78,6 +80,29 @@ def checked_resolution(word: Resolution, execution_id: str, max_bytes: int) -> R
     if word.kind == "failed" and not word.text.strip():
         raise InvalidRequest(f"Say why {execution_id} failed: the reason is empty.")
     return replace(word, text=word.text if word.kind == "result" else word.text[:ERROR_LIMIT])
+
+
+def checked_until(text: str) -> Until:
+    """What an attempt is parked until: `{"ended": [execution id], "ms": from now on}`, either or both."""
+    try:
+        told = wire.parse_json(text) if len(text) <= PARK_CHARS_LIMIT else None
+    except ValueError:
+        told = None
+    ended, ms = (told.get("ended", []), told.get("ms")) if isinstance(told, dict) else ([], None)
+    are_ids = isinstance(ended, list) and all(isinstance(each, str) for each in ended)
+    is_time = ms is None or (type(ms) is int and 0 <= ms <= wire.DEADLINE_MS_LIMIT)
+    if not are_ids or not is_time or (not ended and ms is None):
+        raise InvalidRequest(
+            'What an attempt is parked until must be {"ended": [execution id], "ms": a number of milliseconds up to '
+            f"{wire.DEADLINE_MS_LIMIT}}}, as JSON."
+        )
+    if len(ended) > PARK_LIMIT:
+        raise LimitExceeded(
+            f"An attempt is to be parked until one of {len(ended)} executions ends; the limit is {PARK_LIMIT}."
+        )
+    for execution_id in ended:
+        check_execution_id(execution_id)
+    return Until(tuple(ended), ms)
 
 
 def checked_verdict(verdict: Verdict, execution_id: str, max_bytes: int) -> Verdict:

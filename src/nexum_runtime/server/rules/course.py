@@ -15,7 +15,7 @@ from nexum_runtime.server.model import graph
 from nexum_runtime.server.model.contract import Execution, Task, Transaction, session_of
 from nexum_runtime.server.model.shapes import Claimed, Ending, Notices, StartOrder, Taker
 from nexum_runtime.server.model.states import ErrorCode, Event, ExecutionStatus, TaskStatus
-from nexum_runtime.server.rules import answers, questions
+from nexum_runtime.server.rules import answers, parking, questions
 
 RUNNING_LIMIT = 10_000  # executions of one session at once
 GRAPHS_KEPT = 500  # versions whose graphs are at hand
@@ -497,6 +497,8 @@ class Course:
         data = {"error": error, "error_code": error_code} if error else {}
         tx.add_event(execution_id, now_ms, ENDS[status], data=data)
         notices.ended[execution_id] = None
+        if ended.awaited_by_json:
+            parking.wake_all(tx, notices, ended, now_ms)
         if ended.parent_node is not None:
             self._child_ended(tx, notices, ended)
         return ended

@@ -10,7 +10,7 @@ from nexum_runtime.server.model import graph
 from nexum_runtime.server.model.contract import ANOTHER, Execution, Task, Transaction, Workflow
 from nexum_runtime.server.model.shapes import Claimed, Notices, Resolution, Started, StartOrder, Taker, Verdict
 from nexum_runtime.server.model.states import ErrorCode, Event, ExecutionStatus, TaskStatus
-from nexum_runtime.server.rules import questions, sessions
+from nexum_runtime.server.rules import parking, questions, sessions
 from nexum_runtime.server.rules.attempts import Attempts
 from nexum_runtime.server.rules.checks import ERROR_LIMIT, HEAVY_CHARS, same_json
 from nexum_runtime.server.rules.course import Course, check_story, execution_of, has_long_story
@@ -175,7 +175,7 @@ class Executions:
         """Go on with those of these tasks that waited for a timer whose time has come:
         `{"waited_until": …, "delay_seconds": …}`.
 
-        What a person was asked in vain goes on with the answer by default, or has failed.
+        What a person was asked in vain goes on with the answer by default, or has failed. What is parked goes on.
         """
         now_ms = self._clock()
         for task in tx.due(now_ms, TIMERS_AT_ONCE):
@@ -184,6 +184,9 @@ class Executions:
             execution = execution_of(tx, task)
             if task.node_type == graph.APPROVAL:
                 self._pass_deadline(tx, notices, task, execution)
+                continue
+            if task.node_type == graph.EFFECT:
+                parking.wake(tx, notices, task, now_ms)
                 continue
             node = self._course.graph_of(tx, execution).nodes[task.node_id]
             output = {"waited_until": timestamp(now_ms), "delay_seconds": node.delay_seconds}

@@ -6,8 +6,9 @@ from typing import Any
 
 from nexum_runtime.errors import InvalidRequest, NotFound
 from nexum_runtime.server.model.contract import TAKEN_BACK, Reader, Span, Stop, Transaction, is_taken_back
-from nexum_runtime.server.model.shapes import Forget, Fork
+from nexum_runtime.server.model.shapes import Forget, Fork, Notices
 from nexum_runtime.server.model.states import OPEN_STATUSES, ErrorCode, Event, ExecutionStatus, TaskStatus
+from nexum_runtime.server.rules import parking
 from nexum_runtime.server.rules.checks import EXECUTION_ID, EXECUTION_ID_LIMIT
 from nexum_runtime.server.rules.sessions import SESSION_ID_LIMIT, check_known
 
@@ -80,6 +81,7 @@ class Records:
                 ended_at_ms=now_ms,
             )
             if moved is not None:
+                parking.wake_all(tx, Notices(), moved, now_ms)  # of a session that is stopped: to go on is to be told
                 data = {"error": error, "error_code": ErrorCode.CANCELLED}
                 tx.add_event(execution.execution_id, now_ms, Event.EXECUTION_CANCELLED, data=data)
 

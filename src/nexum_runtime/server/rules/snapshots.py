@@ -59,7 +59,10 @@ def state_of(reader: Reader, execution: Execution) -> State:
     found = {(task.status, task.node_type) for task in reader.tasks(execution.execution_id)}
     asked = (TaskStatus.WAITING, graph.APPROVAL) in found
     begins = any(status in (TaskStatus.READY, TaskStatus.RUNNING) for status, _ in found)
-    return State.WAITING if asked and not begins else State.RUNNING
+    if begins:
+        return State.RUNNING
+    is_parked = (TaskStatus.WAITING, graph.EFFECT) in found
+    return State.WAITING if asked else State.PARKED if is_parked else State.RUNNING
 
 
 def ended(reader: Reader, execution_id: str, ending: Ending | None, now_ms: int) -> Snapshot:

@@ -24,7 +24,7 @@ from nexum_runtime.telling.story import Story, offset
 from nexum_runtime.telling.versions import node_text
 from nexum_runtime.telling.words import OPEN, counts, question, waits_for, what_text
 
-STATES = ("STOPPED", "UNKNOWN", "WAITING", "RUNNING", "COMPLETED", "FAILED", "CANCELLED")
+STATES = ("STOPPED", "UNKNOWN", "WAITING", "PARKED", "RUNNING", "COMPLETED", "FAILED", "CANCELLED")
 SHOWN_SESSIONS, SHOWN_EXECUTIONS = 50, 200  # at first
 BADGE_LIMIT = 99  # of what waits for a person, beside the name of its screen
 COOKIE_SECONDS = 30 * 24 * 3600

@@ -12,6 +12,7 @@ from nexum_runtime.server.model.states import State
 from nexum_runtime.telling.asking import answers, asked_at
 from nexum_runtime.telling.bars import RUNNING, attempts
 from nexum_runtime.telling.diagnosis import Finding, findings
+from nexum_runtime.telling.story import parked
 from nexum_runtime.telling.versions import difference
 from nexum_runtime.telling.words import OPEN
 from nexum_runtime.text import timestamp
@@ -177,6 +178,8 @@ def waits(history: dict[str, Any], asked: dict[str, dict[str, Any]], now_ms: int
     if history["status"] == "WAITING":
         question = asked.get(history["execution_id"], {}).get("question")
         return "waits for an approval" if question is None else "waits for an answer"
+    if history["status"] == "PARKED":
+        return parked(history)
     if any((event.get("worker") or "").startswith(wire.LOCAL_WORKER) for event in history["events"]):
         return "waits for its program to be run again"
     return "waits for a worker"

@@ -12,7 +12,7 @@ from nexum_runtime.server.store.postgres.failures import unusable
 from nexum_runtime.server.store.postgres.place import Place
 
 OLDEST = 140_000  # the version of PostgreSQL, as it counts them
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCHEMA = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
 LOCK = 0x4E58554D  # "NXUM": of advisory locks, with the schema's name
 TAKE_SECONDS = 2.0  # that whoever has it is waited for …
@@ -22,6 +22,7 @@ MIGRATIONS = {  # schema version → the SQL that makes it the next one
         ALTER TABLE executions ADD COLUMN parent_node text COLLATE "C";
         ALTER TABLE tasks ADD COLUMN part bigint, ADD COLUMN parts bigint, ADD COLUMN item_json text;
     """,
+    2: "ALTER TABLE executions ADD COLUMN awaited_by_json text;",
 }
 
 

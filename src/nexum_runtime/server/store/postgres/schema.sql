@@ -45,7 +45,8 @@ CREATE TABLE executions (
     effect        text NOT NULL DEFAULT 'idempotent' CHECK (effect IN ('read', 'idempotent', 'once')),
     timeout_ms    bigint,
     labels_json   text,
-    parent_node   text COLLATE "C"
+    parent_node   text COLLATE "C",
+    awaited_by_json text
 );
 
 CREATE INDEX executions_by_workflow ON executions (workflow_id);

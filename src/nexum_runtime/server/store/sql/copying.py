@@ -16,7 +16,7 @@ from nexum_runtime.server.model.contract import StoreUnavailable
 TABLES = {  # with their columns, the first of which is the key; each comes after those that it refers to
     "workflows": "seq, workflow_id, version_hash, ir_json, compatibility, registered_at_ms",
     "executions": "seq, execution_id, workflow_id, version_hash, status, input_json, max_attempts, error, error_code, "
-    "created_at_ms, ended_at_ms, effect, timeout_ms, labels_json, parent_node",
+    "created_at_ms, ended_at_ms, effect, timeout_ms, labels_json, parent_node, awaited_by_json",
     "sessions": "session_id, began_at_ms, heard_at_ms, stopped_json",
     "tasks": "seq, task_key, execution_id, workflow_id, version_hash, node_id, node_type, status, attempt, "
     "attempt_limit, available_at_ms, worker_id, lease_ms, lease_expires_at_ms, output_json, error, error_code, held, "

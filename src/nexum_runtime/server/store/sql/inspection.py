@@ -54,6 +54,9 @@ _STATES = f"""
         WHEN (SELECT count(*) FILTER (WHERE t.status = 'WAITING' AND node_type = 'HUMAN_APPROVAL') > 0
                 AND count(*) FILTER (WHERE t.status IN ('READY', 'RUNNING')) = 0
               FROM tasks t WHERE t.execution_id = x.execution_id) THEN 'WAITING'
+        WHEN (SELECT count(*) FILTER (WHERE t.status = 'WAITING' AND node_type = 'EFFECT') > 0
+                AND count(*) FILTER (WHERE t.status IN ('READY', 'RUNNING')) = 0
+              FROM tasks t WHERE t.execution_id = x.execution_id) THEN 'PARKED'
         ELSE 'RUNNING' END AS state, count(*)
     FROM executions x GROUP BY state
 """

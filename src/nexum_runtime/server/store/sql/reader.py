@@ -135,7 +135,7 @@ class SqlReader:
             f"ORDER BY seq LIMIT {FEW}",
             of_it,
         )
-        open_tasks: dict[str, list[str]] = {"WAITING": [], "READY": [], "RUNNING": []}
+        open_tasks: dict[str, list[str]] = {"WAITING": [], "READY": [], "RUNNING": [], "PARKED": []}
         local: set[str] = set()
         for execution_id, status, node_type, is_local in self._sql(
             f"SELECT execution_id, t.status, node_type, coalesce(worker_id LIKE '{wire.LOCAL_WORKER}%', false) "
@@ -143,12 +143,15 @@ class SqlReader:
             f"WHERE execution_id >= ? AND execution_id < ? AND x.status = 'RUNNING' AND t.{OPEN} ORDER BY t.seq",
             of_it,
         ):
-            if status != "WAITING" or node_type == "HUMAN_APPROVAL":
+            if status == "WAITING" and node_type == "EFFECT":
+                open_tasks["PARKED"].append(execution_id)
+            elif status != "WAITING" or node_type == "HUMAN_APPROVAL":
                 open_tasks[status].append(execution_id)
             if status == "READY" and is_local:
                 local.add(execution_id)
         row = self._sql(f"SELECT {EXECUTION} FROM executions WHERE seq = ?", (last,)).fetchone()
         waiting = [each for each in open_tasks["READY"] if each not in open_tasks["RUNNING"]]
+        begins = {*open_tasks["READY"], *open_tasks["RUNNING"]}
         return Session(
             session_id=session_id,
             began_at_ms=began_at_ms,
@@ -164,6 +167,7 @@ class SqlReader:
             waiting=waiting[:FEW],
             waits_for_worker=any(each not in local for each in waiting),
             running=open_tasks["RUNNING"][:FEW],
+            parked=[each for each in open_tasks["PARKED"] if each not in begins][:FEW],
             last=execution_of(row) if row else None,
             end=end[0] if end else None,
             forked_from=self._forked_from(session_id),
@@ -385,7 +389,7 @@ class SqlReader:
         firsts = (  # each is one look at the index
             "SELECT min(available_at_ms) AS due_ms FROM tasks "
             f"WHERE status = 'WAITING' AND node_type = '{node_type}' AND available_at_ms > 0"
-            for node_type in ("TIMER", "HUMAN_APPROVAL")
+            for node_type in ("TIMER", "HUMAN_APPROVAL", "EFFECT")
         )
         row = self._sql(f"SELECT min(due_ms) FROM ({' UNION ALL '.join(firsts)}) each_first").fetchone()
         due_ms: int | None = row[0]
@@ -393,7 +397,7 @@ class SqlReader:
 
     def due(self, now_ms: int, limit: int) -> list[Task]:
         rows = self._sql(
-            f"SELECT {TASK} FROM tasks WHERE status = 'WAITING' AND node_type IN ('TIMER', 'HUMAN_APPROVAL') "
+            f"SELECT {TASK} FROM tasks WHERE status = 'WAITING' AND node_type IN ('TIMER', 'HUMAN_APPROVAL', 'EFFECT') "
             "AND available_at_ms > 0 AND available_at_ms <= ? ORDER BY available_at_ms, seq LIMIT ?",
             (now_ms, limit),
         )

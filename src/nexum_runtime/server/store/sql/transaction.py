@@ -197,6 +197,9 @@ class SqlTransaction(SqlReader):
         rows = self._sql(_MOVE_EXECUTION[to], (error, error_code, ended_at_ms, execution_id)).fetchall()
         return execution_of(rows[0]) if rows else None
 
+    def set_awaited_by(self, execution_id: str, awaited_by_json: str) -> None:
+        self._sql("UPDATE executions SET awaited_by_json = ? WHERE execution_id = ?", (awaited_by_json, execution_id))
+
     def set_execution_error(self, execution_id: str, error: str, error_code: ErrorCode) -> None:
         self._sql(
             "UPDATE executions SET error = ?, error_code = ? WHERE execution_id = ? AND status = 'FAILED'",

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from nexum_runtime.server.store.sql.rows import EVENT_BITS
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 APPLICATION_ID = 0x4E58554D  # "NXUM": another program's database is never taken for ours
 
 SCHEMA = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
 
-_SCHEMA_5 = re.sub(r",( *-- what its client says.*\n) *parent_node.*\n", r"\1", SCHEMA)
+_SCHEMA_6 = re.sub(r",( *-- of a child: the node.*\n) *awaited_by_json.*\n", r"\1", SCHEMA)
+_SCHEMA_5 = re.sub(r",( *-- what its client says.*\n) *parent_node.*\n", r"\1", _SCHEMA_6)
 _SCHEMA_5 = re.sub(r"(?m)^ *(part|parts|item_json) .*\n", "", _SCHEMA_5)
 _SESSIONS = SCHEMA[SCHEMA.index("CREATE TABLE sessions") : SCHEMA.index("CREATE TABLE tasks")]  # since version 4
 _READY = "CREATE INDEX tasks_ready ON tasks (version_hash, workflow_id, {}seq) WHERE status = 'READY';"
@@ -79,4 +80,5 @@ MIGRATIONS = {  # schema version → the SQL that makes it the next one
         ALTER TABLE tasks ADD COLUMN parts INTEGER;
         ALTER TABLE tasks ADD COLUMN item_json TEXT;
     """,
+    6: "ALTER TABLE executions ADD COLUMN awaited_by_json TEXT;",
 }

@@ -11,6 +11,9 @@
 -- until they are DONE. That of a SUBWORKFLOW is the input of an execution, its child, which it waits for. The id of a
 -- child is its parent's, a "/" and a name of its node; so both are of one session.
 --
+-- An attempt that has to wait may be given back: its task is WAITING until one of some executions of its session ends,
+-- which its rows in executions say, or until a time. Then it is READY again.
+--
 -- Executions whose ids begin with the same "{session}/" are a session. Of one that is stopped, no task is claimed.
 --
 -- Times are integer milliseconds since 1970; every *_json column holds JSON text exactly as it was received.
@@ -43,7 +46,8 @@ CREATE TABLE executions (
     effect        TEXT NOT NULL DEFAULT 'idempotent' CHECK (effect IN ('read', 'idempotent', 'once')),
     timeout_ms    INTEGER,                                 -- of one attempt
     labels_json   TEXT,                                    -- what its client says that it is: wire.LABELS
-    parent_node   TEXT                                     -- of a child: the node of its parent that waits for it
+    parent_node   TEXT,                                    -- of a child: the node of its parent that waits for it
+    awaited_by_json TEXT                                   -- ids of the attempts that are parked until it ends
 ) STRICT;
 
 -- Every index costs each call a page of the log, or two. So none has what is COMPLETED, as most executions are, and
