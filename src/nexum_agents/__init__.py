@@ -27,6 +27,7 @@ from nexum_agents.handling import final_output, go_session, stop_session
 from nexum_agents.printing import print_events
 from nexum_agents.questions import ask_person
 from nexum_agents.sessions import DurableSession, durable_session
+from nexum_agents.sleeping import durable_sleep
 from nexum_agents.starting import RunOutcome, StartedRun, start_run
 from nexum_agents.steps import durable_step
 from nexum_agents.tools import durable_tool, submit_tool_call
@@ -54,6 +55,7 @@ __all__ = [
     "Worker",
     "ask_person",
     "durable_session",
+    "durable_sleep",
     "durable_step",
     "durable_tool",
     "final_output",

@@ -18,6 +18,7 @@ from nexum_agents.clients import nexum_client
 from nexum_agents.consent import Consents, Yes, consents, key_of
 from nexum_agents.errors import DurableCallError
 from nexum_agents.events import CallEvent
+from nexum_agents.parking import waiting
 from nexum_agents.sessions import WAIT_SECONDS, Place, current_scope, digest
 from nexum_agents.tools import rejection
 from nexum_agents.workflows import APPROVAL, APPROVAL_NODE, LOCAL_CALL, LOCAL_NODE, Recorded, ToolCall
@@ -154,15 +155,16 @@ async def _ask(run: Place, interruption: ToolApprovalItem) -> Yes | str:
         session.tell(CallEvent(kind, place.execution_id, tool_name, shown_arguments(tool_args), detail=detail))
 
     try:
-        outcome = await nexum_client().execute(
-            APPROVAL,
-            ToolCall(tool_name=tool_name, tool_args=tool_args).model_dump(),
-            execution_id=place.execution_id,
-            takes_args=interruption.tool_lookup_key is not None,  # which function tools alone have
-            timeout=WAIT_SECONDS,
-            labels=place.labels(tool_args),
-            on_wait=lambda waiting: tell("waiting", waiting),
-        )
+        with waiting(place.execution_id):
+            outcome = await nexum_client().execute(
+                APPROVAL,
+                ToolCall(tool_name=tool_name, tool_args=tool_args).model_dump(),
+                execution_id=place.execution_id,
+                takes_args=interruption.tool_lookup_key is not None,  # which function tools alone have
+                timeout=WAIT_SECONDS,
+                labels=place.labels(tool_args),
+                on_wait=lambda waiting: tell("waiting", waiting),
+            )
     except NexumError as error:
         tell("failed", str(error))
         raise scope.stop(error) from None

@@ -12,6 +12,7 @@ from typing import Any
 from nexum_agents.clients import nexum_client
 from nexum_agents.errors import DurableCallError, LimitReached, NotRecorded, OutcomeUnknown, ToolError, ToolFailed
 from nexum_agents.events import CallEvent
+from nexum_agents.parking import busy
 from nexum_agents.recording import Unrecordable
 from nexum_agents.sessions import WAIT_SECONDS, Effect, Place, Scope
 from nexum_agents.values import ERROR, TEXT, Value, from_value, to_value
@@ -202,7 +203,7 @@ class _Recorded:
         self._tell("started")
         began = time.monotonic()
         try:
-            with self._scope.inside(self._place) as inside:
+            with self._scope.inside(self._place) as inside, busy(may_be_cut=self._effect != "once"):
                 try:
                     result = await call()
                 except Exception:

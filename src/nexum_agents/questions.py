@@ -8,6 +8,7 @@ from nexum_agents.calls import ended_as, not_recorded
 from nexum_agents.clients import nexum_client
 from nexum_agents.errors import DurableCallError, NoAnswer, NotRecorded
 from nexum_agents.events import CallEvent
+from nexum_agents.parking import waiting
 from nexum_agents.sessions import WAIT_SECONDS, Place, current_scope
 from nexum_agents.workflows import ANSWER_NODE, QUESTION
 from nexum_runtime import NexumError, Outcome
@@ -63,18 +64,19 @@ async def _answer(place: Place, asked: dict[str, Any], timeout: float | None, de
         session.tell(CallEvent(kind, place.execution_id, NAME, asked, elapsed_ms, detail=detail, by_default=by_default))
 
     async def ask(**how: Any) -> Outcome:
-        return await nexum_client().execute(
-            QUESTION,
-            asked,
-            execution_id=place.execution_id,
-            asks=True,
-            deadline=timeout,
-            default=default,
-            timeout=WAIT_SECONDS,
-            labels=place.labels({"question": asked["question"]}),
-            on_wait=lambda waiting: tell("waiting", "answer" if waiting == "approval" else waiting),
-            **how,
-        )
+        with waiting(place.execution_id):
+            return await nexum_client().execute(
+                QUESTION,
+                asked,
+                execution_id=place.execution_id,
+                asks=True,
+                deadline=timeout,
+                default=default,
+                timeout=WAIT_SECONDS,
+                labels=place.labels({"question": asked["question"]}),
+                on_wait=lambda waiting: tell("waiting", "answer" if waiting == "approval" else waiting),
+                **how,
+            )
 
     try:
         if (outputs := await session.recorded(place.execution_id)) is not None:

@@ -21,11 +21,12 @@ from pydantic_core import to_jsonable_python
 from nexum_agents.approvals import in_a_stream, run_until_it_ends
 from nexum_agents.clients import nexum_client
 from nexum_agents.errors import DurableCallError, RunFailed, ToolError, ending
+from nexum_agents.parking import parkable
 from nexum_agents.runs import check_that_it_can_be_recorded
 from nexum_agents.sessions import WAIT_SECONDS, check_session_id, durable_session, root_of
 from nexum_agents.streaming import sdk_events
 from nexum_agents.workflows import RUN_NODE, Recorded, run_workflow
-from nexum_runtime import ExecutionTimeout, NexumError, Outcome, ServerUnavailable, idempotency_key, wire
+from nexum_runtime import ExecutionTimeout, NexumError, Outcome, Parked, ServerUnavailable, idempotency_key, wire
 from nexum_runtime.client.outcome import OnWait
 from nexum_runtime.definition import Workflow
 from nexum_runtime.logs import Log
@@ -172,11 +173,18 @@ async def _run(agent: Agent[Any], context: "ContextView") -> Recorded:
     order = Order.model_validate(context.input)
     session_id, began = str(idempotency_key()).partition("/")[0], time.monotonic()
     log.info("%s begins, or goes on, in session %s", agent.name, session_id)
-    try:
+
+    async def go_on() -> tuple[Any, Any]:
         async with durable_session(session_id) as session:
-            result = await run_until_it_ends(
+            return session.saved, await run_until_it_ends(
                 in_a_stream, agent, order.input, {"context": order.context, "max_turns": order.max_turns}
             )
+
+    try:
+        saved, result = await parkable(go_on)
+    except Parked:
+        log.info("%s waits in session %s, and is parked", agent.name, session_id)
+        raise
     except DurableCallError as error:
         away = isinstance(error.__context__, ServerUnavailable | ExecutionTimeout)
         raise ToolError(str(error), retryable=away) from None
@@ -184,7 +192,6 @@ async def _run(agent: Agent[Any], context: "ContextView") -> Recorded:
         log.warning("%s failed in session %s: %s", agent.name, session_id, error_text(error))
         raise ToolError(error_text(error), retryable=False) from None
     duration_ms = round((time.monotonic() - began) * 1000)
-    saved = session.saved
     log.info(
         "%s done in %d ms in session %s, %d turns from the store", agent.name, duration_ms, session_id, saved.turns
     )

@@ -26,6 +26,7 @@ from nexum_agents.clients import nexum_client
 from nexum_agents.consent import APPROVED, given, with_words
 from nexum_agents.errors import DurableCallError, LimitReached, NotRecorded, ToolFailed, ToolRejected
 from nexum_agents.events import CallEvent
+from nexum_agents.parking import busy, waiting
 from nexum_agents.sessions import Effect, Place, Scope, current_scope, root_of
 from nexum_agents.values import returns_of
 from nexum_agents.workflows import APPROVED_TOOL_CALL, NODE, TOOL_CALL, Recorded, ToolCall
@@ -103,19 +104,20 @@ async def _submit(
         session.tell(CallEvent(kind, place.execution_id, tool_name, shown, elapsed_ms, saved_ms, detail))
 
     async def execute(restart: Literal["failed", "unknown"] | None) -> Outcome:
-        return await nexum_client().execute(
-            APPROVED_TOOL_CALL if needs_approval else TOOL_CALL,
-            ToolCall(tool_name=tool_name, tool_args=asked).model_dump(),
-            execution_id=place.execution_id,
-            restart=restart,
-            effect=effect,
-            max_attempts=max_attempts,
-            attempt_timeout=attempt_timeout,
-            takes_args=needs_approval,
-            timeout=timeout,
-            labels=place.labels(asked),
-            on_wait=lambda waiting: tell("waiting", detail=waiting),
-        )
+        with waiting(place.execution_id) if needs_approval else busy():
+            return await nexum_client().execute(
+                APPROVED_TOOL_CALL if needs_approval else TOOL_CALL,
+                ToolCall(tool_name=tool_name, tool_args=asked).model_dump(),
+                execution_id=place.execution_id,
+                restart=restart,
+                effect=effect,
+                max_attempts=max_attempts,
+                attempt_timeout=attempt_timeout,
+                takes_args=needs_approval,
+                timeout=timeout,
+                labels=place.labels(asked),
+                on_wait=lambda waiting: tell("waiting", detail=waiting),
+            )
 
     try:
         if (outputs := await session.recorded(place.execution_id)) is not None:

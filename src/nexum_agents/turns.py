@@ -34,6 +34,7 @@ from nexum_agents.clients import nexum_client
 from nexum_agents.errors import DurableCallError
 from nexum_agents.events import TurnEvent
 from nexum_agents.limits import Making
+from nexum_agents.parking import busy
 from nexum_agents.recording import Unrecordable, from_recorded, to_recorded
 from nexum_agents.saying import DELTA, Saying
 from nexum_agents.sessions import TURN, WAIT_SECONDS, Place, Scope, current_scope, digest
@@ -232,8 +233,9 @@ class _Turn:
             yield
             return
         try:
-            async with self._effect.until_stopped():
-                yield
+            with busy():
+                async with self._effect.until_stopped():
+                    yield
         except ExecutionCancelled:
             raise DurableCallError(f"Turn {self._number} of the model was cancelled.") from None
 
