@@ -102,6 +102,16 @@ async def test_what_has_ended_by_then_lets_it_go_on_at_once(bench: Bench, run: s
     await bench.claim()
 
 
+async def test_the_end_of_what_an_earlier_attempt_waited_for_wakes_nothing(bench: Bench, run: str) -> None:
+    await bench.engine.park(run, until("s/a", "s/b"))
+    await bench.approve(execution_id="s/a")
+    await bench.engine.park(await bench.claim(), until("s/c"))
+    await bench.approve(execution_id="s/b")
+    assert await bench.poll() is None
+    await bench.approve(execution_id="s/c")
+    await bench.claim()
+
+
 async def test_a_poll_that_waits_gets_what_goes_on(bench: Bench, run: str) -> None:
     await bench.engine.park(run, until("s/a"))
     polling = asyncio.create_task(bench.poll(wait_ms=60_000))
