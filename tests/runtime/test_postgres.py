@@ -1,6 +1,7 @@
 """What only PostgreSQL can get wrong: places, passwords, connections that break, servers beside each other."""
 
 import asyncio
+import json
 import signal
 import sys
 import threading
@@ -484,6 +485,48 @@ async def test_each_task_is_claimed_once_by_whichever_server(url: str) -> None:
 
         await asyncio.gather(*(work(engine, f"w{n}{m}") for n, engine in enumerate(engines) for m in range(3)))
         assert sorted(tasks) == sorted(f"s{i % 7}/{i}" for i in range(100))
+
+
+async def claimed_at(engine: Engine) -> str:
+    found = await engine.poll("w", "h", ["one"], LEASE_MS, 60_000)
+    assert found is not None, "nothing was to be had"
+    return found.task.task_id
+
+
+async def test_a_server_hears_at_once_that_what_was_parked_at_another_goes_on(url: str) -> None:
+    servers = Servers(url, 2)
+    async with servers as (here, there):
+        for sweeper in servers._sweepers:  # which would find it as well, later
+            sweeper.cancel()
+        for name in ("run", "awaited"):
+            await here.start(StartOrder("one", "h", "{}", f"s/{name}"))
+        run, awaited = await claimed_at(here), await claimed_at(here)
+        assert await here.park(run, json.dumps({"ended": ["s/awaited"]})) == ""
+        polling = asyncio.create_task(claimed_at(there))
+        await eventually(lambda: there._ready.count())
+        await here.complete(awaited, "1")
+        assert await polling == f"{run.rpartition('.')[0]}.2"
+
+
+async def test_what_is_parked_at_one_server_when_what_it_waits_for_ends_at_another_goes_on(url: str) -> None:
+    async with Servers(url, 2) as (here, there):
+        for i in range(30):
+            for name in ("run", "awaited"):
+                await here.start(StartOrder("one", "h", "{}", f"s{i}/{name}"))
+            run, awaited = await claimed_at(here), await claimed_at(here)
+            until = json.dumps({"ended": [f"s{i}/awaited"]})
+            told = await asyncio.gather(here.park(run, until), there.complete(awaited, "1"))
+            assert list(told) == ["", ""]
+            await there.complete(await claimed_at(there), "2")
+
+
+async def test_what_is_parked_until_a_time_at_a_server_that_is_gone_goes_on_at_another(url: str) -> None:
+    async with Servers(url, 1) as (there,):
+        async with Servers(url, 1) as (here,):
+            await here.start(StartOrder("one", "h", "{}", "s/run"))
+            run = await claimed_at(here)
+            assert await here.park(run, json.dumps({"ms": 1_000})) == ""
+        assert await claimed_at(there) == f"{run.rpartition('.')[0]}.2"
 
 
 async def test_of_a_session_that_is_stopped_at_one_server_nothing_begins_at_another(url: str) -> None:
