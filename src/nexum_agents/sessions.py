@@ -528,7 +528,7 @@ class Place:
     def labels(self, arguments: "dict[str, Any] | str | None" = None) -> dict[str, Any]:
         """What it is, for whoever lists the executions of the session."""
         kind = LABEL_KINDS.get(self.kind, self.kind)
-        run, text = self.scope.run, _shown(arguments)
+        run, text = self.scope.run, shown(arguments)
         labels = {"kind": kind, "name": self.name, "text": text, "run": run.key, "block": run.session.block}
         if kind == "turn":
             labels["asked"] = run.asked
@@ -541,7 +541,7 @@ class Place:
         return f"asked anew, as its answer ended the run: {why}" if why else ""
 
 
-def _shown(arguments: "dict[str, Any] | str | None") -> str:
+def shown(arguments: "dict[str, Any] | str | None") -> str:
     """`"durable execution", max_results=5`: the first one by its value alone."""
     if not isinstance(arguments, dict):
         return arguments or ""

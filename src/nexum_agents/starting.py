@@ -6,15 +6,14 @@ When that worker dies, another one begins the run anew, and replays to where it 
 """
 
 import time
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from agents import Agent, ToolApprovalItem
 from agents.run import DEFAULT_MAX_TURNS
-from agents.stream_events import StreamEvent
+from agents.stream_events import AgentUpdatedStreamEvent, StreamEvent
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_jsonable_python
 
@@ -24,7 +23,7 @@ from nexum_agents.errors import DurableCallError, RunFailed, ToolError, ending
 from nexum_agents.parking import parkable
 from nexum_agents.runs import check_that_it_can_be_recorded
 from nexum_agents.sessions import WAIT_SECONDS, check_session_id, durable_session, root_of
-from nexum_agents.streaming import sdk_events
+from nexum_agents.streaming import Streamed, streamed
 from nexum_agents.workflows import RUN_NODE, Recorded, run_workflow
 from nexum_runtime import ExecutionTimeout, NexumError, Outcome, Parked, ServerUnavailable, idempotency_key, wire
 from nexum_runtime.client.outcome import OnWait
@@ -94,17 +93,25 @@ class StartedRun:
         known = getattr(self._agent.output_type, "output_type", self._agent.output_type)
         return outcome_of(outcome, known if output_type is None else output_type)
 
-    async def stream_events(self) -> AsyncGenerator[StreamEvent, None]:
-        """What happens in it, from its beginning on, as the SDK's `run_streamed` has it; whoever executes it.
+    async def stream_events(self) -> AsyncIterator[StreamEvent]:
+        """The run as `Runner.run_streamed(…).stream_events()` tells one, from its beginning, in any process.
 
-        Words come as they are said, messages and calls when they are recorded: a turn that is asked again after a crash
-        is heard again from its first word on. For cursors, and to watch several runs, see `follow`.
-        Raises what `result` does when the run has ended otherwise than well.
+            async for event in run.stream_events():
+                if event.type == "raw_response_event" and isinstance(event.data, ResponseTextDeltaEvent):
+                    print(event.data.delta, end="", flush=True)
+
+        Words come as they are said, and none twice: when a turn is asked again after a crash, those alone that go on
+        from what was told. If its answer is another one by then, it is told whole, from its `response.created` on. The
+        model's other events and the items come when the turn is recorded, outputs when their calls are. The agents in
+        the events are those that `start_run` was given; with a name alone, they are agents with nothing but a name.
+        Raises as `result` does, and DurableCallError when another run of a worker is under way in the session.
         """
-        async with aclosing(sdk_events(self.session_id, self.execution_id, self._agent)) as told:
-            async for event in told:
-                yield event
-        await self.result()
+        told = Streamed(self._agent)
+        yield AgentUpdatedStreamEvent(new_agent=self._agent)
+        async for event in streamed(self.execution_id, told):
+            yield event
+        for event in told.ended((await self.result(Any)).new_items):
+            yield event
 
 
 async def start_run(
@@ -214,7 +221,7 @@ def outcome_of(outcome: Outcome, output_type: Any = None) -> RunOutcome:
         )
     found = Recorded.model_validate(outcome.outputs[RUN_NODE])
     output = found.result
-    if output_type not in (None, str):
+    if output_type not in (None, str, Any):
         output = TypeAdapter(output_type).validate_json(wire.json_text(output))
     return RunOutcome(
         output, found.note.get("last_agent", ""), found.note.get("new_items", []), found.note.get("usage", {})

@@ -176,44 +176,6 @@ async def test_a_run_of_a_worker_is_heard_too() -> None:
     await running
 
 
-async def test_a_run_of_a_worker_has_the_events_of_the_sdk() -> None:
-    calls = [("search", {"what": "x"}), ("search", {"what": "y"})]
-    model = Speaking()
-    model.go_on()
-    second = Agent(name="B", model=model)
-    agent = Agent(name="A", model=Fake(calls, [("transfer_to_b", {})]), tools=[searching()], handoffs=[second])
-    worker = Worker(agents=[agent])
-    running = asyncio.create_task(worker.run())
-
-    def seen(event: Any) -> Any:
-        if event.type == "agent_updated_stream_event":
-            return event.new_agent.name
-        if event.type == "run_item_stream_event":
-            return event.name, *([event.item.raw_item["call_id"].split(":")[1]] if event.name == "tool_output" else [])
-        return event.data.type
-
-    run = await start_run(agent, "go", session_id="s1")
-    events: list[Any] = [event async for event in run.stream_events()]
-    told = [each for each in map(seen, events) if each != "response.output_text.delta"]
-    outputs = {each for each in told if each[0] == "tool_output"}
-    assert outputs == {("tool_output", "0"), ("tool_output", "1")}
-    assert [each for each in told if each not in outputs] == [
-        "A",
-        "response.completed",
-        ("tool_called",),
-        ("tool_called",),
-        "response.completed",
-        ("handoff_requested",),
-        "B",
-        "response.completed",
-        ("message_output_created",),
-    ]
-    by_call = {e.item.raw_item["call_id"].split(":")[1]: e.item.output for e in events if seen(e) in outputs}
-    assert by_call == {"0": "found x", "1": "found y"}
-    worker.stop()
-    await running
-
-
 async def test_who_is_slow_is_told_what_was_left_out_and_misses_nothing_that_is_recorded(
     monkeypatch: pytest.MonkeyPatch, client: Client
 ) -> None:
