@@ -21,7 +21,7 @@ from agents import Agent
 from agents.run import DEFAULT_MAX_TURNS
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
@@ -35,6 +35,7 @@ from nexum_runtime import ExecutionTimeout, NexumError, ServerUnavailable, wire
 from nexum_runtime.errors import NotFound
 
 BODY_BYTES_LIMIT = 17 * 1024**2  # an input of 16 MiB fits
+BODY_SECONDS = 30.0  # for a body to arrive
 QUIET_SECONDS = 15.0  # without an event, and a comment is sent: else proxies hang up
 START_SECONDS = 30.0  # for a server that is away; to start again is safe
 WAIT_SECONDS_LIMIT = wire.WAIT_MS_LIMIT // 1000
@@ -53,11 +54,11 @@ class _Stop(BaseModel):
     model_config = ConfigDict(extra="forbid")
     session_id: str
     reason: str = ""
-    by: str | None = None
+    by: str = ""
 
 
 def runs_app(agents: Iterable[str | Agent[Any]]) -> Starlette:
-    """An ASGI app that starts runs of these agents, tells what happens in them and their results, and stops sessions.
+    """An ASGI app that starts runs of these agents. It also tells what happens in any session, and stops it.
 
         app.mount("/runs", runs_app([researcher]))
 
@@ -176,10 +177,14 @@ async def _body(request: Request, shape: type[Any]) -> Any:
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise _Refused(400, "INVALID_ARGUMENT", "Send JSON, and say so: Content-Type: application/json")
     found = bytearray()
-    async for part in request.stream():
-        found += part
-        if len(found) > BODY_BYTES_LIMIT:
-            raise _Refused(413, "RESOURCE_EXHAUSTED", f"What was sent is larger than {BODY_BYTES_LIMIT} bytes.")
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                found += part
+                if len(found) > BODY_BYTES_LIMIT:
+                    raise _Refused(413, "RESOURCE_EXHAUSTED", f"What was sent is larger than {BODY_BYTES_LIMIT} bytes.")
+    except (TimeoutError, ClientDisconnect):
+        raise _Refused(400, "INVALID_ARGUMENT", "The body did not arrive.") from None
     try:
         return shape.model_validate(wire.parse_json(found.decode()))
     except ValidationError as error:
