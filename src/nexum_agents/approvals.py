@@ -24,7 +24,7 @@ from nexum_agents.tools import rejection
 from nexum_agents.workflows import APPROVAL, APPROVAL_NODE, LOCAL_CALL, LOCAL_NODE, Recorded, ToolCall
 from nexum_runtime import LimitExceeded, NexumError
 
-R = TypeVar("R", RunResult, RunResultStreaming)
+R = TypeVar("R", bound=RunResult | RunResultStreaming)
 
 STATE = "run-state"  # what a state is called in an execution id
 
@@ -33,11 +33,17 @@ async def _plainly(agent: Agent[Any], asked: Any, **run_options: Any) -> RunResu
     return await Runner.run(agent, asked, **run_options)
 
 
-async def in_a_stream(agent: Agent[Any], asked: Any, **run_options: Any) -> RunResultStreaming:
-    """As `Runner.run` does, but who follows the session hears the words."""
+async def in_a_stream(agent: Agent[Any], asked: Any, **run_options: Any) -> RunResult | RunResultStreaming:
+    """As `Runner.run` does, but who follows the session hears the words, if the model streams them."""
     result = Runner.run_streamed(agent, asked, **run_options)
-    async for _ in result.stream_events():
-        pass
+    try:
+        async for _ in result.stream_events():
+            pass
+    except NotImplementedError:
+        return await _plainly(agent, asked, **run_options)
+    except BaseException:
+        result.cancel()
+        raise
     return result
 
 

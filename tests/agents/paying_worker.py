@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agents import Agent, Model, ModelResponse, Usage, function_tool
-from agents.testing import assistant_message, function_call
+from agents.testing import ScriptedModel, assistant_message, function_call
 
 from nexum_agents import ask_person, durable_sleep, parking, serve
 
@@ -48,8 +48,10 @@ class Payer(Model):
             output = [assistant_message("; ".join(map(str, told)))]
         return ModelResponse(output=output, usage=Usage(requests=1), response_id=None)
 
-    def stream_response(self, *args: Any, **named: Any) -> AsyncIterator[Any]:
-        raise NotImplementedError
+    async def stream_response(self, *args: Any, **named: Any) -> AsyncIterator[Any]:
+        said = await self.get_response(*args, **named)
+        async for event in ScriptedModel([said.output]).stream_response(*args, **named):
+            yield event
 
 
 payer = Agent[Any](name="Payer", model=Payer(), tools=[function_tool(pay, needs_approval=True), function_tool(check)])

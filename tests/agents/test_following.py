@@ -176,6 +176,18 @@ async def test_a_run_of_a_worker_is_heard_too() -> None:
     await running
 
 
+async def test_a_model_that_does_not_stream_runs_on_a_worker_as_well() -> None:
+    class Silent(Fake):
+        def stream_response(self, *args: Any, **named: Any) -> Any:
+            raise NotImplementedError
+
+    worker = Worker(agents=[Agent(name="A", model=Silent("done"))])
+    running = asyncio.create_task(worker.run())
+    assert (await (await start_run("A", "go", session_id="s1")).result()).final_output == "done"
+    worker.stop()
+    await running
+
+
 async def test_who_is_slow_is_told_what_was_left_out_and_misses_nothing_that_is_recorded(
     monkeypatch: pytest.MonkeyPatch, client: Client
 ) -> None:

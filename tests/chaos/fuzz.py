@@ -485,7 +485,9 @@ class Fuzz:
             metadata = [*((key, value) for key, value in metadata if key != wire.DRY_RUN), (wire.DRY_RUN, "true")]
         impatient = inventor.chance(20) or any(key == wire.WAIT_MS and len(str(value)) > 2 for key, value in metadata)
         impatient = impatient or (path.endswith("/Execute") and wire.WAIT_MS not in dict(metadata))
-        impatient = impatient or path == CALLS or path.endswith("/Attend")  # which end when their caller does
+        impatient = (
+            impatient or path == CALLS or path.endswith(("/Attend", "/Follow"))
+        )  # which end when their caller does
         cancelled = inventor.chance(30)
         sizes, begin = [len(request) for request in requests], b"".join(requests)[:60]
         where = f"try {number} ({path}, {sizes} bytes, {begin!r}, {metadata})"

@@ -23,5 +23,6 @@ def test_every_method_of_both_services_is_tried() -> None:
     assert NO_SUCH_METHOD not in paths
     streams = {method.path for method in methods() if method.kind != "unary_unary"}
     assert streams == {
-        f"/nexum.NexumExtensions/{name}" for name in ("Attend", "StreamCalls", "History", "Journal", "StreamTasks")
+        f"/nexum.NexumExtensions/{name}"
+        for name in ("Attend", "Follow", "StreamCalls", "History", "Journal", "StreamTasks")
     }

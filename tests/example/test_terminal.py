@@ -368,7 +368,14 @@ def test_why_a_run_stopped_is_told_on_one_line_without_secrets(monkeypatch: pyte
 def test_the_command_that_resumes_asks_the_same_question(question: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["demo.py"])
     monkeypatch.setattr(screen, "_python", lambda: "printf")
-    flags = {"worker": True, "offline": False, "save_report": False, "durable_model": True, "tools": "run"}
+    flags = {
+        "worker": True,
+        "offline": False,
+        "detach": False,
+        "save_report": False,
+        "durable_model": True,
+        "tools": "run",
+    }
     arguments = argparse.Namespace(question=question, **flags)
     view, output = view_into(screen.command_line("s1", arguments))
     view.footer()

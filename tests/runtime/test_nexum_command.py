@@ -344,7 +344,10 @@ async def test_a_wrong_word_is_told_with_the_right_ones_and_exit_code_2() -> Non
         (("shwo", "e"), "No such command 'shwo'"),
         (("show",), "EXECUTION_OR_SESSION"),
         (("ps", "--stauts", "failed"), "--status"),
-        (("ps", "--status", "lost"), "--status is 'lost'; it must be one of stopped, unknown, waiting, running, "),
+        (
+            ("ps", "--status", "lost"),
+            "--status is 'lost'; it must be one of stopped, unknown, waiting, parked, running, ",
+        ),
         (("ps", "--limit", "0"), "--limit is '0'; it must be a whole number from 1 to 10000.\n"),
     ):
         finished = await nexum("localhost:1", *words)

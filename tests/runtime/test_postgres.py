@@ -161,7 +161,7 @@ def full(own: postgres.Postgres) -> str:
         (wrong_password, "Put the right user and password into its URL, PGPASSWORD or ~/.pgpass."),
         (no_permission, "permission denied for database postgres. Its user needs CREATE on the database"),
         (another_programs, "its schema 'shop' is another program's, with 'orders'. Give Nexum one of its own"),
-        (of_a_newer_nexum, "has version 999, and this Nexum knows versions up to 2. Use the Nexum that wrote it"),
+        (of_a_newer_nexum, "has version 999, and this Nexum knows versions up to 3. Use the Nexum that wrote it"),
         (read_only, "It is a replica, or read-only: name the one that can be written to."),
         (full, 'too many connections for role "crowded". Raise its max_connections'),
     ],

@@ -154,7 +154,7 @@ class Followers:
         """JSON lists of what is recorded from that cursor on ("" is from the beginning), and of words, until the server
         stops: what has happened first, then each thing as it happens."""
         check_execution_id(f"{session_id}/")
-        if "/" in session_id:
+        if not session_id or "/" in session_id:
             raise InvalidRequest(f"{session_id[:80]!r} is no session: give what stands before the first / of its ids.")
         with self._registered(Follower(f"{session_id}/", Position.of(cursor))) as follower:
             is_first = True
