@@ -27,9 +27,10 @@ def follow(
     as_json: Json = False,
     address: Address = None,
 ) -> None:
-    """Print what happens in a session, and what its model says while it says it.
+    """Print what happens in a session, as it happens.
 
-    It begins with what has happened, and ends when a run has ended and nothing of the session is under way.
+    What its model says comes while it says it. It begins with what has happened, and ends when a run has ended and
+    nothing of the session is under way.
     """
     from nexum_runtime.engines import Use, near
 
