@@ -96,7 +96,7 @@ async def test_twenty_runs_that_wait_for_a_person_hold_no_place_and_all_end_when
         ]  # fmt: skip
 
 
-@pytest.mark.parametrize("point", ["park", "in-park", "park-committed", "in-wake"])
+@pytest.mark.parametrize("point", ["in-park", "in-wake"])
 async def test_the_server_dies_while_a_run_is_parked_or_woken(stage: Stage, point: str) -> None:
     await stage.begin(NEXUM_CRASH_AT=point)
     stage.work()
