@@ -21,7 +21,7 @@ from agents import Agent
 from agents.run import DEFAULT_MAX_TURNS
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
@@ -32,10 +32,9 @@ from nexum_agents.handling import stop_session
 from nexum_agents.sessions import check_session_id
 from nexum_agents.starting import RUN, outcome_of, start_run
 from nexum_runtime import ExecutionTimeout, NexumError, ServerUnavailable, wire
-from nexum_runtime.errors import NotFound
+from nexum_runtime.errors import LimitExceeded, NotFound
+from nexum_runtime.server.web.api import body_of
 
-BODY_BYTES_LIMIT = 17 * 1024**2  # an input of 16 MiB fits
-BODY_SECONDS = 30.0  # for a body to arrive
 QUIET_SECONDS = 15.0  # without an event, and a comment is sent: else proxies hang up
 START_SECONDS = 30.0  # for a server that is away; to start again is safe
 WAIT_SECONDS_LIMIT = wire.WAIT_MS_LIMIT // 1000
@@ -165,6 +164,8 @@ def _code_of(error: Exception) -> tuple[int, str]:
     causes = (error, error.__context__)
     if any(isinstance(each, ServerUnavailable | ExecutionTimeout) for each in causes):
         return 503, "UNAVAILABLE"
+    if isinstance(error, LimitExceeded):
+        return 413, "RESOURCE_EXHAUSTED"
     if isinstance(error, SessionStopped):
         return 409, "FAILED_PRECONDITION"
     if any(isinstance(each, NotFound) for each in causes):
@@ -176,15 +177,7 @@ async def _body(request: Request, shape: type[Any]) -> Any:
     """Raises _Refused. Only what says that it is JSON is taken: a page of a stranger's cannot send that."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise _Refused(400, "INVALID_ARGUMENT", "Send JSON, and say so: Content-Type: application/json")
-    found = bytearray()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for part in request.stream():
-                found += part
-                if len(found) > BODY_BYTES_LIMIT:
-                    raise _Refused(413, "RESOURCE_EXHAUSTED", f"What was sent is larger than {BODY_BYTES_LIMIT} bytes.")
-    except (TimeoutError, ClientDisconnect):
-        raise _Refused(400, "INVALID_ARGUMENT", "The body did not arrive.") from None
+    found = await body_of(request)
     try:
         return shape.model_validate(wire.parse_json(found.decode()))
     except ValidationError as error:
