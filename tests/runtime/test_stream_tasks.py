@@ -26,6 +26,7 @@ from nexum_runtime.server.engine.engine import JOURNAL_PART_CHARS
 from nexum_runtime.server.model.contract import StoreUnavailable
 from nexum_runtime.server.model.shapes import StartOrder
 from nexum_runtime.server.rpc import peers
+from nexum_runtime.server.rpc.worker_calls import WorkerCalls
 from nexum_runtime.wire import batches
 
 __all__ = ["wired"]
@@ -103,6 +104,49 @@ async def test_a_task_goes_out_and_its_result_comes_back_on_one_call(
     assert (await client.status("e")).outputs == {"run": {"text": "found"}}
     assert await stream.ends() == []
     assert await stream.call.code() == grpc.StatusCode.OK
+
+
+class Gone:
+    """The server's end of a call whose client has gone, of which gRPC says first that it sends no more."""
+
+    def __init__(self) -> None:
+        self._written: list[bytes] = []
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return named(batches="true")
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
+    async def send_initial_metadata(self, metadata: Any) -> None:
+        pass
+
+    async def requests(self) -> AsyncIterator[bytes]:
+        await eventually(lambda: self._written, "it is sent a task")
+        nothing: tuple[bytes, ...] = ()
+        for each in nothing:
+            yield each
+
+    async def write(self, message: bytes) -> None:
+        if self._written:
+            raise grpc.aio.InternalError("Nobody is there.")
+        self._written.append(message)
+
+
+async def test_a_worker_that_has_gone_is_missed_also_when_all_that_is_told_first_is_that_it_sends_no_more(
+    server: Server, wired: Wire, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nexum_runtime.server.engine.engine.ABSENT_MS", 1)
+    await wired.start("e")
+    calls, gone = WorkerCalls(server.engine, peers.Waiting(), peers.Registrations(server.engine)), Gone()
+    with pytest.raises(grpc.aio.InternalError):
+        await calls.StreamTasks(gone.requests(), cast(Any, gone))
+
+    async def lost() -> list[str]:
+        events = [event async for each in client.history("e") for event in each["events"]]
+        return [event["error"] for event in events if event["type"] == "LeaseExpired"]
+
+    assert await eventually(lost) == ["Worker worker has gone."]
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,10 @@ class Outbox:
         return tasks
 
     async def send(self, context: Any, receiving: "asyncio.Task[None]", closing: asyncio.Event) -> None:
-        """Send what there is, until the worker sends no more or the server stops."""
+        """Send what there is, until the worker sends no more or the server stops.
+
+        Raises whatever says first that the worker has gone, rather than ended.
+        """
         ends = (receiving, asyncio.create_task(closing.wait()))
         for end in ends:
             end.add_done_callback(lambda _: self._filled.set())
@@ -72,6 +75,8 @@ class Outbox:
             answers = deque(each for each in self._queue if not isinstance(each, Claimed))
             while answers:
                 await write(context, self._next(answers))
+            if self._in_batches:
+                await write(context, b"")  # which fails if it has gone: gRPC may say first that it sends no more
         finally:
             ends[1].cancel()
 

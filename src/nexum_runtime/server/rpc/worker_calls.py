@@ -68,7 +68,7 @@ class WorkerCalls:
                 receiving = asyncio.create_task(self._receive(completions, stream, outbox))
                 try:
                     await outbox.send(context, receiving, self._engine.closing)
-                except asyncio.CancelledError:  # its connection has ended, and it had not said that it ends
+                except BaseException:  # its connection has ended, and it had not said that it ends
                     self._engine.note_break(stream)
                     raise
                 finally:
