@@ -32,6 +32,10 @@ def run(
     session: Annotated[
         str, typer.Option("--session", help="Its session; without it a new one.", show_default=False)
     ] = "",
+    pin: Annotated[
+        str,
+        typer.Option("--pin", metavar="VERSION", help="Only by a worker that serves this version.", show_default=False),
+    ] = "",
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the answer.")] = False,
     as_json: Json = False,
     address: Address = None,
@@ -51,7 +55,7 @@ def run(
             tell(f"No worker has taken it yet: serve(agents=[…]) serves {agent}.")
 
     async def job() -> None:
-        started = await start_run(agent, " ".join(question), session_id=session_id)
+        started = await start_run(agent, " ".join(question), session_id=session_id, version=pin)
         tell(f"The workers have it: {started.execution_id}")
         tell(f"Ctrl-C leaves it running. Follow it: nexum follow {session_id}")
         if detach:
@@ -68,7 +72,9 @@ def run(
     try:
         run_to_its_end(job())
     except RunFailed as error:
-        again = shlex.join(["nexum", "run", agent, *question, "--session", session_id])
+        again = shlex.join(
+            ["nexum", "run", agent, *question, "--session", session_id, *(["--pin", pin] if pin else [])]
+        )
         fail(f"{error} Let it go on with: {again}")
     except DurableCallError as error:
         fail(str(error), *([NO_SERVER] if isinstance(error.__context__, ServerUnavailable) else []))

@@ -2,7 +2,7 @@
 
     app.mount("/runs", runs_app([researcher]))     # FastAPI's app, or Starlette's
 
-    POST start     {"agent", "input", "session_id", "max_turns", "context"} → {"session_id", "execution_id"}
+    POST start     {"agent", "input", "session_id", "max_turns", "context", "version"} → {"session_id", "execution_id"}
     GET  result    ?execution_id=…&wait=20 → {"execution_id", "status", "error"} and, of a COMPLETED one, a RunOutcome
     GET  events    ?session_id=…: server-sent events, as `follow` tells them; they go on from Last-Event-ID
     POST stop      {"session_id", "reason", "by"} → {"let_finish": […]}
@@ -47,6 +47,7 @@ class _Start(BaseModel):
     session_id: str
     max_turns: int = DEFAULT_MAX_TURNS
     context: Any = None
+    version: str = ""
 
 
 class _Stop(BaseModel):

@@ -122,7 +122,7 @@ def check_that_it_can_be_recorded(agent: Any, memory: Any = None) -> None:
         raise DurableCallError(
             f"A {type(agent).__name__} cannot run in a durable session: only an Agent can. Run it outside of the block."
         )
-    for each in _reachable(agent, set()):
+    for each in reachable(agent, set()):
         if isinstance(each, SandboxAgent):
             raise DurableCallError(
                 f"Agent {each.name!r} cannot run in a durable session: it is a SandboxAgent, and what it does in its "
@@ -135,14 +135,14 @@ def check_that_it_can_be_recorded(agent: Any, memory: Any = None) -> None:
         )
 
 
-def _reachable(agent: Any, seen: set[int]) -> Iterator[Any]:
+def reachable(agent: Any, seen: set[int]) -> Iterator[Any]:
     """The agent, and those that it can hand off to or has as tools, as far as that is known before it runs."""
     if agent is None or id(agent) in seen:
         return
     seen.add(id(agent))
     yield agent
     for target in agent.handoffs if isinstance(agent, Agent) else ():
-        yield from _reachable(seams.agent_of_handoff(target) if isinstance(target, Handoff) else target, seen)
+        yield from reachable(seams.agent_of_handoff(target) if isinstance(target, Handoff) else target, seen)
     for tool in agent.tools if isinstance(agent, Agent) else ():
         if isinstance(tool, FunctionTool):
-            yield from _reachable(seams.agent_of_tool(tool), seen)
+            yield from reachable(seams.agent_of_tool(tool), seen)

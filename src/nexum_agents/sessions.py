@@ -34,7 +34,7 @@ from pydantic_core import to_jsonable_python
 from nexum_agents import seams
 from nexum_agents.clients import nexum_client
 from nexum_agents.errors import DurableCallError, LimitReached, OutcomeUnknown, ending
-from nexum_agents.events import OUTCOMES, CallEvent, DurableEvent, OnEvent, Saved, question_text
+from nexum_agents.events import OUTCOMES, CallEvent, DurableEvent, OnEvent, Saved, TurnEvent, question_text
 from nexum_agents.limits import Limits, Making
 from nexum_agents.watching import Watcher
 from nexum_agents.workflows import ASKED_ANEW, RUN_END, TURN_NODE
@@ -327,7 +327,7 @@ class DurableSession:
         if event.kind == "cached":
             self.saved.add(event)
         if self._watcher is None:
-            _log_approval(event)
+            _log_event(event)
         else:
             self._watcher.tell(event)
 
@@ -687,8 +687,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         each = each.__cause__ or each.__context__
 
 
-def _log_approval(event: DurableEvent) -> None:
-    """Nobody watches, so what waits for a person is logged, with the command that answers."""
+def _log_event(event: DurableEvent) -> None:
+    """Nobody watches, so it is logged what waits for a person, with the command that answers, and what is amiss."""
+    if event.kind == "unrecorded":
+        what = f"turn {event.number}" if isinstance(event, TurnEvent) else event.execution_id
+        log.warning("%s is not recorded: %s", what, event.detail)
+    if isinstance(event, TurnEvent) and event.kind == "started" and event.detail:
+        log.info("turn %d is new: %s", event.number, event.detail)
     if event.kind == "unknown":
         log.warning(
             "%s may or may not have happened. Find out, and say: nexum resolve %s OUTCOME   with for OUTCOME %s",

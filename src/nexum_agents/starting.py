@@ -5,13 +5,15 @@
 When that worker dies, another one begins the run anew, and replays to where it broke.
 """
 
+import re
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from agents import Agent, ToolApprovalItem
+from agents.memory import Session
 from agents.run import DEFAULT_MAX_TURNS
 from agents.stream_events import AgentUpdatedStreamEvent, StreamEvent
 from pydantic import BaseModel, TypeAdapter
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 RUN = "run-by-a-worker"  # what it is called in an execution id
 WORKERS_LOST_LIMIT = wire.ATTEMPTS_LIMIT  # that were lost while they executed it; then it fails
+Memory: TypeAlias = Callable[[str], Session]  # of a session's id: the SDK's session that its runs use
 FOREVER_SECONDS = 10 * 365 * 24 * 3600.0
 
 log = Log("worker")
@@ -48,6 +51,7 @@ class Order(BaseModel):
     input: Any  # a text, or the SDK's input items
     max_turns: int
     context: Any = None
+    version: str = ""  # that it is pinned to
 
 
 @dataclass(frozen=True)
@@ -121,28 +125,31 @@ async def start_run(
     session_id: str,
     max_turns: int = DEFAULT_MAX_TURNS,
     context: Any = None,
+    version: str = "",
 ) -> StartedRun:
     """Have a worker that serves this agent run it in a durable session, and return at once.
 
         run = await start_run("Researcher", "What is durable execution?", session_id="s1")
         print((await run.result()).final_output)
 
-    `agent` is its name, or the agent itself. The same run, of the same agent, input, `max_turns` and `context` in the
-    same session, is started once: to start it again finds it, or lets it go on where it failed. When its worker dies,
-    another one goes on with it; nobody has to do anything. Approvals wait for `nexum approve`. `context` is given to
-    the run as JSON carries it.
+    `agent` is its name, or the agent itself. The same run, of the same agent, input, `max_turns`, `context` and
+    `version` in the same session, is started once: to start it again finds it, or lets it go on where it failed. When
+    its worker dies, another one goes on with it; nobody has to do anything. Approvals wait for `nexum approve`.
+    `context` is given to the run as JSON carries it. With a `version` it waits for a worker that serves this version.
 
-    Raises DurableCallError for a bad `session_id` or `max_turns`, for an input or a context that JSON cannot carry, and
-    when no server answers; SessionStopped.
+    Raises DurableCallError for a bad `session_id`, `max_turns` or `version`, for an input or a context that JSON cannot
+    carry, and when no server answers; SessionStopped.
     """
     check_session_id(session_id)
+    check_version(version)
     name = agent if isinstance(agent, str) else agent.name
     if type(max_turns) is not int or max_turns < 1:
         raise DurableCallError(f"max_turns is {max_turns!r}; it must be a whole number from 1 on.")
     asked, carried = _json("input", input, exactly=False), _json("context", context, exactly=True)
-    order = Order(agent=name, input=asked, max_turns=max_turns, context=carried).model_dump()
+    order = Order(agent=name, input=asked, max_turns=max_turns, context=carried).model_dump(exclude={"version"})
+    order |= {"version": version} if version else {}
     place = root_of(session_id).place("run of a worker", RUN, order)
-    workflow = run_workflow(name)
+    workflow = run_workflow(name, version)
     start = partial(
         nexum_client().execute,
         workflow,
@@ -162,30 +169,40 @@ async def start_run(
     return StartedRun(session_id, place.execution_id, workflow, order, Agent(name) if isinstance(agent, str) else agent)
 
 
-def workflows_of(agents: Iterable[Agent[Any]]) -> list[Workflow]:
-    """What a worker executes that serves these agents. Raises ValueError for two of one name, DurableCallError."""
-    served: dict[str, Workflow] = {}
+def check_version(version: str) -> None:
+    """Raises DurableCallError."""
+    if not re.fullmatch("[A-Za-z0-9._+-]{0,40}", version):
+        raise DurableCallError(f"version is {version!r}; it must be up to 40 letters, digits, and . _ + - of ASCII.")
+
+
+def workflows_of(agents: Iterable[Agent[Any]], version: str, memory: Memory | None) -> list[Workflow]:
+    """What a worker executes that serves these agents, of this version. Raises ValueError for two of one name,
+    DurableCallError."""
+    check_version(version)
+    served: dict[str, list[Workflow]] = {}
     for agent in agents:
         check_that_it_can_be_recorded(agent)
         if agent.name in served:
             raise ValueError(
                 f"Two agents are called {agent.name!r}: a worker could not tell whose a run is. Rename one."
             )
-        served[agent.name] = run_workflow(agent.name, partial(_run, agent))
-    return list(served.values())
+        run = partial(_run, agent, memory)
+        served[agent.name] = [run_workflow(agent.name, each, run) for each in {"", version}]
+    return [each for workflows in served.values() for each in workflows]
 
 
-async def _run(agent: Agent[Any], context: "ContextView") -> Recorded:
+async def _run(agent: Agent[Any], memory: Memory | None, context: "ContextView") -> Recorded:
     """A run, as a worker executes it."""
     order = Order.model_validate(context.input)
     session_id, began = str(idempotency_key()).partition("/")[0], time.monotonic()
     log.info("%s begins, or goes on, in session %s", agent.name, session_id)
+    options = {"context": order.context, "max_turns": order.max_turns}
+    if memory is not None:
+        options["session"] = memory(session_id)
 
     async def go_on() -> tuple[Any, Any]:
         async with durable_session(session_id) as session:
-            return session.saved, await run_until_it_ends(
-                in_a_stream, agent, order.input, {"context": order.context, "max_turns": order.max_turns}
-            )
+            return session.saved, await run_until_it_ends(in_a_stream, agent, order.input, options)
 
     try:
         saved, result = await parkable(go_on)

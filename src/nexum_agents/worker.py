@@ -6,19 +6,22 @@ import json
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from agents import Agent, FunctionTool
 from agents.exceptions import ModelBehaviorError
 from agents.function_schema import FuncSchema, function_schema
+from agents.mcp import MCPServer, MCPServerManager
 from agents.tool_context import ToolContext
 from pydantic import ValidationError
 
 from nexum_agents import seams
 from nexum_agents.consent import APPROVED, Yes, words_of
 from nexum_agents.errors import DurableCallError, ToolError
-from nexum_agents.starting import workflows_of
+from nexum_agents.runs import reachable
+from nexum_agents.starting import Memory, workflows_of
 from nexum_agents.tools import Submitter, plain_tool
 from nexum_agents.values import returns_of, to_value
 from nexum_agents.workflows import (
@@ -33,7 +36,7 @@ from nexum_runtime import Worker as RuntimeWorker
 from nexum_runtime.engines import near
 from nexum_runtime.logs import Log, log_to_stderr
 from nexum_runtime.signals import stop_requested
-from nexum_runtime.text import error_line, redact, shorten
+from nexum_runtime.text import error_line, error_text, redact, shorten
 from nexum_runtime.worker import DRAIN_SECONDS
 from nexum_runtime.worker.attempt import run_in_thread
 
@@ -50,7 +53,9 @@ log = Log("worker")
 class Worker:
     """A worker that executes the calls of these tools: functions, `function_tool`s or `durable_tool`s.
 
-    `agents` are those whose runs it executes: see `start_run`. `workflows` are workflows of your own that it executes
+    `agents` are those whose runs it executes: see `start_run`; with a `version` of theirs also the runs that are pinned
+    to it. `memory` makes the SDK's session of a run, from the `session_id` that it was started with:
+    `lambda session_id: SQLiteSession(session_id, "chats.db")`. `workflows` are workflows of your own that it executes
     as well, as nexum-py's `workflow(…).build()` returns them. `concurrency` is how many calls run at once, and beside
     them how many runs of agents; `address` where the server is, by default NEXUM_ADDRESS, or else the engine that is
     nearest.
@@ -63,6 +68,8 @@ class Worker:
         tools: Iterable[Callable[..., Any] | FunctionTool] = (),
         *,
         agents: Iterable[Agent[Any]] = (),
+        version: str = "",
+        memory: Memory | None = None,
         workflows: Iterable[Any] = (),
         concurrency: int = CONCURRENCY,
         address: str | None = None,
@@ -79,11 +86,15 @@ class Worker:
             self._tools[tool.name] = tool
         agents = list(agents)
         self.agent_names = [agent.name for agent in agents]
+        seen: set[int] = set()
+        self.mcp_servers = [
+            server for agent in agents for each in reachable(agent, seen) for server in getattr(each, "mcp_servers", ())
+        ]
         workflows = list(workflows)
         if self._tools:  # else it would take calls of tools that it has not, from the workers that have them
             workflows += [tool_call_workflow(self._run), approved_tool_call_workflow(self._run_approved)]
         # A run waits for calls of its tools, perhaps by this very worker: it has no place of theirs.
-        jobs = [each for each in (workflows, workflows_of(agents)) if each]
+        jobs = [each for each in (workflows, workflows_of(agents, version, memory)) if each]
         if not jobs:
             raise ValueError("A worker needs tools, agents or workflows to serve.")
         self._workers = [
@@ -197,6 +208,8 @@ def serve(
     tools: Iterable[Callable[..., Any] | FunctionTool] = (),
     *,
     agents: Iterable[Agent[Any]] = (),
+    version: str = "",
+    memory: Memory | None = None,
     workflows: Iterable[Any] = (),
     concurrency: int = CONCURRENCY,
     log_json: bool = False,
@@ -207,15 +220,18 @@ def serve(
         serve(tools=[web_search, visit_webpage], agents=[researcher])
 
     Start as many as you like, kill them when you like: a call whose worker dies is handed to another within seconds.
-    `workflows` are as `Worker` takes them. NEXUM_ADDRESS says where the server is; one that is away is waited for.
-    Logs to stderr, with `log_json` an object a line. Ends the process with exit code 130 after Ctrl-C, and with a
-    sentence for what `Worker` refuses, and when the server refuses a workflow.
+    `version`, `memory` and `workflows` are as `Worker` takes them. The agents' MCP servers are connected first.
+    NEXUM_ADDRESS says where the server is; one that is away is waited for. Logs to stderr, with `log_json` an object a
+    line. Ends the process with exit code 130 after Ctrl-C, and with a sentence for what `Worker` refuses, for an MCP
+    server that cannot be connected, and when the server refuses a workflow.
     """
     log_to_stderr("%(asctime)s  %(message)s", "%H:%M:%S", as_json=log_json)
-    for name in ("worker", "nexum.worker"):
+    for name in ("worker", "nexum.worker", "nexum_agents"):
         logging.getLogger(name).setLevel(logging.INFO)
     try:
-        worker = Worker(tools, agents=agents, workflows=workflows, concurrency=concurrency)
+        worker = Worker(
+            tools, agents=agents, version=version, memory=memory, workflows=workflows, concurrency=concurrency
+        )
         signaled = asyncio.run(_serve(worker, concurrency))
     except (DurableCallError, NexumError, ValueError, TypeError) as error:
         raise SystemExit(error_line(error)) from None
@@ -229,13 +245,23 @@ async def _serve(worker: Worker, concurrency: int) -> int:
     """Returns the signal that it was stopped by, or 0."""
     served = ", ".join([*worker.tool_names, *(f"agent {name}" for name in worker.agent_names)])
     log.info("Worker for %s, %d at once. Ctrl-C stops it.", served, concurrency)
-    working = asyncio.create_task(worker.run())
     stopping = asyncio.create_task(stop_requested())
-    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    if not working.done():
-        log.info("Stopping; running tools have %d s to finish. Ctrl-C again stops at once.", DRAIN_SECONDS)
-    signaled = stopping.result() if stopping.done() else 0
-    stopping.cancel()
-    worker.stop()
-    await working
+    async with _connected(worker.mcp_servers):
+        working = asyncio.create_task(worker.run())
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            log.info("Stopping; running tools have %d s to finish. Ctrl-C again stops at once.", DRAIN_SECONDS)
+        signaled = stopping.result() if stopping.done() else 0
+        stopping.cancel()
+        worker.stop()
+        await working
     return signaled
+
+
+@asynccontextmanager
+async def _connected(servers: list[MCPServer]) -> AsyncIterator[None]:
+    """Raises DurableCallError for one that cannot be connected."""
+    async with MCPServerManager(servers, connect_in_parallel=True) as manager:
+        for server, error in manager.errors.items():
+            raise DurableCallError(f"Cannot connect to the MCP server {server.name!r}: {error_text(error)}")
+        yield

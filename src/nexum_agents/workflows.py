@@ -28,7 +28,8 @@ openai-agents-run-end              how a run ended
     output   {"result": "Durable execution is …", "agent": "Researcher", "duration_ms": 0, "trail": "7d793037a0760186"}
              {"result": null, "error": "MaxTurnsExceeded: …", "agent": …, "duration_ms": 0, "trail": …}
 
-openai-agents-run AGENT            a run of an agent, which a worker executes that serves it
+openai-agents-run AGENT            a run of an agent, which a worker executes that serves it; pinned to a version it is
+                                   openai-agents-pinned-run VERSION AGENT
     input    {"agent": "Researcher", "input": "What is …?", "max_turns": 10, "context": null}
     output   {"result": "Durable execution is …", "duration_ms": 5310, "note": {"last_agent": …, "usage": …}}
 
@@ -95,9 +96,10 @@ def approved_tool_call_workflow(handler: Handler | None = None) -> Workflow:
     return Workflow("openai-agents-approved-tool-call", (approval, call))
 
 
-def run_workflow(agent: str, handler: Handler | None = None) -> Workflow:
-    """One for each agent, so that its runs go to the workers that serve it."""
-    return Workflow(f"openai-agents-run {agent}", (Node(RUN_NODE, "EFFECT", Recorded, handler),))
+def run_workflow(agent: str, version: str = "", handler: Handler | None = None) -> Workflow:
+    """One for each agent, so that its runs go to the workers that serve it, of that version if they are pinned."""
+    workflow_id = f"openai-agents-pinned-run {version} {agent}" if version else f"openai-agents-run {agent}"
+    return Workflow(workflow_id, (Node(RUN_NODE, "EFFECT", Recorded, handler),))
 
 
 def _local(workflow_id: str, node_id: str) -> Workflow:

@@ -49,7 +49,8 @@ async def turn(call: ModelCall) -> Any:
 
 model = ScriptedModel([ModelStep.respond(turn)] * 100)
 tools: list[Any] = [function_tool(look_up), durable_tool(fetch, effect="read")]
-researcher = Agent[Any](name="Researcher", tools=tools, model=model)
+researcher = Agent[Any](name="Researcher", instructions=os.environ.get("INSTRUCTIONS"), tools=tools, model=model)
 
 if __name__ == "__main__":
-    serve(tools=[fetch], agents=[researcher], concurrency=int(os.environ.get("CONCURRENCY", "1")))
+    concurrency, version = int(os.environ.get("CONCURRENCY", "1")), os.environ.get("VERSION", "")
+    serve(tools=[fetch], agents=[researcher], version=version, concurrency=concurrency)

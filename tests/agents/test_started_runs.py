@@ -171,6 +171,42 @@ async def test_another_worker_has_the_run_of_one_that_died_long_before_its_lease
     assert lost["at_ms"] - begun["at_ms"] < LEASE_MS
 
 
+async def test_a_run_is_gone_on_with_by_a_worker_of_another_version_which_says_what_differs(fleet: Fleet) -> None:
+    dying = fleet.start(DIE_AT="5", INSTRUCTIONS="Be short.")
+    await dying.says("Connected")
+    run = await start_run("Researcher", "go", session_id="s1")
+    await dying.ended()
+    other = fleet.start(INSTRUCTIONS="Be long.")
+    assert (await run.result()).final_output == ANSWER
+    await other.says("turn 1 is new: instructions changed")
+    again = {"model 0", "model 1", "fetch execution"}  # the turns, as what they are asked is new
+    assert fleet.effects == Counter({what: 1 + (what in again) for what in ALL})
+
+
+async def test_a_run_that_is_pinned_to_a_version_waits_for_a_worker_that_serves_it(
+    fleet: Fleet, client: Client
+) -> None:
+    dying = fleet.start(DIE_AT="4", VERSION="1")
+    await dying.says("Connected")
+    run = await start_run("Researcher", "go", session_id="s1", version="1")
+    await dying.ended()
+    fleet.start(VERSION="2")
+    assert (await (await start_run("Researcher", "go", session_id="s2")).result()).final_output == ANSWER
+    assert (await (await start_run("Researcher", "go", session_id="s3", version="2")).result()).final_output == ANSWER
+
+    async def is_lost() -> bool:
+        events = [event async for each in client.history(run.execution_id) for event in each["events"]]
+        return bool(events[-1]["type"] == "LeaseExpired")
+
+    await eventually(is_lost, "that its worker is missed")
+    with pytest.raises(TimeoutError):
+        await run.result(timeout=1)
+    fleet.start(VERSION="1")
+    assert (await run.result()).final_output == ANSWER
+    again = await start_run("Researcher", "go", session_id="s1", version="1")
+    assert again.execution_id == run.execution_id
+
+
 async def test_a_run_needs_no_place_of_the_tools_that_it_waits_for(fleet: Fleet) -> None:
     fleet.start(CONCURRENCY="1")
     runs = [await start_run("Researcher", "go", session_id=f"s{n}") for n in range(3)]
@@ -213,6 +249,7 @@ async def test_the_runs_of_an_agent_go_to_the_workers_that_serve_it(client: Clie
         ({"context": object()}, "The context of a run that a worker executes must be JSON"),
         ({"input": [object()]}, "The input of a run that a worker executes must be JSON"),
         ({"session_id": "a/b"}, "session_id is 'a/b'; it must be"),
+        ({"version": "v 1"}, "version is 'v 1'; it must be up to 40 letters"),
     ],
 )
 async def test_what_cannot_travel_is_told_in_a_sentence(given: dict[str, Any], words: str, client: Client) -> None:
