@@ -42,7 +42,7 @@ from agents.tool_context import ToolContext
 from openai.types.responses import ResponseOutputItem
 from pydantic import BaseModel
 
-from nexum_agents import durable_session
+from nexum_agents import durable_session, serve
 from nexum_agents.sessions import DurableSession
 from nexum_runtime import crash
 
@@ -74,6 +74,8 @@ class Scripted(Model):
         number = len({number for name, number, *_ in calls if name == self.name})
         effect("model", self.name, number)
         word, turn = secrets.token_hex(4), self.turns[number]
+        if isinstance(turn, str) and turn.startswith("{"):
+            return [assistant_message(turn)]
         if isinstance(turn, str):
             return [assistant_message(f"{turn} {word} {question} ({len(items)} items)", item_id=f"message_{word}")]
         return [
@@ -116,9 +118,11 @@ def mcp_server() -> MCPServerStdio:
     return MCPServerStdio({"command": sys.executable, "args": ["-S", str(here)], "env": dict(os.environ)})
 
 
-async def office(stack: AsyncExitStack) -> Agent[Any]:
+async def office(stack: AsyncExitStack | None) -> Agent[Any]:
     """Hand-offs there and back, parallel tools of all kinds, an MCP server, and an agent tool of an agent tool."""
-    server = await stack.enter_async_context(mcp_server())
+    server = mcp_server()
+    if stack is not None:  # else it is connected by a worker
+        await stack.enter_async_context(server)
 
     @function_tool
     async def deposit(context: ToolContext[Any], amount: int) -> str:
@@ -175,7 +179,7 @@ async def office(stack: AsyncExitStack) -> Agent[Any]:
     return triage
 
 
-async def guarded(stack: AsyncExitStack) -> Agent[Any]:
+async def guarded(stack: AsyncExitStack | None) -> Agent[Any]:
     """Guardrails that have an effect of their own, such as asking a model."""
 
     def guard(name: str) -> Callable[..., Any]:
@@ -194,13 +198,19 @@ async def guarded(stack: AsyncExitStack) -> Agent[Any]:
     )
 
 
-async def sender(stack: AsyncExitStack) -> Agent[Any]:
+async def sender(stack: AsyncExitStack | None) -> Agent[Any]:
     return Agent(name="Sender", model=Scripted("sender", [("send", {})], "Answered."), tools=[tool("send", "sent")])
+
+
+async def structured(stack: AsyncExitStack | None) -> Agent[Any]:
+    turns: tuple[Turn, ...] = ([("look_up", {})], Weather(city="Paris").model_dump_json())
+    model = Scripted("structured", *turns)
+    return Agent(name="Structured", model=model, tools=[tool("look_up")], output_type=Weather)
 
 
 @dataclass
 class Case:
-    agent: Callable[[AsyncExitStack], Any]
+    agent: Callable[[AsyncExitStack | None], Any]
     how: str = "run"
     memory: bool = False
 
@@ -213,6 +223,7 @@ CASES = {
     "memory": Case(sender, memory=True),
     "memory-streamed": Case(sender, "run_streamed", memory=True),
     "sync": Case(sender, "run_sync"),
+    "structured": Case(structured),
 }
 
 
@@ -243,8 +254,17 @@ def tell(result: Any) -> None:
     print("answer:", result.final_output)
 
 
+def work(case: Case) -> None:
+    """Be a worker that serves the agent, for its session alone."""
+    agent: Agent[Any] = asyncio.run(case.agent(None))
+    memory = (lambda _: SQLiteSession("user-1", os.environ["MEMORY"])) if case.memory else None
+    serve(agents=[agent], version=os.environ["SESSION_ID"], memory=memory)
+
+
 def main(case: Case) -> None:
-    if case.how == "run_sync":
+    if "WORKS" in os.environ:
+        work(case)
+    elif case.how == "run_sync":
         agent: Agent[Any] = asyncio.run(case.agent(AsyncExitStack()))
         with session():
             tell(Runner.run_sync(agent, QUESTION))
@@ -263,6 +283,7 @@ def fork(request: Any) -> bool:
         code.write_text(str(os.waitstatus_to_exitcode(status)))
         code.rename(f"{request['out']}.code")
         os._exit(0)
+    Path(f"{request['out']}.pid").write_text(str(os.getpid()))
     os.environ.update(request["env"])
     importlib.reload(crash)
     for number, flags in ((0, os.O_RDONLY), (1, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)):

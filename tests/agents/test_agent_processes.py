@@ -48,11 +48,18 @@ class Agents:
         )
 
     async def run(self, case: str, **env: str) -> Ran:
+        return await self.ended(case, self.start(case, **env))
+
+    def start(self, case: str, **env: str) -> Path:
+        """Returns the file of its output."""
         self._runs += 1
         out = self._folder / f"run-{self._runs}"
         assert self._process.stdin
         self._process.stdin.write(json.dumps({"case": case, "out": str(out), "env": env}) + "\n")
         self._process.stdin.flush()
+        return out
+
+    async def ended(self, case: str, out: Path) -> Ran:
         code = Path(f"{out}.code")
         await eventually(code.exists, f"the end of {case}", seconds=60)
         return Ran(int(code.read_text()), out.read_text())
