@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
@@ -44,8 +44,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import chaos_client
 import chaos_parts
 import chaos_people
+import chaos_runs
 import postgres
-from chaos_client import Call, Order
+from chaos_client import Call, Order, make_calls
 from chaos_tools import HERE, IN_THE_WORKER, QUESTIONS
 from processes import NEXUM, STARTED, NexumDev, Process, environment, eventually, run
 
@@ -97,6 +98,7 @@ FORK.set_forkserver_preload(["nexum_agents"])
 
 
 Fault = Callable[["Chaos"], Awaitable[None]]
+Job = Callable[[Order], Coroutine[Any, Any, None]]
 
 
 class Broken(AssertionError):
@@ -106,8 +108,10 @@ class Broken(AssertionError):
 class Client:
     """A client and its runs: one session, the same calls each time, one file of answers."""
 
-    def __init__(self, name: str, session: str, calls: list[Call], folder: Path, env: dict[str, str]) -> None:
-        self.name, self.session, self.calls = name, session, calls
+    def __init__(
+        self, name: str, session: str, calls: list[Call], folder: Path, env: dict[str, str], job: Job = make_calls
+    ) -> None:
+        self.name, self.session, self.calls, self._job = name, session, calls, job
         self._order = Order(session, calls, folder / f"told-{name}", folder / f"client-{name}.log", env)
         self.told = self._order.told
         self._process: Any = None
@@ -115,7 +119,7 @@ class Client:
     def start(self, dies_when_told: int = 0, crash_at: str = "") -> None:
         env = self._order.environment | {"NEXUM_CRASH_AT": crash_at}
         order = Order(**vars(self._order) | {"dies_when_told": dies_when_told, "environment": env})
-        self._process = FORK.Process(target=chaos_client.run, args=(order,), daemon=True)
+        self._process = FORK.Process(target=chaos_client.run, args=(order, self._job), daemon=True)
         self._process.start()
 
     @property
@@ -164,7 +168,7 @@ class Chaos:
         self.rounds = 0
         self.kills: Counter[str] = Counter()  # "{kind of process} {point}"
         self.pauses: Counter[str] = Counter()
-        self.stops = self.forks = self.taken_back = self.questions = 0
+        self.stops = self.forks = self.taken_back = self.questions = self.followed = 0
         (folder / "apart").mkdir()
         self.calls: list[Call] = []
         self.everyone: list[Client] = []
@@ -207,9 +211,9 @@ class Chaos:
     def server_options(self) -> list[str]:
         return []
 
-    def start_worker(self, crash_at: str = "") -> Process:
+    def start_worker(self, crash_at: str = "", script: str = "chaos_worker.py") -> Process:
         env = self.environment(NEXUM_ADDRESS=self.address, LEDGER=str(self.ledger), NEXUM_CRASH_AT=crash_at)
-        command: list[str | Path] = [sys.executable, TESTS / "chaos_worker.py", str(SLOTS)]
+        command: list[str | Path] = [sys.executable, TESTS / script, str(SLOTS)]
         worker = Process(command, self.folder / f"worker-{len(STARTED)}.log", env=env)
         worker.start()
         return worker
@@ -459,10 +463,10 @@ class Chaos:
             if client.code == chaos_client.STOPPED:
                 client.start()
 
-    def apart(self, name: str, session: str, calls: list[Call]) -> Client:
+    def apart(self, name: str, session: str, calls: list[Call], job: Job = make_calls) -> Client:
         """A client that is not checked in the end."""
         env = self.environment(NEXUM_ADDRESS=self.address, LEDGER=str(self.ledger))
-        return Client(name, session, calls, self.folder / "apart", env)
+        return Client(name, session, calls, self.folder / "apart", env, job)
 
     async def session_is_forked(self) -> None:
         """It is whole, or not there when the server dies of it, and a run of it executes nothing."""
@@ -575,6 +579,40 @@ class Chaos:
             chaos_parts.check_parts(await running)
         finally:
             running.cancel()
+
+    async def run_is_followed(self) -> None:
+        """A run of workers: it needs nobody, and who follows it hears all of it, whichever of them dies."""
+        self.enter_clients()
+        session = f"{APART}r{self.rounds}"
+        workers = [self.start_worker(script="chaos_runs.py") for _ in range(2)]
+        followers = [self.apart(f"{session}-{n}", session, [], chaos_runs.follow_run) for n in range(CLIENTS)]
+        person = self.apart(f"{session}-person", session, [], chaos_runs.say_yes)
+        for client in (*followers, person):
+            client.start()
+        self.clients += followers
+        before = self.kills.total()
+        try:
+            for _ in range(self.rng.randint(3, 6)):
+                await asyncio.sleep(self.rng.uniform(0, 2 * LAST_STRIKE_SECONDS))
+                victims: list[Process | Client] = [*self.servers, *workers, *workers, *followers, person]
+                if alive := [each for each in victims if each.alive]:
+                    self.kill(self.rng.choice(alive), "run followed")
+                await self.heal()
+                workers = [each if each.alive else self.start_worker(script="chaos_runs.py") for each in workers]
+                if not person.alive:
+                    person.start()
+            await self.finish()
+            async with near(self.address) as looking:
+                histories = await chaos_people.histories_of(looking, session)
+        finally:
+            person.kill()
+            for worker in workers:
+                worker.kill()
+        for follower in followers:
+            self.expect_none(chaos_runs.check_followed(histories, follower.told))
+        kills = self.kills.total() - before
+        self.expect_none(chaos_runs.check_effects(histories, session, kills, self.ledger))
+        self.followed += 1
 
     def expect_none(self, problems: Iterator[str]) -> None:
         if found := list(problems):
@@ -696,6 +734,12 @@ class Embedded(Chaos):
             chaos_parts.check_parts(await running)
         finally:
             running.cancel()
+            await asyncio.to_thread(host.close_all)
+
+    async def run_is_followed(self) -> None:
+        try:
+            await super().run_is_followed()
+        finally:
             await asyncio.to_thread(host.close_all)
 
     async def owner_is_paused(self) -> None:
@@ -876,6 +920,7 @@ FAULTS: dict[str, Fault] = {
     "a session is taken back, and the server dies of it": Chaos.session_is_taken_back,
     "questions are asked, and the server and who asks die": Chaos.questions_are_asked,
     "a MAP and its parents run, and the server dies of it": Chaos.parts_run,
+    "a run of workers is followed, and any of them die": Chaos.run_is_followed,
     "all die at once": Chaos.all_die,
     "any die at any time": Chaos.any_die,
 }
@@ -903,6 +948,7 @@ EMBEDDED_FAULTS: dict[str, Callable[[Embedded], Awaitable[None]]] = {
     "a client dies as it is told": Chaos.client_dies_when_told,
     "commands come and go, some killed": Embedded.commands_come_and_go,
     "a server comes and goes": Embedded.server_comes_and_goes,
+    "a run of workers is followed, and any of them die": Embedded.run_is_followed,
     "all die at once": Chaos.all_die,
     "any die at any time": Chaos.any_die,
 }
@@ -1185,7 +1231,7 @@ def figures(chaos: Chaos, problems: list[Problem], seconds: float) -> str:
             *(f"  {count:4} {name}" for name, count in sorted(chaos.kills.items())),
             f"pauses: {chaos.pauses.total()} ({shown(chaos.pauses)})",
             f"sessions stopped: {chaos.stops}, forked: {chaos.forks}, taken back: {chaos.taken_back}; "
-            f"questions: {chaos.questions}",
+            f"questions: {chaos.questions}, runs followed: {chaos.followed}",
             f"calls: {len(chaos.calls)}, attempts: {sum(story.attempts for story in stories)}, "
             f"effects: {sum(len(story.effects) for story in stories)}",
             f"unknown outcomes: {len(unknown)}, settled by a late word: {late}, by a person: {len(chaos.settled)}",

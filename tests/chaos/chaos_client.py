@@ -9,8 +9,10 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from chaos_tools import HERE, LEASE_MS, QUESTIONS
 
@@ -59,7 +61,7 @@ class Order:
     dies_when_told: int = 0  # the how manieth answer is the last one, and is not written down; 0: none
 
 
-def run(order: Order) -> None:
+def run(order: Order, job: Callable[[Order], Coroutine[Any, Any, None]]) -> None:
     """In a process of its own."""
     os.environ.clear()
     os.environ.update(order.environment)
@@ -69,7 +71,7 @@ def run(order: Order) -> None:
     importlib.reload(crash)
     local.LEASE_MS = LEASE_MS
     try:
-        asyncio.run(_make_calls(order))
+        asyncio.run(job(order))
     except* SessionStopped:
         sys.exit(STOPPED)
     except* DurableCallError as errors:
@@ -78,7 +80,7 @@ def run(order: Order) -> None:
         sys.exit(AWAY)
 
 
-async def _make_calls(order: Order) -> None:
+async def make_calls(order: Order) -> None:
     ids: dict[str, str] = {}  # by label
     answers = 0
 
