@@ -6,13 +6,16 @@ With DIE_AT=n it is killed in the middle of what writes line n.
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from agents import Agent, function_tool
 from agents.testing import ModelCall, ModelStep, ScriptedModel, assistant_message, function_call
 
-from nexum_agents import durable_step, durable_tool, serve
+from nexum_agents import durable_step, durable_tool, serve, worker
+from nexum_runtime import Worker
+from nexum_runtime.client import local
 
 
 def effect(*what: Any) -> None:
@@ -52,5 +55,8 @@ tools: list[Any] = [function_tool(look_up), durable_tool(fetch, effect="read")]
 researcher = Agent[Any](name="Researcher", instructions=os.environ.get("INSTRUCTIONS"), tools=tools, model=model)
 
 if __name__ == "__main__":
+    if "LEASE_MS" in os.environ:
+        local.LEASE_MS = int(os.environ["LEASE_MS"])
+        vars(worker)["RuntimeWorker"] = partial(Worker, lease_ms=local.LEASE_MS)
     concurrency, version = int(os.environ.get("CONCURRENCY", "1")), os.environ.get("VERSION", "")
     serve(tools=[fetch], agents=[researcher], version=version, concurrency=concurrency)

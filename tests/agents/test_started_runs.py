@@ -90,19 +90,6 @@ async def test_a_run_is_started_before_there_is_a_worker_and_is_the_same_whereve
     assert fleet.effects == ALL
 
 
-@pytest.mark.parametrize("line", range(1, 7))
-async def test_a_run_whose_worker_dies_anywhere_goes_on_with_another(fleet: Fleet, line: int) -> None:
-    dying = fleet.start(DIE_AT=str(line))
-    await dying.says("Connected")
-    run = await start_run("Researcher", "go", session_id="s1")
-    await dying.ended()
-    fleet.start()
-    assert (await run.result()).final_output == ANSWER
-    effects = fleet.effects
-    cut_short = {3: {"look_up durable", "note durable"}}.get(line, {list(ALL)[line - 1]})  # a step is within its call
-    assert effects == Counter({what: 1 + (what in cut_short) for what in ALL}), "and nothing else is done once more"
-
-
 async def researcher_of(*turns: Any, **options: Any) -> Agent[Any]:
     return Agent(name="Researcher", model=ScriptedModel([ModelStep.respond(each) for each in turns]), **options)
 

@@ -475,8 +475,8 @@ class Client:
           "output" unless that is large.
         - `{"cursor", "execution_id", "words", "anew", "skipped"}`: what is new of an answer, `anew` when it begins with
           that, and how many characters before it were left out.
-        - `{"cursor", "type": "CaughtUp"}` comes when all is told that was recorded before, and again after an
-          interruption.
+        - `{"cursor", "type": "CaughtUp", "under_way"}` comes when all is told that was recorded before, and again after
+          an interruption: with the ids of the executions that are under way.
 
         `to_the_end`: it ends when a run has ended and nothing of the session is under way. To go on after an
         interruption, give the cursor that came last. A server that goes away is waited for, for `patience` seconds;
@@ -495,6 +495,7 @@ class Client:
                         match told.get("type"):
                             case "CaughtUp":
                                 is_live = True
+                                under_way |= set(told.get("under_way", ()))
                                 found = None if under_way or not to_the_end else await self.session(session_id)
                                 has_ended = found is not None and found["state"] in ("COMPLETED", "FAILED")
                             case "ExecutionStarted" | "ExecutionRestarted" | "ExecutionForked":

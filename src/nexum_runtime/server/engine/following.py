@@ -167,7 +167,7 @@ class Followers:
                 if not more:
                     told += self._said(follower)
                     if is_first:
-                        told.append(wire.json_text({"cursor": str(follower.position), "type": CAUGHT_UP}))
+                        told.append(_caught_up(str(follower.position), found))
                 if told:
                     yield f"[{','.join(told)}]"
                 is_first = is_first and more
@@ -285,6 +285,13 @@ def _told(follower: Follower, found: list[_Found], more: bool) -> list[str]:
             position.open[order] = at + 1
         told.append(_event_json(event, each, str(position)))
     return told
+
+
+def _caught_up(cursor: str, found: list[_Found]) -> str:
+    """What has begun before, and is under way, may be new to who goes on from a cursor."""
+    running = [each.execution for each in found if each.execution.status == ExecutionStatus.RUNNING]
+    under_way = [each.execution_id for each in running]
+    return wire.json_text({"cursor": cursor, "type": CAUGHT_UP, "under_way": under_way})
 
 
 def _event_json(event: EventRow, of: _Found, cursor: str) -> str:
