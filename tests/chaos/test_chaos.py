@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import chaos_runs
 import pytest
 from chaos import FAULTS, Chaos, Embedded, Story, check, read_stories
 from chaos_client import Call
@@ -212,11 +213,57 @@ async def test_any_process_is_killed_or_paused_at_any_time(tmp_path: Path) -> No
 
 def test_every_fault_has_a_test_of_its_own() -> None:
     source = Path(__file__).read_text()
-    elsewhere = {"a MAP and its parents run, and the server dies of it"}  # in test_parts.py, at each of its points
+    elsewhere = {
+        "a MAP and its parents run, and the server dies of it",  # in test_parts.py, at each of its points
+        "a run of workers is followed, and any of them die",  # in test_killed_and_followed.py, at each of its effects
+    }
     assert [fault for fault in FAULTS.keys() - elsewhere if f'"{fault}"' not in source] == []
 
 
 # Would the checks see it?
+
+
+EVENTS: list[dict[str, Any]] = [
+    {"kind": "begun", "attempt": 1},
+    {"kind": "broken_off", "attempt": 1},
+    {"kind": "ended"},
+]
+HISTORY = {
+    "execution_id": "s/a",
+    "labels": {},
+    "events": [
+        {"type": type, "attempt": attempt}
+        for type, attempt in (
+            ("AttemptStarted", 1),
+            ("LeaseExpired", 1),
+            ("TaskCompleted", 1),
+            ("ExecutionCompleted", None),
+        )
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("heard", "sound"),
+    [([0, 1, 2], True), ([0, 2], False), ([0, 1], False), ([0, 1, 1, 2], False), ([0, 2, 1], False), ([], False)],
+)
+def test_a_follower_that_misses_something_or_hears_it_twice_is_noticed(
+    tmp_path: Path, heard: list[int], sound: bool
+) -> None:
+    told = tmp_path / "told"
+    lines = [json.dumps({"cursor": str(n), "execution_id": "s/a"} | EVENTS[n]) for n in heard]
+    told.write_text("".join(f"{line}\n" for line in lines))
+    assert (not list(chaos_runs.check_followed([HISTORY], told))) == sound
+
+
+@pytest.mark.parametrize(("more", "sound"), [([], True), (["look"], True), (["look"] * 3, False), (["send"], False)])
+def test_effects_of_a_run_that_happen_too_often_are_noticed(tmp_path: Path, more: list[str], sound: bool) -> None:
+    turns = [f"turn {n}" for n in range(len(chaos_runs.PLAN) + 1)]
+    all_of_it = ["note", "look", "put", "send", "send_here", "pay", *turns, *more]
+    ledger = tmp_path / "ledger"
+    ledger.write_text("".join(json.dumps({"label": "s", "what": what}) + "\n" for what in all_of_it))
+    assert (not list(chaos_runs.check_effects([HISTORY], "s", 1, ledger))) == sound
+
 
 Tampering = Callable[[Path, sqlite3.Connection], object]
 
