@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from nexum_runtime import Parked
+from nexum_runtime.wire import PARK_LIMIT
 
 T = TypeVar("T")
 
 PARK_SECONDS = 60.0  # of nothing but waits, after which a run is parked
-PARK_LIMIT = 100  # executions that one is parked for: the server's limit
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from test_engine import LEASE_MS, ONE, Bench, bench, sqlite_bench
 
+from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, LimitExceeded
 from nexum_runtime.server.model.shapes import Claimed, Forget, Resolution
 from nexum_runtime.server.model.states import State
-from nexum_runtime.server.rules import attempts, checks
+from nexum_runtime.server.rules import attempts
 
 __all__ = ["bench", "sqlite_bench"]
 
@@ -133,7 +134,7 @@ async def test_what_cannot_be_waited_for_is_told_in_a_sentence_and_changes_nothi
         ('{"ended": "s/a"}', InvalidRequest, "What an attempt is parked until must be"),
         ('{"ms": -1}', InvalidRequest, "What an attempt is parked until must be"),
         ('{"ms": true}', InvalidRequest, "What an attempt is parked until must be"),
-        (until(*["s/a"] * (checks.PARK_LIMIT + 1)), LimitExceeded, "one of 101 executions ends; the limit is 100"),
+        (until(*["s/a"] * (wire.PARK_LIMIT + 1)), LimitExceeded, "one of 101 executions ends; the limit is 100"),
     ]:
         with pytest.raises(error, match=words):
             await bench.engine.park(run, given)

@@ -14,7 +14,6 @@ QUESTION_CHARS_LIMIT = 256 * 1024  # of a question and its choices, as JSON
 ERROR_LIMIT = 64 * 1024  # characters kept of an error's text
 NAME_LIMIT = 200  # characters of a workflow id, a version hash or a worker id
 EXECUTION_ID_LIMIT = 200  # characters
-PARK_LIMIT = 100  # executions, until one of which ends an attempt is parked
 PARK_CHARS_LIMIT = 64 * 1024  # of what an attempt is parked until, as JSON
 LABELS = {"kind", "name", "text", "run", "block", "asked", "outcome"}
 LABELS_LIMIT = 4_000  # characters of all labels of an execution
@@ -96,9 +95,9 @@ def checked_until(text: str) -> Until:
             'What an attempt is parked until must be {"ended": [execution id], "ms": a number of milliseconds up to '
             f"{wire.DEADLINE_MS_LIMIT}}}, as JSON."
         )
-    if len(ended) > PARK_LIMIT:
+    if len(ended) > wire.PARK_LIMIT:
         raise LimitExceeded(
-            f"An attempt is to be parked until one of {len(ended)} executions ends; the limit is {PARK_LIMIT}."
+            f"An attempt is to be parked until one of {len(ended)} executions ends; the limit is {wire.PARK_LIMIT}."
         )
     for execution_id in ended:
         check_execution_id(execution_id)
