@@ -138,7 +138,7 @@ def main() -> None:
     report.show(console, results, sections)
     report.show_comparisons(console, results)
     if arguments.json:
-        arguments.json.write_text(json.dumps(report.as_json(results, arguments.rounds), indent=1, ensure_ascii=False))
+        arguments.json.write_text(json.dumps(report.as_json(results, arguments.rounds), indent=1))
     if arguments.chart:
         from bench.chart import draw
 

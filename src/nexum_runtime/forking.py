@@ -118,13 +118,13 @@ def _threads() -> dict[int, str]:
 
 def _count() -> int:
     """… of all threads."""
-    status = (TASKS.parent / "status").read_text()
+    status = (TASKS.parent / "status").read_text(errors="replace")
     return int(status.partition("\nThreads:")[2].split()[0])
 
 
 def _name(number: int) -> str:
     try:
-        return (TASKS / str(number) / "comm").read_text().strip()
+        return (TASKS / str(number) / "comm").read_text(errors="replace").strip()
     except OSError:  # it is ending, and may have begun another one
         return ""
 

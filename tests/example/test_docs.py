@@ -275,7 +275,7 @@ def parse_python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_of_a_page_is_one_that_its_program_takes(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    targets = re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text())
+    targets = re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"))
     for words in commands(PAGES[page]):
         program = words[0].rpartition("/")[2]
         if program == "nexum":

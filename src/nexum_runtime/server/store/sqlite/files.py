@@ -140,7 +140,7 @@ def network_of(path: Path) -> str:
     """The type of the network file system that this is on, by Linux's list of mounts; "" if it is on none."""
     found, length = "", -1
     with suppress(OSError, IndexError):
-        for line in MOUNTS.read_text().splitlines():
+        for line in MOUNTS.read_text(encoding="utf-8", errors="replace").splitlines():
             before, _, after = line.partition(" - ")
             mounted = Path(before.split()[4].encode().decode("unicode_escape"))  # spaces are \040 there
             if len(mounted.parts) > length and path.is_relative_to(mounted):
