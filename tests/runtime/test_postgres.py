@@ -7,7 +7,8 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import aclosing, closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ import postgres
 import psycopg
 import pytest
 from local_process import ASK
-from processes import NEXUM, PATIENCE_SECONDS, NexumDev, environment, eventually, run
+from processes import NEXUM, PATIENCE_SECONDS, TESTS, NexumDev, Process, environment, eventually, run
 from test_engine import LEASE_MS, ONE, ir
 from test_store import NOW_MS, add, an_execution
 
-from nexum_runtime import Client
+from nexum_runtime import Client, wire
 from nexum_runtime.errors import InvalidRequest, SessionStopped
 from nexum_runtime.server.engine.engine import SWEEP_INTERVAL_MS, Engine
 from nexum_runtime.server.model.contract import Reader, Store, StoreUnavailable, Transaction, Workflow
@@ -564,11 +565,196 @@ async def test_starts_and_stops_of_a_session_at_two_servers_never_leave_anything
                 assert {task.status for task in await tasks_of(here, execution.execution_id)} <= {"READY"}
 
 
+# Servers that die
+
+LONG_MS = 600_000  # a lease, longer than any test waits
+
+
+def process_at(folder: Path, execution_id: str, address: str, effect: str) -> Process:
+    """A program that executes it itself at this address, or one of these."""
+    env = environment(
+        NEXUM_ADDRESS=address,
+        LEDGER=str(folder / f"ledger-{execution_id[2:]}"),
+        GATE=str(folder / "gate"),
+        EFFECT=effect,
+        LEASE_MS=str(LONG_MS),
+        PYTHONPATH=TESTS,
+    )
+    program = Path(__file__).with_name("local_process.py")
+    return Process([sys.executable, program, execution_id], folder / f"log-{execution_id[2:]}", env=env)
+
+
+async def begun(folder: Path, execution_id: str) -> None:
+    ledger = folder / f"ledger-{execution_id[2:]}"
+    await eventually(lambda: ledger.exists() and ledger.read_text())
+
+
+async def looked(engine: Engine, times: int = 5) -> None:
+    """Return when it has looked so often for servers that have died: for longer than one of them is waited for."""
+    for _ in range(times):
+        await eventually(partial(_differs, engine, engine._shared_look_ms))
+
+
+def _differs(engine: Engine, look_ms: int) -> bool:
+    return engine._shared_look_ms != look_ms
+
+
+async def story_of(engine: Engine, execution_id: str) -> list[str]:
+    _, events = await engine.history(execution_id)
+    return [str(event.type) for event in events]
+
+
+async def _is_lost(engine: Engine, execution_id: str) -> bool:
+    return "LeaseExpired" in await story_of(engine, execution_id)
+
+
+@pytest.mark.parametrize("effect", ["idempotent", "once"])
+async def test_what_dies_together_with_its_server_is_given_up_at_another_one_within_seconds_and_nothing_else(
+    tmp_path: Path, url: str, effect: str
+) -> None:
+    async with (
+        NexumDev(tmp_path, "--db", url) as first,
+        NexumDev(tmp_path, "--db", url) as second,
+        Client(second.address) as other,
+    ):
+        dies = process_at(tmp_path, "s/dies", first.address, effect)
+        lives = process_at(tmp_path, "s/lives", f"{first.address},{second.address}", effect)
+        for program, name in ((dies, "s/dies"), (lives, "s/lives")):
+            program.start()
+            await begun(tmp_path, name)
+        await other.register(ASK)
+        waiting = asyncio.create_task(other.run_local(ASK, {}, recorded, execution_id="s/dies", effect=effect))
+        first.kill()  # before it could see the end of the program
+        dies.kill()
+        found = await waiting
+        if effect == "once":
+            assert found.error_code == "OUTCOME_UNKNOWN"
+        else:
+            assert (found.outputs, found.attempts) == ({"ask": {"text": "recorded"}}, 2)
+        (tmp_path / "gate").touch()
+        assert await lives.ended() == 0
+        assert json.loads(lives.output.splitlines()[-1]) == ["COMPLETED", f"by {lives.pid}"]
+        (history,) = [each async for each in other.history("s/lives")]
+        told = [each["type"] for each in history["events"]]
+        assert told == ["ExecutionStarted", "AttemptStarted", "TaskCompleted", "ExecutionCompleted"]
+        assert len((tmp_path / "ledger-lives").read_text().splitlines()) == 1
+
+
+async def test_what_is_executed_at_a_server_that_is_paused_is_left_to_its_lease(tmp_path: Path, url: str) -> None:
+    async with NexumDev(tmp_path, "--db", url) as first, Servers(url, 1) as (second,):
+        program = process_at(tmp_path, "s/1", first.address, "once")
+        program.start()
+        await begun(tmp_path, "s/1")
+        first.send(signal.SIGSTOP)
+        try:
+            await looked(second)
+            assert await story_of(second, "s/1") == ["ExecutionStarted", "AttemptStarted"]
+        finally:
+            first.send(signal.SIGCONT)
+        (tmp_path / "gate").touch()
+        assert await program.ended() == 0
+        assert await story_of(second, "s/1") == [
+            "ExecutionStarted", "AttemptStarted", "TaskCompleted", "ExecutionCompleted"
+        ]  # fmt: skip
+
+
+async def test_what_is_executed_at_a_server_that_is_stopped_is_left_to_its_lease(tmp_path: Path, url: str) -> None:
+    async with NexumDev(tmp_path, "--db", url) as first, Servers(url, 1) as (second,):
+        program = process_at(tmp_path, "s/1", first.address, "once")
+        program.start()
+        await begun(tmp_path, "s/1")
+        first.terminate()
+        assert await first.ended() == 0
+        await looked(second)
+        assert await story_of(second, "s/1") == ["ExecutionStarted", "AttemptStarted"]
+
+
+async def test_a_server_whose_connections_were_ended_is_there_again_before_it_is_given_up(url: str) -> None:
+    async with Servers(url, 2) as (here, there):
+        order = StartOrder("one", "h", "{}", "s/1", claim=f"{wire.LOCAL_WORKER}1-a", lease_ms=LONG_MS)
+        started = await here.start(order)
+        assert started.claimed is not None
+        assert here._store.server in await there._store.servers()
+        assert asked(
+            url,
+            "SELECT pg_terminate_backend(pid) FROM pg_locks "
+            "WHERE locktype = 'advisory' AND classid = %s AND objid = %s",
+            database.SERVER_LOCK,
+            int(here._store.server),
+        )
+        await looked(there)
+        assert await story_of(there, "s/1") == ["ExecutionStarted", "AttemptStarted"]
+        assert await there.complete(started.claimed.task.task_id, "1") == ""
+
+
+async def test_a_server_is_there_while_one_of_its_connections_is(url: str) -> None:
+    first, second = (PostgresStore(place_of(url)) for _ in range(2))
+    try:
+        first.listen(lambda words: None)
+        await eventually(lambda: first._talk is not None and first._talk.listens)
+        first._writes_by.close()  # as when it was paused in the middle of a write
+        assert {first.server, second.server} <= await second.servers()
+        await first.write(of_started)
+        assert first._talk is not None
+        await asyncio.to_thread(first._talk.close)
+        first._talk = None
+        assert first.server in await second.servers()
+    finally:
+        await first.close()
+        await eventually(lambda: _is_gone(first, second))
+        await second.close()
+
+
+async def _is_gone(first: PostgresStore, second: PostgresStore) -> bool:
+    return first.server not in await second.servers()
+
+
+async def test_of_a_server_that_has_died_nothing_is_given_up_that_was_heard_of_since(url: str) -> None:
+    async with Servers(url, 1) as (there,):
+        async with Servers(url, 1) as (here,):
+            order = StartOrder("one", "h", "{}", "s/1", claim=f"{wire.LOCAL_WORKER}1-a", lease_ms=LONG_MS)
+            await here.start(order)
+        await eventually(lambda: there._missed)
+        await there.restart_clock()
+        await eventually(lambda: not there._missed, "it is given up")
+        await eventually(lambda: there._missed, "it is missed anew")
+        assert await story_of(there, "s/1") == ["ExecutionStarted", "AttemptStarted"]
+        await eventually(lambda: not there._missed, "it is given up")
+        await eventually(partial(_is_lost, there, "s/1"))
+
+
+async def test_a_program_that_asks_again_at_another_server_has_its_task_and_no_attempt_more(url: str) -> None:
+    async with Servers(url, 2) as (here, there):
+        order = StartOrder("one", "h", "{}", "s/1", max_attempts=1, effect="once", lease_ms=LONG_MS)
+        order = order._replace(claim=f"{wire.LOCAL_WORKER}1-a")
+        assert (await here.start(order)).claimed is not None
+        claimed = (await there.start(order)).claimed
+        assert claimed is not None
+        assert (await there.snapshot("s/1")).attempts == 1
+
+
+@pytest.mark.parametrize("is_stopped", [False, True], ids=["it is cut off", "it is stopped"])
+async def test_what_has_gone_on_at_another_server_is_not_given_up_by_the_first(url: str, is_stopped: bool) -> None:
+    async with Servers(url, 2) as (here, there):
+        owner = f"{wire.LOCAL_WORKER}1-a"
+        await here.start(StartOrder("one", "h", "{}", "s/1", claim=owner, lease_ms=LONG_MS))
+        async with aclosing(here.attend(owner)) as first, aclosing(there.attend(owner)) as second:
+            await anext(first)
+            if is_stopped:
+                await here.hand_over()
+            await anext(second)
+            await first.aclose()
+            await eventually(lambda: not here._jobs)
+            assert await story_of(there, "s/1") == ["ExecutionStarted", "AttemptStarted"]
+        await eventually(lambda: not there._jobs)
+        assert await story_of(there, "s/1") == ["ExecutionStarted", "AttemptStarted", "LeaseExpired"]
+
+
 async def test_words_between_servers_are_all_told_however_many_and_however_long(url: str) -> None:
     heard: list[list[Any]] = []
     places = [place_of(url)] * 2
     opened_once = PostgresStore(places[0])
-    first, second = (Talk(place, heard.extend, lambda _: None) for place in places)
+    first, second = (Talk(place, name, heard.extend, lambda _: None) for place, name in zip(places, "12", strict=True))
     words = [["ended", f"{i}/{'ü' * (i % 700)}"] for i in range(3_000)]
     words.insert(7, ["ended", "x" * 9_000])
     try:
@@ -585,7 +771,7 @@ async def test_words_between_servers_are_all_told_however_many_and_however_long(
 async def test_what_another_program_says_on_the_channel_is_passed_over(url: str) -> None:
     heard: list[list[Any]] = []
     opened_once = PostgresStore(place_of(url))
-    talk = Talk(place_of(url), heard.extend, lambda _: None)
+    talk = Talk(place_of(url), "1", heard.extend, lambda _: None)
     try:
         await eventually(lambda: talk.listens)
         for payload in ("hello", "7", '{"ended": "e"}', '[["ended", "e"]]'):

@@ -229,7 +229,9 @@ class Host:
         for each in running:
             each.cancel()
         if not self._reads_only:
-            await (self.engine.hand_over() if self._hands_over else self.engine.close())
+            await self.engine.close()
+            if self._hands_over:
+                await self.engine.hand_over()
             await self._door.close()
         for present in list(self.present):
             present.lose()

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import socket
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from nexum_runtime.errors import InvalidRequest
 from nexum_runtime.server.door import Door
 from nexum_runtime.server.engine.engine import Engine
 from nexum_runtime.server.methods.methods import Methods
+from nexum_runtime.server.model.contract import StoreUnavailable
 from nexum_runtime.server.rpc import neighbours
 from nexum_runtime.server.rpc.listening import grpc_server
 from nexum_runtime.server.rpc.peers import Waiting
@@ -144,6 +146,9 @@ class Server:
         await self._grpc.stop(DRAIN_SECONDS)
         self._stop_metrics()
         await self.engine.close()  # what the last calls began is finished
+        if self.store.is_shared:
+            with suppress(StoreUnavailable):
+                await self.engine.hand_over()
         self.engine.end()
         await self.store.close()
 

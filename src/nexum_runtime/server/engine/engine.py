@@ -42,6 +42,7 @@ from nexum_runtime.server.model.contract import (
     Workflow,
     session_of,
 )
+from nexum_runtime.server.model.owners import AT, at, owner_of, server_of
 from nexum_runtime.server.model.shapes import (
     Claimed,
     Forget,
@@ -85,7 +86,7 @@ _Told: TypeAlias = "asyncio.Future[_Found]"
 SWEEP_INTERVAL_MS = 250
 SHARED_LOOK_MS = 1_000  # between two looks for what other servers have told and was lost
 LOST_AT_ONCE = 500  # of those who wait, that look for it then
-ABSENT_MS = 2_000  # after its stream broke off, a worker that may have died gets to come back
+ABSENT_MS = 2_000  # after its stream broke off, a worker that may have died gets to come back; and so does a server
 ABSENCE_MS = 3_000  # a clock that moved this far between two sweeps means that this process was the silent one
 STOP_KEPT_MS = 600_000  # how long a worker that has gone quiet is still told what to stop
 FAILURE_KEPT_MS = 300_000  # how long it is told that the store failed
@@ -132,6 +133,7 @@ class Engine:
         self._present: Counter[str] = Counter()  # worker id → how many calls of Attend it holds open
         self._unheard: set[str] = set()  # ids of tasks that somebody is here for, and has not had a word on
         self._broken_off: dict[str, int] = {}  # worker id → since when its stream has broken off
+        self._missed: dict[str, int] = {}  # another server → since when it is not there
         self._stops: OrderedDict[str, tuple[str, int]] = OrderedDict()  # task id → worker id, since when
         self._large: OrderedDict[str, int] = OrderedDict()  # executions that were read → how large their outputs are
         self._jobs = Jobs()
@@ -191,7 +193,7 @@ class Engine:
         order = checked_order(order, self.max_message_bytes)
         await self._check_json(f"The input of {order.execution_id}", order.input_json)
         check_question(order)
-        return order
+        return order._replace(claim=at(self._store.server, order.claim))
 
     async def _check_json(self, what: str, text: str) -> None:
         if len(text) > HEAVY_CHARS:
@@ -734,6 +736,7 @@ class Engine:
         where, is given nothing new until it goes on.
         """
         check_name("worker id", worker_id)
+        worker_id = at(self._store.server, worker_id)
         self._workers.heard(worker_id)
         self._workers.note_standstill(worker_id, standstill)
         if standstill is not None:
@@ -759,9 +762,20 @@ class Engine:
         """Yields once, when whoever is this worker counts as here, and ends with this server.
 
         When it is closed before that, the worker has gone, and what it held is given up at once, also what it is
-        claiming at the moment.
+        claiming at the moment. What it held at another server it holds here from now on.
         """
-        with self.here(worker_id):
+        check_name("worker id", worker_id)
+        here = at(self._store.server, worker_id)
+
+        def come(tx: Transaction, _: Notices) -> None:
+            for holder in (worker_id, *tx.holders(f"{worker_id}{AT}")):
+                tx.rename_holder(holder, here)
+            tx.renew_leases(here, self._clock())
+
+        coming = None if here == worker_id else self._commits.begin(come, renews=True)
+        with self.here(worker_id, claiming=coming):
+            if coming is not None:
+                await asyncio.shield(coming)
             yield
             await self.closing.wait()
 
@@ -769,6 +783,7 @@ class Engine:
     def here(self, worker_id: str, task_id: str = "", claiming: "asyncio.Future[Any] | None" = None) -> Iterator[None]:
         """Whoever is this worker is here. Who is here for one task, and has had its word on it, may go."""
         check_name("worker id", worker_id)
+        worker_id = at(self._store.server, worker_id)
         if task_id:
             self._unheard.add(task_id)
         self._present[worker_id] += 1
@@ -926,9 +941,16 @@ class Engine:
                 self._giver.release(task_id)
 
     async def hand_over(self) -> None:
-        """End, as `close` does, and leave to another engine also what this process executes, which goes on."""
-        await self.close()
-        await self._commits.make(lambda tx, _: tx.rename_holders(wire.EMBEDDED_WORKER, wire.LOCAL_WORKER))
+        """After `close`: what this process executes, or programs that were here do, goes on at another engine."""
+
+        def leave(tx: Transaction, _: Notices) -> None:
+            for holder in tx.holders(wire.EMBEDDED_WORKER):
+                tx.rename_holder(holder, wire.LOCAL_WORKER + holder.removeprefix(wire.EMBEDDED_WORKER))
+            for holder in tx.holders(wire.LOCAL_WORKER):
+                if server_of(holder) == self._store.server:
+                    tx.rename_holder(holder, owner_of(holder))
+
+        await self._commits.make(leave)
 
     async def run_sweeper(self) -> None:
         """Sweep until cancelled. A store that is unavailable is tried again: its disk may have space by then."""
@@ -974,6 +996,7 @@ class Engine:
             self._shared_look_ms = now_ms
             self._look_for_lost(LOST_AT_ONCE)
             await self._free_slots()
+            await self._give_up_for_the_dead(now_ms)
         for task_id in [task_id for task_id, (_, since_ms) in self._stops.items() if now_ms - since_ms > STOP_KEPT_MS]:
             del self._stops[task_id]
         return SWEEP_INTERVAL_MS if timer_ms is None else max(0, min(timer_ms - self._clock(), SWEEP_INTERVAL_MS))
@@ -984,11 +1007,30 @@ class Engine:
             if 0 <= now_ms - since_ms < ABSENT_MS:
                 continue
             del self._broken_off[worker_id]
-            if self._streams.is_open(worker_id):
-                continue
-            if held := await self._store.read(methodcaller("held", worker_id)):
-                rule = partial(self._attempts.lose_absent, worker_id=worker_id, since_ms=since_ms)
-                await self._commits.make(rule, about_tasks=[task.task_key for task in held])
+            if not self._streams.is_open(worker_id):
+                await self._lose_absent(worker_id, since_ms)
+
+    async def _give_up_for_the_dead(self, now_ms: int) -> None:
+        """Let others have what was executed at servers that have died, by programs that were not heard of since."""
+        there = await self._store.servers()
+        if self._store.server not in there:  # it cannot tell
+            return
+        holders = await self._store.read(methodcaller("holders", wire.LOCAL_WORKER))
+        missed = {server_of(each) for each in holders} - there - {""}
+        since_ms = {server: self._missed.get(server, now_ms) for server in missed}
+        self._missed = {server: since for server, since in since_ms.items() if now_ms - since < ABSENT_MS}
+        await asyncio.gather(
+            *(
+                self._lose_absent(worker_id, since_ms[server], even_once=True)
+                for worker_id in holders
+                if (server := server_of(worker_id)) in missed and server not in self._missed
+            )
+        )
+
+    async def _lose_absent(self, worker_id: str, since_ms: int, *, even_once: bool = False) -> None:
+        if held := await self._store.read(methodcaller("held", worker_id)):
+            rule = partial(self._attempts.lose_absent, worker_id=worker_id, since_ms=since_ms, even_once=even_once)
+            await self._commits.make(rule, about_tasks=[task.task_key for task in held])
 
     # What it can tell of itself
 

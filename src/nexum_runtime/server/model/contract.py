@@ -330,8 +330,8 @@ class Transaction(Reader, Protocol):
     def set_stop(self, session_id: str, stop: Stop | None) -> None:
         """Stop a session that is known, or let it go on."""
 
-    def rename_holders(self, prefix: str, to: str) -> None:
-        """The workers that have RUNNING tasks and whose ids begin with `prefix` begin with `to` instead."""
+    def rename_holder(self, worker_id: str, to: str) -> None:
+        """The RUNNING tasks of this worker are those of another one."""
 
     def take_back(self, span: Span, to: str, stop: Stop) -> int:
         """Make these executions, with their tasks and events, those of the session `to`, which is stopped.
@@ -456,6 +456,7 @@ class Store(ABC):
     metrics: Metrics  # of what it has committed
     where: str  # its file, or its URL without a password
     is_shared: bool = False  # other servers may have it at the same time
+    server: str = ""  # which one this is of those; there is none like it
 
     lacks_room: StoreUnavailable | None = None  # why it can only be read, while its disk is full
     # Told of the events of each commit: (execution id, time, type, node, attempt, data as JSON).
@@ -482,6 +483,10 @@ class Store(ABC):
 
     def tell(self, words: "Sequence[list[Any]]") -> None:
         """Say something to the other servers, soon. It may be lost."""
+        raise NotImplementedError
+
+    async def servers(self) -> set[str]:
+        """Those that have it, as one that is paused does, but none that has died, or whose connections have ended."""
         raise NotImplementedError
 
     async def write(self, work: Callable[[Transaction], T]) -> T:

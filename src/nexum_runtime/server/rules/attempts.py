@@ -214,13 +214,15 @@ class Attempts:
         for task in tx.held(worker_id):
             self._lose(tx, notices, task, f"{_named(worker_id)} has gone.")
 
-    def lose_absent(self, tx: Transaction, notices: Notices, worker_id: str, since_ms: int) -> None:
-        """Give up the attempts that may be repeated of a worker that was not heard of since then."""
+    def lose_absent(
+        self, tx: Transaction, notices: Notices, worker_id: str, since_ms: int, *, even_once: bool = False
+    ) -> None:
+        """Give up the attempts of a worker that was not heard of since then: those that may be repeated, or all."""
         for task in tx.held(worker_id):
             assert task.lease_ms is not None, "a RUNNING task has a lease"
             assert task.lease_expires_at_ms is not None, "a RUNNING task has a lease"
             is_heard = task.lease_expires_at_ms - task.lease_ms > since_ms
-            if not is_heard and not is_once(task, execution_of(tx, task)):
+            if not is_heard and (even_once or not is_once(task, execution_of(tx, task))):
                 self._lose(tx, notices, task, f"{_named(worker_id)} has gone.")
 
     def _lose(self, tx: Transaction, notices: Notices, task: Task, reason: str) -> None:

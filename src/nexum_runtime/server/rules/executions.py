@@ -8,6 +8,7 @@ from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
 from nexum_runtime.server.model import graph
 from nexum_runtime.server.model.contract import ANOTHER, Execution, Task, Transaction, Workflow
+from nexum_runtime.server.model.owners import owner_of
 from nexum_runtime.server.model.shapes import Claimed, Notices, Resolution, Started, StartOrder, Taker, Verdict
 from nexum_runtime.server.model.states import ErrorCode, Event, ExecutionStatus, TaskStatus
 from nexum_runtime.server.rules import parking, questions, sessions
@@ -110,7 +111,7 @@ class Executions:
         execution = tx.execution(order.execution_id)
         assert execution is not None, "it has just been found or started"
         for task in tx.tasks(order.execution_id):
-            if task.status == TaskStatus.RUNNING and task.worker_id == order.claim:
+            if task.status == TaskStatus.RUNNING and _is_of(task, order):
                 self._attempts.give_back(tx, notices, task)  # it has asked before, and the answer was lost
         return self._attempts.claim(
             tx, execution.version_hash, [execution.workflow_id], order.claim, order.lease_ms, order.execution_id
@@ -270,7 +271,12 @@ def _lost_on_its_way(tx: Transaction, execution: Execution, order: StartOrder) -
         return None
     if has_long_story(tx, execution.execution_id):
         return None
-    return next((task for task in tx.tasks(execution.execution_id) if task.worker_id == order.claim), None)
+    return next((task for task in tx.tasks(execution.execution_id) if _is_of(task, order)), None)
+
+
+def _is_of(task: Task, order: StartOrder) -> bool:
+    """Whether who claims had it before, be it at another server."""
+    return task.worker_id is not None and owner_of(task.worker_id) == owner_of(order.claim)
 
 
 def _may_restart(execution: Execution, order: StartOrder) -> bool:

@@ -15,6 +15,7 @@ OLDEST = 140_000  # the version of PostgreSQL, as it counts them
 SCHEMA_VERSION = 3
 SCHEMA = (Path(__file__).parent / "schema.sql").read_text(encoding="utf-8")
 LOCK = 0x4E58554D  # "NXUM": of advisory locks, with the schema's name
+SERVER_LOCK = LOCK + 2  # … with a server's number
 TAKE_SECONDS = 2.0  # that whoever has it is waited for …
 LOOK_SECONDS = 0.1  # … between two looks
 MIGRATIONS = {  # schema version → the SQL that makes it the next one
@@ -97,6 +98,20 @@ def enter(connection: Connection, place: Place) -> None:
     """Be one of the servers that write to it, as long as this connection lasts. Raises StoreInUse."""
     if not _has_lock(connection, place, "pg_try_advisory_lock_shared"):
         raise StoreInUse(f"The database {place} is being copied. Wait until that has ended.")
+
+
+def be_there(connection: Connection, server: str) -> None:
+    """Be this server for the others, as long as this connection lasts, or another one that does the same."""
+    connection.execute(f"SELECT pg_advisory_lock_shared({SERVER_LOCK}, {int(server)})")
+
+
+def servers(connection: Connection) -> set[str]:
+    """Those that are there."""
+    found = connection.execute(
+        f"SELECT objid::text FROM pg_locks WHERE locktype = 'advisory' AND classid = {SERVER_LOCK} AND granted "
+        "AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+    )
+    return {server for (server,) in found.fetchall()}
 
 
 def _has_lock(connection: Connection, place: Place, function: str) -> bool:

@@ -38,6 +38,7 @@ LOOK_SECONDS = 0.1
 INSPECT_SECONDS = 5.0  # for what a person asks who wonders what is wrong
 
 NUMBERS_SINCE_MS = 1_700_000_000_000  # of tasks
+SERVER_BITS = 31  # of a server's number
 NUMBER_BITS = 20  # that two tasks of one millisecond may differ in
 AGAIN_LIMIT = 5  # times that a write is made which came upon what another server has just written
 
@@ -79,6 +80,7 @@ class PostgresStore(Store):
     def __init__(self, place: Place) -> None:
         self.place = place
         self.where = str(place)
+        self.server = str(random.getrandbits(SERVER_BITS))
         self.metrics = Metrics()
         self._waiting: deque[Write] = deque()
         self._writing: asyncio.Task[None] | None = None
@@ -143,11 +145,14 @@ class PostgresStore(Store):
         return {"database": told} | found
 
     def listen(self, hear: Callable[[Sequence[list[Any]]], None]) -> None:
-        self._talk = Talk(self.place, hear, self._note_clock)
+        self._talk = Talk(self.place, self.server, hear, self._note_clock)
 
     def tell(self, words: Sequence[list[Any]]) -> None:
         if self._talk is not None:
             self._talk.tell(words)
+
+    async def servers(self) -> set[str]:
+        return await asyncio.get_running_loop().run_in_executor(self._reader, self._look, database.servers)
 
     def time_of_day_ms(self) -> int:
         """PostgreSQL's: servers' own clocks differ."""
@@ -227,6 +232,7 @@ class PostgresStore(Store):
         try:
             database.prepare(connection, self.place)
             database.enter(connection, self.place)
+            database.be_there(connection, self.server)
             if not hasattr(self, "_writes_by"):
                 self._ahead_ms = connection.clock_ahead_ms() or 0
             connection.raw_execute(_OF_A_SERVER)

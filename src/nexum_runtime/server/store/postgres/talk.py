@@ -15,6 +15,7 @@ from typing import Any
 import psycopg
 
 from nexum_runtime.logs import Log
+from nexum_runtime.server.store.postgres import database
 from nexum_runtime.server.store.postgres.connection import Connection
 from nexum_runtime.server.store.postgres.place import Place
 
@@ -29,15 +30,22 @@ log = Log("nexum.engine")
 
 
 class Talk:
-    """`heard` is told, in the loop, what others have said, and of nothing when some of it may have been lost.
+    """As long as it listens, this server is there for the others: also while it is paused in the middle of a write, and
+    when its network falls silent, as PostgreSQL does not look after this connection as it does after that which writes.
+
+    `heard` is told, in the loop, what others have said, and of nothing when some of it may have been lost.
 
     `measured` is told, in a thread, by how many milliseconds PostgreSQL's clock is ahead of this machine's.
     """
 
     def __init__(
-        self, place: Place, heard: Callable[[Sequence[list[Any]]], None], measured: Callable[[int], None]
+        self,
+        place: Place,
+        server: str,
+        heard: Callable[[Sequence[list[Any]]], None],
+        measured: Callable[[int], None],
     ) -> None:
-        self._place, self._heard, self._measured = place, heard, measured
+        self._place, self._server, self._heard, self._measured = place, server, heard, measured
         self._loop = asyncio.get_running_loop()
         self._channel = f"nexum {place.schema}"[:63]
         self._untold: deque[list[Any] | None] = deque(maxlen=UNTOLD_LIMIT)  # None: a mark
@@ -76,6 +84,7 @@ class Talk:
             try:
                 connection = Connection(self._place)
                 try:
+                    database.be_there(connection, self._server)
                     connection.raw_execute(f'LISTEN "{self._quoted}"')
                     self.listens = True
                     self._hand_over([])  # what was said before

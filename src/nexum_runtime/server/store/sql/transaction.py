@@ -178,12 +178,8 @@ class SqlTransaction(SqlReader):
         self._sql("UPDATE sessions SET stopped_json = ? WHERE session_id = ?", (stopped, session_id))
         self._sql(_HOLD, (int(stop is not None), f"{session_id}/", f"{session_id}0"))
 
-    def rename_holders(self, prefix: str, to: str) -> None:
-        self._sql(
-            "UPDATE tasks SET worker_id = ? || substr(worker_id, CAST(? AS INTEGER)) "
-            "WHERE status = 'RUNNING' AND substr(worker_id, 1, CAST(? AS INTEGER)) = ?",
-            (to, len(prefix) + 1, len(prefix), prefix),
-        )
+    def rename_holder(self, worker_id: str, to: str) -> None:
+        self._sql("UPDATE tasks SET worker_id = ? WHERE status = 'RUNNING' AND worker_id = ?", (to, worker_id))
 
     def move_execution(
         self,
