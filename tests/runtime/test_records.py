@@ -233,6 +233,7 @@ async def test_what_was_taken_back_is_listed_only_when_it_is_asked_for(client: C
     (record,) = await client.sessions("s1~")
     assert (record["session_id"], record["state"], record["kinds"]) == ("s1~1", "TAKEN_BACK", {"turn": 2, "call": 2})
     assert "s1~1" not in (await nexum(address, "sessions")).stdout
+    assert (await client.inspect())["stopped"] == []
     assert re.search(r"s1~1 +TAKEN_BACK", (await nexum(address, "sessions", "s1~")).stdout)
 
 

@@ -60,7 +60,10 @@ _STATES = f"""
         ELSE 'RUNNING' END AS state, count(*)
     FROM executions x GROUP BY state
 """
-_STOPPED = f"SELECT session_id, stopped_json FROM sessions WHERE stopped_json IS NOT NULL LIMIT {LISTED_LIMIT}"
+_STOPPED = f"""
+    SELECT session_id, stopped_json FROM sessions
+    WHERE stopped_json IS NOT NULL AND instr(session_id, '{TAKEN_BACK}') = 0 LIMIT {LISTED_LIMIT}
+"""
 
 
 def overview(connection: Connection, now_ms: int) -> dict[str, Any]:
