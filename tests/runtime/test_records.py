@@ -398,10 +398,8 @@ async def served(path: Path) -> AsyncIterator[Client]:
         await server.stop()
 
 
-async def test_a_fork_of_ten_thousand_calls_is_whole(tmp_path: Path) -> None:
-    many, path = 10_000, tmp_path / "nexum.db"
-    async with served(path) as client:
-        await did(client, "s1/turn/1", TURN)
+def fill(path: Path, many: int) -> None:
+    """Store the one execution that is there as so many calls more, "s1/call/{n}"."""
     with closing(sqlite3.connect(path)) as other:
         columns = "workflow_id, version_hash, status, input_json, max_attempts, created_at_ms, ended_at_ms"
         other.execute(
@@ -420,6 +418,13 @@ async def test_a_fork_of_ten_thousand_calls_is_whole(tmp_path: Path) -> None:
             "v.data_json FROM executions x, events v WHERE x.seq > 1000"
         )
         other.commit()
+
+
+async def test_a_fork_of_ten_thousand_calls_is_whole(tmp_path: Path) -> None:
+    many, path = 10_000, tmp_path / "nexum.db"
+    async with served(path) as client:
+        await did(client, "s1/turn/1", TURN)
+    fill(path, many)
     async with served(path) as client:
         assert (await client.fork_session("s1", "s2"))["executions"] == many + 1
         copies, originals = [await client.journal(f"{session}/") for session in ("s2", "s1")]

@@ -833,6 +833,15 @@ def replace_task(key: str, execution_id: str, node_id: str) -> Task:
     return a_task(key, execution_id)._replace(node_id=node_id)
 
 
+def copy(tx: Transaction, span: Span, to: str, at_ms: int = NOW_MS, data: Any = None) -> None:
+    tx.add_session(to, at_ms)
+    tx.copy(span.session_id, [order for order, _ in tx.ended(span)], to, at_ms, data or {})
+
+
+def take_back(tx: Transaction, span: Span, to: str, stop: Stop) -> None:
+    tx.take_back(span.session_id, tx.orders(span), to, stop)
+
+
 async def test_a_fork_copies_tasks_of_several_nodes_in_their_order_with_keys_of_their_own(store: Store) -> None:
     await add_done(store, "s/b", nodes=3)
     await add_done(store, "t/between")
@@ -842,7 +851,7 @@ async def test_a_fork_copies_tasks_of_several_nodes_in_their_order_with_keys_of_
     assert end is not None
     span = Span("s", 0, end)
     assert await store.read(lambda reader: reader.longest_id(span)) == len("s/a")
-    assert await store.write(lambda tx: tx.fork(span, "copy", NOW_MS + 9, {"session_id": "s"})) == (2, 0)
+    await store.write(lambda tx: copy(tx, span, "copy", NOW_MS + 9, {"session_id": "s"}))
 
     def read(reader: Reader) -> Any:
         copies = [each.execution_id for each in reversed(reader.executions("", "", "copy/", 10))]
@@ -873,7 +882,7 @@ async def test_what_is_taken_back_has_its_tasks_and_events_under_its_new_id(stor
     first = await store.read(lambda reader: reader.order_of("s/b"))
     assert first is not None
     stop = Stop(NOW_MS + 9, "ann", "")
-    assert await store.write(lambda tx: tx.take_back(Span("s", first, 1 << 60), "s~1", stop)) == 2
+    await store.write(lambda tx: take_back(tx, Span("s", first, 1 << 60), "s~1", stop))
 
     def read(reader: Reader) -> Any:
         return [
@@ -893,8 +902,8 @@ async def test_a_fork_or_a_taking_back_that_raises_leaves_nothing(store: Store) 
     await add_done(store, "s/a")
 
     def work(tx: Transaction) -> None:
-        tx.fork(Span("s", 0, 1 << 60), "copy", NOW_MS, {})
-        tx.take_back(Span("s", 0, 1 << 60), "s~1", Stop(NOW_MS, "", ""))
+        copy(tx, Span("s", 0, 1 << 60), "copy")
+        take_back(tx, Span("s", 0, 1 << 60), "s~1", Stop(NOW_MS, "", ""))
         raise NotFound("on purpose")
 
     others = [add(store, an_execution(f"e{n}")) for n in range(3)]  # in the same commit
@@ -904,15 +913,15 @@ async def test_a_fork_or_a_taking_back_that_raises_leaves_nothing(store: Store) 
     assert await store.read(lambda reader: reader.outputs("s/a")) == {"node-0": '"s/a 0"'}
 
 
-@pytest.mark.parametrize("what", ["fork", "take_back", "under_way", "turns", "would_happen_again", "longest_id"])
+@pytest.mark.parametrize("what", ["fork", "take_back", "under_way", "turns", "again", "longest_id"])
 async def test_what_a_session_is_asked_takes_as_long_with_many_others_as_with_few(tmp_path: Path, what: str) -> None:
     span = Span("s", 0, 1 << 60)
     asked: dict[str, Callable[[Transaction], Any]] = {
-        "fork": lambda tx: tx.fork(span, "copy", NOW_MS, {}),
-        "take_back": lambda tx: tx.take_back(span, "s~1", Stop(NOW_MS, "", "")),
+        "fork": lambda tx: copy(tx, span, "copy"),
+        "take_back": lambda tx: take_back(tx, span, "s~1", Stop(NOW_MS, "", "")),
         "under_way": lambda tx: tx.under_way(span),
         "turns": lambda tx: tx.turns("s"),
-        "would_happen_again": lambda tx: tx.would_happen_again(span, 3),
+        "again": lambda tx: tx.would_happen_again(tx.orders(span)),
         "longest_id": lambda tx: tx.longest_id(span),
     }
     few, many = [await steps_of(asked[what], tmp_path / f"{others}.db", others) for others in (5, 500)]

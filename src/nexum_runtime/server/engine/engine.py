@@ -24,6 +24,7 @@ from nexum_runtime.server.engine.following import Followers
 from nexum_runtime.server.engine.giving import Giver
 from nexum_runtime.server.engine.jobs import Jobs, for_nobody, pass_on, tell
 from nexum_runtime.server.engine.readiness import Readiness
+from nexum_runtime.server.engine.rebuilding import Rebuilding
 from nexum_runtime.server.engine.streams import Stream, Streams
 from nexum_runtime.server.engine.waiters import Waiter, Waiters
 from nexum_runtime.server.engine.workers import Workers
@@ -150,7 +151,7 @@ class Engine:
         self._attempts = Attempts(clock, jitter, course)
         self._executions = Executions(clock, course, self._attempts)
         self._sessions = Sessions(clock)
-        self._records = Records(clock)
+        self._rebuilding = Rebuilding(store, self._commits, Records(clock), clock, self._jobs)
         # task id → how the process is told that executes it itself
         self._told_to_stop: dict[str, Callable[[str], None]] = {}
         self._readiness = Readiness(self._touch, self._jobs, self.closing)
@@ -465,19 +466,13 @@ class Engine:
         """Take back what a session has recorded: see `Records.forget`."""
         if order.by:
             check_name("name of who takes it back", order.by)
-        return await self._commits.make(
-            lambda tx, _: self._records.forget(tx, session_id, order), long=True, about=[f"{session_id}/"]
-        )
+        return await self._rebuilding.forget(session_id, order)
 
     async def fork(self, session_id: str, order: Fork) -> dict[str, Any]:
         """Make a new session of what another one has recorded: see `Records.fork`."""
         if order.by:
             check_name("name of who forks it", order.by)
-        return await self._commits.make(
-            lambda tx, _: self._records.fork(tx, session_id, order),
-            long=True,
-            about=[f"{session_id}/", f"{order.session_id}/"],
-        )
+        return await self._rebuilding.fork(session_id, order)
 
     async def first_session(self, prefix: str) -> str:
         """The session that the one of this prefix was first forked from; that one itself when it is no fork."""
@@ -982,9 +977,15 @@ class Engine:
         if self._commits.deaf:
             self._commits.deaf = False  # until it fails again, be it here
             await self.restart_clock()
-        expired, timer_ms, due = await self._store.read(
-            lambda reader: (reader.expired(now_ms), reader.next_timer(), reader.due(now_ms, TIMERS_AT_ONCE))
+        expired, timer_ms, due, rebuilds = await self._store.read(
+            lambda reader: (
+                reader.expired(now_ms),
+                reader.next_timer(),
+                reader.due(now_ms, TIMERS_AT_ONCE),
+                reader.rebuilds(),
+            )
         )
+        self._rebuilding.take_up(rebuilds)
         for tasks, rule in ((expired, self._attempts.expire), (due, self._executions.fire)):
             if keys := {task.task_key for task in tasks}:
                 await self._commits.make(partial(rule, task_keys=keys), about_tasks=keys)

@@ -29,7 +29,7 @@ from nexum_runtime.server.methods.orders import (
 from nexum_runtime.server.model.contract import EventRow, Execution, Session, is_taken_back
 from nexum_runtime.server.model.shapes import Forget, Fork, Resolution, Verdict
 from nexum_runtime.server.model.states import ExecutionStatus, State
-from nexum_runtime.server.rules.sessions import words_of
+from nexum_runtime.server.rules.sessions import words_of, words_of_rebuild
 from nexum_runtime.server.rules.snapshots import Snapshot
 from nexum_runtime.text import timestamp
 
@@ -425,7 +425,7 @@ def session_json(session: Session) -> dict[str, Any]:
     return {
         "session_id": session.session_id,
         "state": _state(session, last),
-        "stopped": vars(session.stop) | {"words": words_of(session.session_id, session.stop)} if session.stop else None,
+        "stopped": _stopped(session),
         "began_at_ms": session.began_at_ms,
         "heard_at_ms": session.heard_at_ms,
         "executions": session.executions,
@@ -445,10 +445,18 @@ def session_json(session: Session) -> dict[str, Any]:
     }
 
 
+def _stopped(session: Session) -> dict[str, Any] | None:
+    if rebuild := session.rebuild:
+        return {"at_ms": rebuild.at_ms, "by": rebuild.by, "reason": "", "words": words_of_rebuild(rebuild)}
+    if stop := session.stop:
+        return vars(stop) | {"words": words_of(session.session_id, stop)}
+    return None
+
+
 def _state(session: Session, last: dict[str, Any]) -> str:
-    if is_taken_back(session.session_id):
+    if is_taken_back(session.session_id) and not (session.stop and session.stop.reason):
         return "TAKEN_BACK"
-    if session.stop:
+    if session.stop or session.rebuild:
         return "STOPPED"
     if session.unknown:
         return "UNKNOWN"

@@ -138,6 +138,23 @@ class Stop:
     reason: str  # may be empty
 
 
+@dataclass(frozen=True)
+class Rebuild:
+    """What is done with a large session in many transactions: it is not whole before the last one, and nothing of it
+    begins."""
+
+    session_id: str
+    other: str  # the session that it is forked from, or what becomes the record of what is taken back of it
+    at_ms: int  # when that was begun
+    by: str  # who says so; may be empty
+    first: int = 0  # what is taken back, as in a span
+    end: int = 0
+
+    @property
+    def is_fork(self) -> bool:
+        return not is_taken_back(self.other)
+
+
 class Span(NamedTuple):
     """Executions of a session, by the order in which those of all sessions were started."""
 
@@ -154,6 +171,7 @@ class Session:
     began_at_ms: int
     heard_at_ms: int  # when an execution of it began or ended last
     stop: Stop | None
+    rebuild: Rebuild | None
     executions: int
     kinds: dict[str, int]  # by the kind that their labels say: how many executions
     recorded: dict[str, int]  # likewise, of those that are COMPLETED
@@ -230,8 +248,17 @@ class Reader(Protocol):
     def under_way(self, span: Span) -> list[Execution]:
         """Those that have not ended, or of which a task is open."""
 
-    def would_happen_again(self, span: Span, limit: int) -> tuple[int, list[str]]:
-        """How many have begun something that happens once, or were approved, and the ids of the first of them."""
+    def orders(self, span: Span) -> list[int]:
+        """Theirs, the first first."""
+
+    def ended(self, span: Span, orders: Collection[int] | None = None) -> list[tuple[int, int]]:
+        """(order, mark) of those of which nothing is under way, or of those of them that have these orders.
+
+        The mark of one that is COMPLETED is 0 for good; that of another one grows with everything that happens to it.
+        """
+
+    def would_happen_again(self, orders: Collection[int]) -> list[tuple[int, str]]:
+        """(order, id) of those that have begun something that happens once, or were approved."""
 
     def longest_id(self, span: Span) -> int:
         """How many characters the longest of their ids has; 0 when there is none."""
@@ -239,8 +266,17 @@ class Reader(Protocol):
     def knows_session(self, session_id: str) -> bool:
         """Whether an execution of it was ever started."""
 
+    def is_larger(self, session_id: str, than: int) -> bool:
+        """Whether it has more executions than that."""
+
     def stop_of(self, session_id: str) -> Stop | None:
-        """Why nothing of a session begins, or None when it may."""
+        """That a session is stopped, or None when it is not."""
+
+    def hindrances(self, session_id: str) -> tuple[Stop | None, Rebuild | None]:
+        """Why nothing of a session begins."""
+
+    def rebuilds(self) -> list[tuple[Rebuild, int]]:
+        """All that is done in many transactions, and when each last came on."""
 
     def count_running(self, prefix: str, limit: int) -> int:
         """How many RUNNING executions' ids begin with `prefix`, counted up to `limit`."""
@@ -333,17 +369,28 @@ class Transaction(Reader, Protocol):
     def rename_holder(self, worker_id: str, to: str) -> None:
         """The RUNNING tasks of this worker are those of another one."""
 
-    def take_back(self, span: Span, to: str, stop: Stop) -> int:
-        """Make these executions, with their tasks and events, those of the session `to`, which is stopped.
+    def set_rebuild(self, rebuild: Rebuild, now_ms: int) -> None:
+        """This is done with its session, and has just come on."""
 
-        Each tells it by an event. Returns how many they are.
+    def end_rebuild(self, session_id: str) -> None:
+        """The session is whole."""
+
+    def take_back(self, session_id: str, orders: Collection[int], to: str, stop: Stop) -> None:
+        """Make these executions of a session, with their tasks and events, those of the session `to`, which is stopped.
+
+        Each tells it by an event.
         """
 
-    def fork(self, span: Span, to: str, at_ms: int, data: dict[str, Any]) -> tuple[int, int]:
-        """Copy those of them of which nothing is under way, with their tasks and events, into the new session `to`.
+    def delete_empty(self, session_id: str) -> None:
+        """Forget a session that has no execution any more, if it is not stopped."""
 
-        Each copy tells it by an event with this data. Returns how many they are, and how many of them are turns.
+    def copy(self, session_id: str, orders: Collection[int], to: str, at_ms: int, data: dict[str, Any]) -> None:
+        """Copy these executions of a session, with their tasks and events, into the session `to`.
+
+        Each copy tells it by an event with this data.
         """
+
+    def add_session(self, session_id: str, at_ms: int) -> None: ...
 
     def move_execution(
         self,

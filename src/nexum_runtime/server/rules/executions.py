@@ -7,7 +7,7 @@ from typing import Any
 from nexum_runtime import wire
 from nexum_runtime.errors import InvalidRequest, LimitExceeded, NotFound
 from nexum_runtime.server.model import graph
-from nexum_runtime.server.model.contract import ANOTHER, Execution, Task, Transaction, Workflow
+from nexum_runtime.server.model.contract import ANOTHER, Execution, Task, Transaction, Workflow, session_of
 from nexum_runtime.server.model.owners import owner_of
 from nexum_runtime.server.model.shapes import Claimed, Notices, Resolution, Started, StartOrder, Taker, Verdict
 from nexum_runtime.server.model.states import ErrorCode, Event, ExecutionStatus, TaskStatus
@@ -133,6 +133,7 @@ class Executions:
         Yes records `{"approved": true, "approver": …, "comment": …}` as the node's output, and `"args"` with what it
         goes on with instead of what was asked for. The comment of a yes to a question is the answer.
         """
+        sessions.check_whole(tx, session_of(execution_id))
         task = next((each for each in tx.tasks(execution_id) if each.node_id == node_id), None)
         if task is None or task.node_type != graph.APPROVAL:
             raise NotFound(f"Node {node_id[:80]!r} of {execution_id!r} waits for no approval.")
@@ -215,6 +216,7 @@ class Executions:
         execution = tx.execution(execution_id)
         if execution is None:
             raise NotFound(f"No execution {execution_id!r} is known.")
+        sessions.check_whole(tx, session_of(execution_id))
         now_ms = self._clock()
         if word.kind == "retry":
             sessions.check_that_it_goes_on(tx, execution_id)

@@ -3,7 +3,15 @@
 from collections.abc import Callable
 
 from nexum_runtime.errors import InvalidRequest, NotFound, SessionStopped
-from nexum_runtime.server.model.contract import TAKEN_BACK, Reader, Stop, Transaction, is_taken_back, session_of
+from nexum_runtime.server.model.contract import (
+    TAKEN_BACK,
+    Reader,
+    Rebuild,
+    Stop,
+    Transaction,
+    is_taken_back,
+    session_of,
+)
 from nexum_runtime.server.model.shapes import Notices
 from nexum_runtime.server.model.states import Event, ExecutionStatus, TaskStatus
 from nexum_runtime.server.rules.course import RUNNING_LIMIT, is_once
@@ -66,10 +74,20 @@ def check_known(reader: Reader, session_id: str) -> None:
 
 
 def check_that_it_goes_on(reader: Reader, execution_id: str) -> None:
-    """Raise SessionStopped if the session of this execution is stopped."""
-    session_id = session_of(execution_id)
-    if session_id and (why := words(reader, session_id)):
-        raise SessionStopped(why)
+    """Raise SessionStopped if nothing of the session of this execution begins."""
+    if not (session_id := session_of(execution_id)):
+        return
+    stop, rebuild = reader.hindrances(session_id)
+    if rebuild:
+        raise SessionStopped(words_of_rebuild(rebuild))
+    if stop:
+        raise SessionStopped(words_of(session_id, stop))
+
+
+def check_whole(reader: Reader, session_id: str) -> None:
+    """Raise InvalidRequest while something of the session is taken back, and for a fork that is not whole yet."""
+    if rebuild := reader.hindrances(session_id.partition(TAKEN_BACK)[0])[1]:
+        raise InvalidRequest(words_of_rebuild(rebuild))
 
 
 def words(reader: Reader, session_id: str) -> str:
@@ -81,5 +99,16 @@ def words(reader: Reader, session_id: str) -> str:
 def words_of(session_id: str, stop: Stop) -> str:
     by, reason = f" by {stop.by}" if stop.by else "", f": {stop.reason}" if stop.reason else ""
     if is_taken_back(session_id):
-        return f"{session_id} was taken back of session {session_id.partition(TAKEN_BACK)[0]}{by}. None of it goes on."
+        of = session_id.partition(TAKEN_BACK)[0]
+        not_yet = f" {stop.reason}" if stop.reason else ""
+        return f"{session_id} was taken back of session {of}{by}. None of it goes on.{not_yet}"
     return f"Session {session_id} was stopped{by}{reason}. Let it go on with: nexum go {session_id}"
+
+
+def words_of_rebuild(rebuild: Rebuild) -> str:
+    by = f" by {rebuild.by}" if rebuild.by else ""
+    if rebuild.is_fork:
+        what = f"is being forked from session {rebuild.other}{by}"
+    else:
+        what = f"is being changed: some of it becomes {rebuild.other}, taken back{by}"
+    return f"Session {rebuild.session_id} {what}. Try again when that is done."

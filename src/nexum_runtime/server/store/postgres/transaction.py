@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from nexum_runtime.server.model.contract import Execution, Stop, Task
+from nexum_runtime.server.model.contract import Execution, Rebuild, Stop, Task
 from nexum_runtime.server.model.states import ExecutionStatus
 from nexum_runtime.server.store.postgres.connection import Connection
 from nexum_runtime.server.store.postgres.database import LOCK
@@ -36,6 +36,7 @@ _HAD = f"pg_try_advisory_xact_lock({SESSION_LOCK}, {_KEY})"
 
 
 class PostgresTransaction(SqlTransaction):
+    _empty_copies = "TRUNCATE copied"
     _new_number = "nextval(pg_get_serial_sequence('executions', 'seq'))"
 
     def __init__(self, connection: Connection, numbers: Numbers) -> None:
@@ -64,9 +65,9 @@ class PostgresTransaction(SqlTransaction):
         with self._unless(any(added.execution_id == execution_id for added in self._executions)):
             return super().execution(execution_id)
 
-    def stop_of(self, session_id: str) -> Stop | None:
+    def hindrances(self, session_id: str) -> tuple[Stop | None, Rebuild | None]:
         with self._unless(False):  # no session is added that is stopped
-            return super().stop_of(session_id)
+            return super().hindrances(session_id)
 
     def finish(self, task_key: str, attempt: int, output_json: str) -> Task | None:
         with self._unless(any(task_key in added for added in self._tasks)):
@@ -126,6 +127,11 @@ class PostgresTransaction(SqlTransaction):
 
     def touch(self) -> None:
         self._sql("UPDATE about SET touched = touched + 1")
+
+    def _list_copies(self, session_id: str, orders: Collection[int]) -> int:
+        count = super()._list_copies(session_id, orders)
+        self._sql("ANALYZE copied")  # else it takes them for thousands, and goes through whole tables for them
+        return count
 
     def _defer_references(self) -> None:
         self._sql("SET CONSTRAINTS ALL DEFERRED")

@@ -10,6 +10,7 @@ from nexum_runtime.server.model.contract import (
     Approval,
     EventRow,
     Execution,
+    Rebuild,
     Session,
     Span,
     Stop,
@@ -30,8 +31,10 @@ from nexum_runtime.server.store.sql.rows import (
     WORKFLOW,
     by_key,
     execution_of,
+    in_orders,
     marks,
     open_ones,
+    orders_of,
     span_of,
     task_of,
 )
@@ -102,15 +105,28 @@ class SqlReader:
             where, parameters = "WHERE session_id = ? ", [prefix[:-1]]
         elif prefix:
             where, parameters = "WHERE session_id >= ? AND session_id < ? ", [prefix, _after_prefix(prefix)]
-        where += "" if is_taken_back(prefix) else f"AND instr(session_id, '{TAKEN_BACK}') = 0 "
+        where += (
+            f"AND session_id < '{TAKEN_BACK}' "
+            if is_taken_back(prefix)
+            else f"AND instr(session_id, '{TAKEN_BACK}') = 0 "
+        )
         rows = self._sql(
-            f"SELECT session_id, began_at_ms, heard_at_ms, stopped_json FROM sessions {where}"
+            "SELECT session_id, began_at_ms, heard_at_ms, stopped_json, "
+            f"(SELECT stopped_json FROM sessions r WHERE r.session_id = '{TAKEN_BACK}' || s.session_id) "
+            f"FROM sessions s {where}"
             "ORDER BY heard_at_ms DESC, session_id LIMIT ?",
             (*parameters, limit),
         )
         return [self._session(*row) for row in rows.fetchall()]
 
-    def _session(self, session_id: str, began_at_ms: int, heard_at_ms: int, stopped_json: str | None) -> Session:
+    def _session(
+        self,
+        session_id: str,
+        began_at_ms: int,
+        heard_at_ms: int,
+        stopped_json: str | None,
+        rebuild_json: str | None,
+    ) -> Session:
         of_it = (f"{session_id}/", f"{session_id}0")  # "0" comes after "/"
         theirs = "FROM executions WHERE execution_id >= ? AND execution_id < ?"
         kind, run = (f"json_extract(labels_json, '$.{key}')" for key in ("kind", "run"))
@@ -157,6 +173,7 @@ class SqlReader:
             began_at_ms=began_at_ms,
             heard_at_ms=max(heard_at_ms, ended_at_ms or 0),
             stop=_stop_of(stopped_json),
+            rebuild=_rebuild_of(rebuild_json),
             executions=count,
             kinds={name: count for name, count, _ in kinds},
             recorded={name: count for name, _, count in kinds},
@@ -240,14 +257,30 @@ class SqlReader:
         )
         return [execution_of(row) for row in rows]
 
-    def would_happen_again(self, span: Span, limit: int) -> tuple[int, list[str]]:
-        rows = self._sql(
-            f"SELECT execution_id FROM executions x WHERE {IN_SPAN} AND EXISTS (SELECT 1 FROM tasks t "
+    def orders(self, span: Span) -> list[int]:
+        rows = self._sql(f"SELECT seq FROM executions x WHERE {IN_SPAN} ORDER BY +seq", span_of(span))
+        return [order for (order,) in rows]
+
+    def ended(self, span: Span, orders: Collection[int] | None = None) -> list[tuple[int, int]]:
+        these, parameters = IN_SPAN, span_of(span)
+        if orders is not None:
+            these, parameters = in_orders(orders), orders_of(span.session_id, orders)
+        return self._sql(
+            "SELECT x.seq, CASE x.status WHEN 'COMPLETED' THEN 0 ELSE (SELECT max(v.seq) FROM events v WHERE v.seq "
+            f"BETWEEN x.seq << {EVENT_BITS} AND (x.seq << {EVENT_BITS}) + {(1 << EVENT_BITS) - 1}) END "
+            f"FROM executions x WHERE {these} AND NOT EXISTS "
+            f"(SELECT 1 FROM tasks t WHERE t.execution_id = x.execution_id AND t.{OPEN}) ORDER BY +x.seq",
+            parameters,
+        ).fetchall()
+
+    def would_happen_again(self, orders: Collection[int]) -> list[tuple[int, str]]:
+        return self._sql(
+            f"SELECT seq, execution_id FROM executions x WHERE seq IN ({marks(orders)}) AND EXISTS "
+            "(SELECT 1 FROM tasks t "
             "WHERE t.execution_id = x.execution_id AND CASE node_type WHEN 'HUMAN_APPROVAL' THEN t.status = 'DONE' "
             "ELSE x.effect = 'once' AND t.attempt > 0 AND t.status IN ('DONE', 'FAILED') END) ORDER BY seq",
-            span_of(span),
+            tuple(orders),
         ).fetchall()
-        return len(rows), [execution_id for (execution_id,) in rows[:limit]]
 
     def longest_id(self, span: Span) -> int:
         sql = f"SELECT coalesce(max(length(execution_id)), 0) FROM executions x WHERE {IN_SPAN}"
@@ -256,9 +289,28 @@ class SqlReader:
     def knows_session(self, session_id: str) -> bool:
         return self._sql("SELECT 1 FROM sessions WHERE session_id = ?", (session_id,)).fetchone() is not None
 
+    def is_larger(self, session_id: str, than: int) -> bool:
+        rows = self._sql(
+            "SELECT 1 FROM executions WHERE execution_id >= ? AND execution_id < ? LIMIT 1 OFFSET ?",
+            (f"{session_id}/", f"{session_id}0", than),
+        )
+        return rows.fetchone() is not None
+
     def stop_of(self, session_id: str) -> Stop | None:
-        row = self._sql("SELECT stopped_json FROM sessions WHERE session_id = ?", (session_id,)).fetchone()
-        return _stop_of(row[0]) if row else None
+        return self.hindrances(session_id)[0]
+
+    def hindrances(self, session_id: str) -> tuple[Stop | None, Rebuild | None]:
+        rebuild = f"{TAKEN_BACK}{session_id}"
+        sql = "SELECT session_id, stopped_json FROM sessions WHERE session_id IN (?, ?)"
+        found = dict(self._sql(sql, (session_id, rebuild)).fetchall())
+        return _stop_of(found.get(session_id)), _rebuild_of(found.get(rebuild))
+
+    def rebuilds(self) -> list[tuple[Rebuild, int]]:
+        rows = self._sql(
+            "SELECT stopped_json, heard_at_ms FROM sessions WHERE session_id >= ? AND session_id < ?",
+            (TAKEN_BACK, _after_prefix(TAKEN_BACK)),
+        )
+        return [(Rebuild(**json.loads(rebuild_json)), heard_at_ms) for rebuild_json, heard_at_ms in rows]
 
     def count_running(self, prefix: str, limit: int) -> int:
         row = self._sql(
@@ -419,6 +471,10 @@ class SqlReader:
 
 def _stop_of(stopped_json: str | None) -> Stop | None:
     return Stop(**json.loads(stopped_json)) if stopped_json else None
+
+
+def _rebuild_of(rebuild_json: str | None) -> Rebuild | None:
+    return Rebuild(**json.loads(rebuild_json)) if rebuild_json else None
 
 
 def _after_prefix(prefix: str) -> str:

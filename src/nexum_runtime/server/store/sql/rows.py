@@ -37,6 +37,13 @@ IS_NOT_STOPPED = (  # of a task
     "NOT EXISTS (SELECT 1 FROM sessions WHERE stopped_json IS NOT NULL AND session_id = "
     "CASE WHEN instr(execution_id, '/') > 0 THEN substr(execution_id, 1, instr(execution_id, '/') - 1) END)"
 )
+
+
+# Of an execution x: those of these orders, which are found by them.
+def in_orders(orders: Collection[int]) -> str:
+    return f"x.execution_id || '' >= ? AND x.execution_id || '' < ? AND x.seq IN ({marks(orders)})"
+
+
 IS_NO_ITEM = "node_type <> 'MAP_SUBTASK'"
 IS_TURN = "json_extract(labels_json, '$.kind') = 'turn'"
 # Of an execution x. The "+" keeps SQLite from looking through all executions in the order of their numbers instead.
@@ -49,6 +56,11 @@ NUMBERED, NAMED = "seq = ? AND task_key = ?", "task_key = ? AND task_key NOT GLO
 def span_of(span: Span) -> tuple[Any, ...]:
     """The parameters of IN_SPAN; "0" comes after "/"."""
     return f"{span.session_id}/", f"{span.session_id}0", span.first, span.end
+
+
+def orders_of(session_id: str, orders: Collection[int]) -> tuple[Any, ...]:
+    """The parameters of `in_orders`."""
+    return f"{session_id}/", f"{session_id}0", *orders
 
 
 def number_of(task_key: str) -> int | None:

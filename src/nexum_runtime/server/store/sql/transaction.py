@@ -8,7 +8,16 @@ from typing import Any
 
 from nexum_runtime import wire
 from nexum_runtime.crash import crash_point
-from nexum_runtime.server.model.contract import ANSWERING, TAKEN_BACK, Execution, Span, Stop, Task, Workflow, session_of
+from nexum_runtime.server.model.contract import (
+    ANSWERING,
+    TAKEN_BACK,
+    Execution,
+    Rebuild,
+    Stop,
+    Task,
+    Workflow,
+    session_of,
+)
 from nexum_runtime.server.model.states import (
     EXECUTION_SOURCES,
     TASK_SOURCES,
@@ -22,21 +31,19 @@ from nexum_runtime.server.store.sql.reader import SqlReader
 from nexum_runtime.server.store.sql.rows import (
     EVENT_BITS,
     EXECUTION,
-    IN_SPAN,
     IS_NO_ITEM,
     IS_NOT_STOPPED,
-    IS_TURN,
     NAMED,
     NUMBERED,
     TASK,
     WORKFLOW,
     by_key,
     execution_of,
+    in_orders,
     listed,
     marks,
     number_of,
-    open_ones,
-    span_of,
+    orders_of,
     task_of,
 )
 
@@ -99,6 +106,7 @@ class Numbers:
 class SqlTransaction(SqlReader):
     """What is added is inserted together, when something else is asked or done, or by `flush`."""
 
+    _empty_copies = "DELETE FROM copied"
     _new_number: str  # of an execution, each higher than those before, in SQL that goes through many by their numbers
 
     def __init__(self, connection: Connection, numbers: Numbers) -> None:
@@ -224,10 +232,9 @@ class SqlTransaction(SqlReader):
         for table in ("tasks", "executions"):
             self._sql(f"DELETE FROM {table} WHERE execution_id = ?", (execution_id,))
         if session_id := session_of(execution_id):
-            self._delete_empty(session_id)
+            self.delete_empty(session_id)
 
-    def _delete_empty(self, session_id: str) -> None:
-        """Forget a session that has no execution any more; not that it is stopped."""
+    def delete_empty(self, session_id: str) -> None:
         self._sql(
             "DELETE FROM sessions WHERE session_id = ? "
             f"AND (stopped_json IS NULL OR instr(session_id, '{TAKEN_BACK}') > 0) "
@@ -235,44 +242,54 @@ class SqlTransaction(SqlReader):
             (session_id, f"{session_id}/", f"{session_id}0"),  # "0" comes after "/"
         )
 
-    def take_back(self, span: Span, to: str, stop: Stop) -> int:
+    def add_session(self, session_id: str, at_ms: int) -> None:
+        self._sql(
+            "INSERT INTO sessions (session_id, began_at_ms, heard_at_ms) VALUES (?, ?, ?)", (session_id, at_ms, at_ms)
+        )
+
+    def set_rebuild(self, rebuild: Rebuild, now_ms: int) -> None:
+        self._sql(
+            "INSERT INTO sessions (session_id, began_at_ms, heard_at_ms, stopped_json) VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (session_id) DO UPDATE SET heard_at_ms = excluded.heard_at_ms",
+            (f"{TAKEN_BACK}{rebuild.session_id}", rebuild.at_ms, now_ms, _encode(vars(rebuild))),
+        )
+
+    def end_rebuild(self, session_id: str) -> None:
+        self._sql("DELETE FROM sessions WHERE session_id = ?", (f"{TAKEN_BACK}{session_id}",))
+
+    def take_back(self, session_id: str, orders: Collection[int], to: str, stop: Stop) -> None:
         self.takes_away = True
-        cut = len(span.session_id) + 1
+        cut, these = len(session_id) + 1, in_orders(orders)
         self._defer_references()  # tasks are renamed first, executions then
         self._sql(
             "UPDATE tasks SET execution_id = ? || substr(execution_id, CAST(? AS INTEGER)) WHERE execution_id IN "
-            f"(SELECT execution_id FROM executions x WHERE {IN_SPAN})",
-            (to, cut, *span_of(span)),
+            f"(SELECT execution_id FROM executions x WHERE {these})",
+            (to, cut, *orders_of(session_id, orders)),
         )
-        crash_point("in-forget")
-        renamed = self._sql(
-            f"UPDATE executions AS x SET execution_id = ? || substr(execution_id, CAST(? AS INTEGER)) WHERE {IN_SPAN}",
-            (to, cut, *span_of(span)),
-        ).rowcount
         crash_point("in-forget")
         self._sql(
-            "INSERT INTO sessions (session_id, began_at_ms, heard_at_ms, stopped_json) "
-            "SELECT ?, min(created_at_ms), ?, ? FROM executions WHERE execution_id >= ? AND execution_id < ?",
-            (to, stop.at_ms, _encode(vars(stop)), f"{to}/", f"{to}0"),
+            f"UPDATE executions AS x SET execution_id = ? || substr(execution_id, CAST(? AS INTEGER)) WHERE {these}",
+            (to, cut, *orders_of(session_id, orders)),
         )
-        told = {"session_id": span.session_id, "by": stop.by}
-        of_it = ("(SELECT seq FROM executions WHERE execution_id >= ? AND execution_id < ?)", (f"{to}/", f"{to}0"))
-        self._tell_of_each(*of_it, stop.at_ms, Event.EXECUTION_TAKEN_BACK, told)
-        self._delete_empty(span.session_id)
         crash_point("in-forget")
-        return renamed
+        of_it = orders_of(to, orders)
+        self._sql(
+            "INSERT INTO sessions (session_id, began_at_ms, heard_at_ms, stopped_json) "
+            "SELECT ?, began_at_ms, ?, ? FROM "
+            f"(SELECT min(created_at_ms) AS began_at_ms FROM executions x WHERE {these}) its "
+            "WHERE began_at_ms IS NOT NULL "
+            "ON CONFLICT (session_id) DO UPDATE SET began_at_ms = excluded.began_at_ms",  # the latest ones come first
+            (to, stop.at_ms, _encode(vars(stop)), *of_it),
+        )
+        told = {"session_id": session_id, "by": stop.by}
+        each = f"(SELECT seq FROM executions x WHERE {these})"
+        self._tell_of_each(each, of_it, stop.at_ms, Event.EXECUTION_TAKEN_BACK, told)
+        crash_point("in-forget")
 
-    def fork(self, span: Span, to: str, at_ms: int, data: dict[str, Any]) -> tuple[int, int]:
-        # Which are copied, numbered in their order: each is found by its number from here on.
-        self._sql("CREATE TEMP TABLE IF NOT EXISTS copied (number BIGINT PRIMARY KEY, seq BIGINT, copy BIGINT)")
-        self._sql("DELETE FROM copied")
-        copied = self._sql(
-            f"INSERT INTO copied (number, seq, copy) SELECT row_number() OVER (ORDER BY seq), seq, {self._new_number} "
-            f"FROM executions x WHERE {IN_SPAN} AND execution_id NOT IN ({open_ones()})",
-            span_of(span),
-        ).rowcount
+    def copy(self, session_id: str, orders: Collection[int], to: str, at_ms: int, data: dict[str, Any]) -> None:
+        copied = self._list_copies(session_id, orders)
         columns = ", ".join(name for name in Execution._fields if name != "execution_id")
-        renamed, of_renamed = "? || substr(x.execution_id, CAST(? AS INTEGER))", (to, len(span.session_id) + 1)
+        renamed, of_renamed = "? || substr(x.execution_id, CAST(? AS INTEGER))", (to, len(session_id) + 1)
         self._sql(
             f"INSERT INTO executions (seq, execution_id, {columns}) SELECT copy, {renamed}, {columns} "
             "FROM copied CROSS JOIN executions x WHERE x.seq = copied.seq",
@@ -280,9 +297,8 @@ class SqlTransaction(SqlReader):
         )
         crash_point("in-fork")
         (most,) = self._sql(  # tasks of one of them, and so many numbers are for each
-            "SELECT coalesce(max(number), 0) FROM (SELECT count(*) AS number FROM tasks "
-            "WHERE execution_id >= ? AND execution_id < ? GROUP BY execution_id) each_one",
-            (f"{span.session_id}/", f"{span.session_id}0"),
+            "SELECT coalesce(max(number), 0) FROM (SELECT count(*) AS number FROM copied c CROSS JOIN executions x "
+            "CROSS JOIN tasks t WHERE x.seq = c.seq AND t.execution_id = x.execution_id GROUP BY x.seq) each_one"
         ).fetchone()
         before = "(SELECT count(*) FROM tasks o WHERE o.execution_id = t.execution_id AND o.seq < t.seq)"
         number, first = f"(? + (number - 1) * {most} + {before if most > 1 else 0})", self._numbers.take(copied * most)
@@ -304,13 +320,17 @@ class SqlTransaction(SqlReader):
         )
         crash_point("in-fork")
         self._tell_of_each("(SELECT copy AS seq FROM copied)", (), at_ms, Event.EXECUTION_FORKED, data)
-        self._sql("INSERT INTO sessions (session_id, began_at_ms, heard_at_ms) VALUES (?, ?, ?)", (to, at_ms, at_ms))
-        (turns,) = self._sql(
-            f"SELECT count(*) FROM copied CROSS JOIN executions x WHERE x.seq = copy AND {IS_TURN}"
-        ).fetchone()
-        self._sql("DELETE FROM copied")
         crash_point("in-fork")
-        return copied, turns
+
+    def _list_copies(self, session_id: str, orders: Collection[int]) -> int:
+        """Which are copied, numbered in their order: each is found by its number from then on."""
+        self._sql("CREATE TEMP TABLE IF NOT EXISTS copied (number BIGINT PRIMARY KEY, seq BIGINT, copy BIGINT)")
+        self._sql(self._empty_copies)
+        return self._sql(
+            f"INSERT INTO copied (number, seq, copy) SELECT row_number() OVER (ORDER BY seq), seq, {self._new_number} "
+            f"FROM executions x WHERE {in_orders(orders)}",
+            orders_of(session_id, orders),
+        ).rowcount
 
     def _tell_of_each(
         self, executions: str, parameters: Sequence[Any], at_ms: int, type: Event, data: dict[str, Any]

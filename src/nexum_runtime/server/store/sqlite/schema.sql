@@ -14,7 +14,8 @@
 -- An attempt that has to wait may be given back: its task is WAITING until one of some executions of its session ends,
 -- which its rows in executions say, or until a time. Then it is READY again.
 --
--- Executions whose ids begin with the same "{session}/" are a session. Of one that is stopped, no task is claimed.
+-- Executions whose ids begin with the same "{session}/" are a session. Of one that is stopped, no task is claimed. While
+-- a large one is taken back or forked in many transactions, a row of sessions, "~{session}", says so in stopped_json.
 --
 -- Times are integer milliseconds since 1970; every *_json column holds JSON text exactly as it was received.
 -- States and their legal moves: ../../model/states.py.
