@@ -85,7 +85,7 @@ class Worker:
                 )
             self._tools[tool.name] = tool
         agents = list(agents)
-        self.agent_names = [agent.name for agent in agents]
+        self.agent_names, self.version = [agent.name for agent in agents], version
         seen: set[int] = set()
         self.mcp_servers = [
             server for agent in agents for each in reachable(agent, seen) for server in getattr(each, "mcp_servers", ())
@@ -243,7 +243,8 @@ def serve(
 
 async def _serve(worker: Worker, concurrency: int) -> int:
     """Returns the signal that it was stopped by, or 0."""
-    served = ", ".join([*worker.tool_names, *(f"agent {name}" for name in worker.agent_names)])
+    version = f" {worker.version}" if worker.version else ""
+    served = ", ".join([*worker.tool_names, *(f"agent {name}{version}" for name in worker.agent_names)])
     log.info("Worker for %s, %d at once. Ctrl-C stops it.", served, concurrency)
     stopping = asyncio.create_task(stop_requested())
     async with _connected(worker.mcp_servers):

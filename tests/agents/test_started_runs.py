@@ -174,6 +174,7 @@ async def test_a_run_that_is_pinned_to_a_version_waits_for_a_worker_that_serves_
     fleet: Fleet, client: Client
 ) -> None:
     dying = fleet.start(DIE_AT="4", VERSION="1")
+    await dying.says("agent Researcher 1,")
     await dying.says("Connected")
     run = await start_run("Researcher", "go", session_id="s1", version="1")
     await dying.ended()
