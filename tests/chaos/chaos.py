@@ -1042,7 +1042,8 @@ LETTERS = {
     ("ExecutionFailed", None): "F",
     ("ExecutionRestarted", None): "R",
 }
-LEGAL_ONCE = re.compile("S(ar)*(adC|afF|axF(g|p|lRC|oRC)?)")
+# "axFrR": who claimed it asks again, as the answer was lost on its way until after the lease. So it had not begun.
+LEGAL_ONCE = re.compile("S(ar|axFrR)*(adC|afF|axF(g|p|lRC|oRC)?)")
 LEGAL = re.compile("S(a[rfxs])*(F[gp]?R(a[rfxs])*)*(adC|a?lC|F(g|p|lRC|oRC)?)")
 
 
