@@ -136,6 +136,7 @@ class Server:
 
     async def stop(self) -> None:
         """Answer the calls that wait, finish those under way, and close the database."""
+        served, self._serves = self._serves, False  # it may be stopped again meanwhile
         self._sweeper.cancel()
         await asyncio.wait([self._sweeper])
         await self.engine.close()  # the calls that wait are answered
@@ -146,7 +147,7 @@ class Server:
         await self._grpc.stop(DRAIN_SECONDS)
         self._stop_metrics()
         await self.engine.close()  # what the last calls began is finished
-        if self.store.is_shared:
+        if self.store.is_shared and served:
             with suppress(StoreUnavailable):
                 await self.engine.hand_over()
         self.engine.end()
