@@ -126,7 +126,7 @@ async def test_a_task_that_is_cancelled_with_its_loop_can_still_make_a_call(
 async def test_a_process_that_forks_while_connected_goes_on_and_its_child_is_told(
     address: str, more: tuple[str, ...]
 ) -> None:
-    *told, last = await told_by(address, "forks", "connected", 12, *more)
+    *told, last = await told_by(address, "forks", "connected", 6, *more)
     assert {each["parent"] for each in told} == {"goes on"}
     for number, each in enumerate(told):
         assert each["child"].startswith("wants none" if number % 3 == 2 else FORKED), each
@@ -134,14 +134,14 @@ async def test_a_process_that_forks_while_connected_goes_on_and_its_child_is_tol
 
 
 async def test_a_process_that_forks_between_two_calls_goes_on_and_its_child_is_told(address: str) -> None:
-    for number, each in enumerate(await told_by(address, "forks", "idle", 12)):
+    for number, each in enumerate(await told_by(address, "forks", "idle", 6)):
         assert each["parent"] == "answered"
         assert each["child"].startswith("wants none" if number % 3 == 2 else FORKED), each
 
 
 async def test_a_process_that_is_forked_when_all_clients_are_closed_has_connections_of_its_own(address: str) -> None:
-    told = await told_by(address, "forks", "closed", 8)
-    assert told == [{"parent": "answered", "child": ["answered", "answered"]}] * 8
+    told = await told_by(address, "forks", "closed", 4)
+    assert told == [{"parent": "answered", "child": ["answered", "answered"]}] * 4
 
 
 async def test_a_process_that_is_forked_before_the_first_use_has_connections_of_its_own(address: str) -> None:
