@@ -139,6 +139,30 @@ async def test_the_words_of_a_turn_are_heard_as_they_are_said_and_by_who_comes_l
     assert [each for each in again.recorded if each in watching.recorded] == [], "what is recorded is told once"
 
 
+async def test_words_alone_are_not_looked_for_in_the_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, read = list[str](), following._read
+
+    def noted(prefix: str, *more: Any) -> Any:
+        reads.append(prefix)
+        return read(prefix, *more)
+
+    monkeypatch.setattr(following, "_read", noted)
+    model = Speaking()
+    with durable_session("s1"):
+        running = asyncio.create_task(_drain(Runner.run_streamed(Agent(name="A", model=model), "go")))
+        watching = Watching()
+        model.go_on(1)
+        await says(watching, "Durable")
+        before = len(reads)
+        for number in (2, 3, 4):
+            model.go_on(1)
+            await says(watching, " ".join(TEXT.split(" ")[:number]))
+        assert len(reads) == before
+        model.go_on()
+        await running
+    await watching.ended()
+
+
 async def test_when_a_turn_is_asked_again_its_words_start_anew() -> None:
     model, watching = Speaking(), Watching(keep_on=True)
     model.breaks_at = 2

@@ -26,6 +26,7 @@ UNDER_WAY_LIMIT = 2_000  # executions of a session that have not completed; with
 OUTPUT_CHARS = 64 * 1024  # of an output that is told with its event; a larger one is asked for
 WORDS_CHARS_LIMIT = 256 * 1024  # kept of one answer
 ALL_WORDS_CHARS_LIMIT = 32 * 1024 * 1024  # … and of all
+WORDS_SECONDS = 0.001  # for each of all followers, between two times that one is told words: calls come first
 SHARED_SECONDS = 1.0  # between two looks at what other servers may have recorded
 CAUGHT_UP = "CaughtUp"  # of what is told once: from here on it is as it happens
 OVER = ("TaskCompleted", "AttemptFailed", "AttemptStopped", "LeaseExpired", "ExecutionFailed", "ExecutionCancelled")
@@ -87,6 +88,14 @@ class Follower:
         self.changed: set[str] | None = None  # ids of which something was committed; None: look at all
         self.news = asyncio.Event()
         self.said: dict[str, tuple[int, int]] = {}  # execution id → of which try, and up to which character it was told
+        self.pause: asyncio.TimerHandle | None = None  # until it is told words again
+
+    def rest(self, seconds: float) -> None:
+        self.pause = asyncio.get_running_loop().call_later(seconds, self._go_on)
+
+    def _go_on(self) -> None:
+        self.pause = None
+        self.news.set()
 
     def hear(self, execution_id: str) -> None:
         if self.changed is not None:
@@ -103,6 +112,7 @@ class Followers:
         self._words: OrderedDict[str, Words] = OrderedDict()  # by execution, those last added to last
         self._chars = 0  # of all words
         self._tries = count(1)
+        self._count = 0  # of followers
         self._before: Callable[[Sequence[tuple[Any, ...]]], None] | None = None
         self._hears = False
 
@@ -161,8 +171,10 @@ class Followers:
             while not self._closing.is_set():
                 follower.news.clear()
                 changed, follower.changed = follower.changed, set()
-                read = partial(_read, follower.prefix, follower.position, follower.names, changed, is_first)
-                found, more = await self._store.read(read, is_look=True)
+                found, more = list[_Found](), False
+                if changed is None or changed:  # else it is words alone that have come
+                    read = partial(_read, follower.prefix, follower.position, follower.names, changed, is_first)
+                    found, more = await self._store.read(read, is_look=True)
                 told = _told(follower, found, more)
                 if not more:
                     told += self._said(follower)
@@ -179,9 +191,13 @@ class Followers:
         self._listen()
         session_id = follower.prefix[:-1]
         self._following[session_id].add(follower)
+        self._count += 1
         try:
             yield follower
         finally:
+            self._count -= 1
+            if follower.pause is not None:
+                follower.pause.cancel()
             self._following[session_id].discard(follower)
             if not self._following[session_id]:
                 del self._following[session_id]
@@ -199,7 +215,9 @@ class Followers:
 
     def _said(self, follower: Follower) -> list[str]:
         """What has been said, since this follower was told last, of the answers under way."""
-        told, cursor = [], ""
+        told, cursor = list[str](), ""
+        if follower.pause is not None:
+            return told
         for execution_id in follower.names.values():
             if (words := self._words.get(execution_id)) is None:
                 continue
@@ -222,6 +240,8 @@ class Followers:
                 )
             )
             follower.said[execution_id] = words.number, words.end
+        if told:
+            follower.rest(self._count * WORDS_SECONDS)
         return told
 
 
