@@ -45,13 +45,12 @@ log = Log("worker")
 
 
 class Order(BaseModel):
-    """What such an execution is started with."""
+    """What such an execution is started with; besides with its `version`, if it is pinned to one."""
 
     agent: str
     input: Any  # a text, or the SDK's input items
     max_turns: int
     context: Any = None
-    version: str = ""  # that it is pinned to
 
 
 @dataclass(frozen=True)
@@ -146,7 +145,7 @@ async def start_run(
     if type(max_turns) is not int or max_turns < 1:
         raise DurableCallError(f"max_turns is {max_turns!r}; it must be a whole number from 1 on.")
     asked, carried = _json("input", input, exactly=False), _json("context", context, exactly=True)
-    order = Order(agent=name, input=asked, max_turns=max_turns, context=carried).model_dump(exclude={"version"})
+    order = Order(agent=name, input=asked, max_turns=max_turns, context=carried).model_dump()
     order |= {"version": version} if version else {}
     place = root_of(session_id).place("run of a worker", RUN, order)
     workflow = run_workflow(name, version)
@@ -171,7 +170,7 @@ async def start_run(
 
 def check_version(version: str) -> None:
     """Raises DurableCallError."""
-    if not re.fullmatch("[A-Za-z0-9._+-]{0,40}", version):
+    if not isinstance(version, str) or not re.fullmatch("[A-Za-z0-9._+-]{0,40}", version):
         raise DurableCallError(f"version is {version!r}; it must be up to 40 letters, digits, and . _ + - of ASCII.")
 
 
@@ -197,10 +196,10 @@ async def _run(agent: Agent[Any], memory: Memory | None, context: "ContextView")
     session_id, began = str(idempotency_key()).partition("/")[0], time.monotonic()
     log.info("%s begins, or goes on, in session %s", agent.name, session_id)
     options = {"context": order.context, "max_turns": order.max_turns}
-    if memory is not None:
-        options["session"] = memory(session_id)
 
     async def go_on() -> tuple[Any, Any]:
+        if memory is not None:
+            options["session"] = memory(session_id)
         async with durable_session(session_id) as session:
             return session.saved, await run_until_it_ends(in_a_stream, agent, order.input, options)
 

@@ -59,8 +59,9 @@ class Worker:
     as well, as nexum-py's `workflow(…).build()` returns them. `concurrency` is how many calls run at once, and beside
     them how many runs of agents; `address` where the server is, by default NEXUM_ADDRESS, or else the engine that is
     nearest.
-    Raises ValueError for nothing to serve, and for two tools, or two agents, of one name, TypeError for a tool that
-    takes the run context, and DurableCallError for an agent that cannot be recorded.
+    Raises ValueError for nothing to serve, for two tools, or two agents, of one name, and for a `version` or `memory`
+    without agents, TypeError for a tool that takes the run context and a `memory` that is no function, and
+    DurableCallError for an agent that cannot be recorded and a bad `version`.
     """
 
     def __init__(
@@ -86,10 +87,16 @@ class Worker:
             self._tools[tool.name] = tool
         agents = list(agents)
         self.agent_names, self.version = [agent.name for agent in agents], version
+        if not agents and (version or memory is not None):
+            raise ValueError("version and memory are of agents, and this worker serves none.")
+        if memory is not None and not callable(memory):
+            raise TypeError("memory must be a function that makes the SDK's session from a session_id.")
         seen: set[int] = set()
-        self.mcp_servers = [
-            server for agent in agents for each in reachable(agent, seen) for server in getattr(each, "mcp_servers", ())
-        ]
+        everyone = [each for agent in agents for each in reachable(agent, seen)]
+        # Agents may share one, which is connected once.
+        self.mcp_servers = list(
+            dict.fromkeys(server for each in everyone for server in getattr(each, "mcp_servers", ()))
+        )
         workflows = list(workflows)
         if self._tools:  # else it would take calls of tools that it has not, from the workers that have them
             workflows += [tool_call_workflow(self._run), approved_tool_call_workflow(self._run_approved)]

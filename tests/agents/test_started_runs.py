@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from agents import Agent, RunContextWrapper, function_tool
+from agents.mcp import MCPServerStdio
 from agents.testing import ModelCall, ModelStep, ScriptedModel, assistant_message, function_call
 from processes import Process, engine_at, environment, eventually
 from pydantic import BaseModel
+from runs_worker import fetch
 
 from nexum_agents import DurableCallError, RunFailed, SessionStopped, Worker, start_run, stop_session, submit_tool_call
 from nexum_runtime import Client
@@ -261,6 +263,31 @@ async def test_a_worker_of_agents_alone_leaves_calls_to_the_workers_that_have_th
 async def test_a_worker_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="A worker needs tools, agents or workflows to serve"):
         Worker()
+
+
+async def test_what_is_of_agents_is_refused_without_and_when_it_is_no_such_thing() -> None:
+    agent = await researcher_of()
+    for more in ({"version": "1"}, {"memory": lambda _: None}):
+        with pytest.raises(ValueError, match="version and memory are of agents, and this worker serves none"):
+            Worker([fetch], **more)
+    with pytest.raises(TypeError, match="memory must be a function"):
+        Worker(agents=[agent], memory="chats.db")  # type: ignore[arg-type]
+    for version in ("v 1", 1):
+        with pytest.raises(DurableCallError, match="version is"):
+            Worker(agents=[agent], version=version)  # type: ignore[arg-type]
+
+
+async def test_a_memory_that_cannot_be_had_ends_the_run_with_its_words(client: Client) -> None:
+    async with working(await researcher_of(), memory=lambda session_id: {}[session_id]):
+        run = await start_run("Researcher", "go", session_id="s1")
+        with pytest.raises(RunFailed, match="KeyError"):
+            await run.result(timeout=30)
+
+
+async def test_an_mcp_server_of_several_agents_is_connected_once() -> None:
+    server = MCPServerStdio({"command": "true", "args": []})
+    agents = [Agent[Any](name=name, mcp_servers=[server]) for name in ("A", "B")]
+    assert Worker(agents=agents).mcp_servers == [server]
 
 
 async def test_two_agents_of_one_name_are_refused() -> None:
