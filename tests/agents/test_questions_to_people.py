@@ -135,15 +135,18 @@ async def _is_asked(client: Client, times: int) -> bool:
 async def test_a_question_that_its_caller_stopped_waiting_for_is_the_same_when_it_is_asked_again(
     client: Client,
 ) -> None:
+    stopped = asyncio.Event()
+
     async def again() -> str:
         waiting = asyncio.create_task(which())
         await the_question(client)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
+        stopped.set()
         return await which()
 
     running = asyncio.create_task(in_session(again))
-    await eventually(lambda: _is_asked(client, 1))
+    await asyncio.wait_for(stopped.wait(), PATIENCE_SECONDS)
     await answered(client, running, "main")
     assert await running == "main"
     assert await requests(client) == 1
