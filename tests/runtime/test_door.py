@@ -1,11 +1,14 @@
 """The door of an engine that is in somebody's own process: who rings while it cannot open, or as that process ends."""
 
+import asyncio
+import gc
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import PATIENCE_SECONDS
 
 from nexum_runtime.engines import nearest
 from nexum_runtime.server import door
@@ -46,6 +49,25 @@ async def test_who_rings_when_it_could_not_open_has_another_try(
     assert [each.message.partition(": ")[2] for each in caplog.records if "cannot reach" in each.message] == [
         "ImportError: cannot import a name, as somebody else imports it just now"
     ]
+
+
+async def test_who_rings_as_it_closes_is_hung_up_on(opened: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    begins, may_end = threading.Event(), threading.Event()
+
+    def slow() -> Callable[..., Any]:
+        begins.set()
+        may_end.wait(PATIENCE_SECONDS)
+        return door._imported
+
+    monkeypatch.setattr(door, "_imported", slow)
+    reader, writer = await asyncio.open_unix_connection(opened._path)
+    await asyncio.to_thread(begins.wait, PATIENCE_SECONDS)
+    closing = asyncio.create_task(opened.close())
+    assert await asyncio.wait_for(reader.read(), PATIENCE_SECONDS) == b""
+    may_end.set()
+    await closing
+    writer.close()
+    gc.collect()  # what was left open would warn now
 
 
 async def test_at_the_end_of_the_interpreter_no_one_comes_in_any_more(

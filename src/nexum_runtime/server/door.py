@@ -82,9 +82,9 @@ class Door:
         loop = asyncio.get_running_loop()
         while self._grpc is None and not self._is_closing:
             connection, _ = await loop.sock_accept(plain)
-            self._starting = asyncio.create_task(self._start_grpc())
-            await asyncio.shield(self._starting)
-            connection.close()
+            with connection:
+                self._starting = asyncio.create_task(self._start_grpc())
+                await asyncio.shield(self._starting)
         plain.close()  # nobody finds it any more; who waits in it is hung up on
 
     async def _start_grpc(self) -> None:
