@@ -8,7 +8,7 @@ from pathlib import Path
 
 import postgres
 import pytest
-from processes import PATIENCE_SECONDS, STARTED
+from processes import PATIENCE_SECONDS, kill_all
 
 from nexum_agents import watching
 from nexum_runtime import Client
@@ -86,5 +86,4 @@ async def client(address: str) -> AsyncIterator[Client]:
 @pytest.fixture(autouse=True)
 def _no_process_is_left_behind() -> Iterator[None]:
     yield
-    while STARTED:
-        STARTED.pop().kill()
+    kill_all()

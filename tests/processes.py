@@ -11,12 +11,15 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import forks
 
 from nexum_runtime import Client
 from nexum_runtime.client.remote import Remote
@@ -28,6 +31,11 @@ NEXUM = str(Path(sys.executable).with_name("nexum"))
 
 STARTED: list["Process | Terminal"] = []
 """Every process of the test that runs; conftest.py kills what is left of them when it ends."""
+
+
+def kill_all() -> None:
+    while STARTED:
+        STARTED.pop().kill()
 
 
 async def eventually(
@@ -81,27 +89,30 @@ async def run(
     *command: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None, seconds: float = 60.0
 ) -> Finished:
     """Run a command to its end; the event loop, and the server in it, goes on meanwhile."""
-    process = await asyncio.create_subprocess_exec(
-        *map(str, command),
-        env=env if env is not None else environment(),
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        async with asyncio.timeout(seconds):
-            stdout, stderr = await process.communicate()
-    finally:
-        if process.returncode is None:
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        process = forks.start(
+            [str(word) for word in command],
+            env=env if env is not None else environment(),
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout.fileno(),
+            stderr=stderr.fileno(),
+        )
+        try:
+            await eventually(lambda: process.poll() is not None, f"the end of {command}", seconds)
+        finally:
             process.kill()
-            await process.wait()
-    assert process.returncode is not None
-    return Finished(process.returncode, stdout.decode(), stderr.decode())
+            code = process.wait()
+        stdout.seek(0)
+        stderr.seek(0)
+        return Finished(code, stdout.read().decode(), stderr.read().decode())
 
 
 class Process:
-    """One process, its stdout and stderr together in the file `log`. Nothing runs before `start()`."""
+    """One process, its stdout and stderr together in the file `log`. Nothing runs before `start()`.
+
+    It can read `typed` from its stdin.
+    """
 
     def __init__(
         self,
@@ -110,36 +121,40 @@ class Process:
         *,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        typed: str = "",
     ) -> None:
         self.command = [str(word) for word in command]
         self.log = log
         self._env = dict(env) if env is not None else environment()
         self._cwd = cwd
-        self._popen: subprocess.Popen[bytes] | None = None
+        self._typed = typed
+        self._process: forks.Forked | subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it, or start it again once it has ended."""
         assert not self.alive, f"{self} runs already"
-        with self.log.open("wb") as log:
-            self._popen = subprocess.Popen(
+        with self.log.open("wb") as log, tempfile.TemporaryFile() as typed:
+            typed.write(self._typed.encode())
+            typed.seek(0)
+            self._process = forks.start(
                 self.command,
                 env=self._env,
                 cwd=self._cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                stdin=typed.fileno(),
+                stdout=log.fileno(),
+                stderr=log.fileno(),
             )
         if self not in STARTED:
             STARTED.append(self)
 
     @property
     def alive(self) -> bool:
-        return self._popen is not None and self._popen.poll() is None
+        return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:
-        assert self._popen is not None, f"{self} was never started"
-        return self._popen.pid
+        assert self._process is not None, f"{self} was never started"
+        return self._process.pid
 
     @property
     def output(self) -> str:
@@ -164,21 +179,21 @@ class Process:
     async def ended(self, seconds: float = PATIENCE_SECONDS) -> int:
         """Wait for its end and return its exit code: negative when a signal ended it."""
         await eventually(lambda: not self.alive, f"the end of {self}", seconds)
-        assert self._popen is not None
-        return int(self._popen.returncode)
+        assert self._process is not None
+        return self._process.wait()
 
     def send(self, number: signal.Signals) -> None:
-        assert self._popen is not None
-        self._popen.send_signal(number)
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def terminate(self) -> None:
         self.send(signal.SIGTERM)
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone. Killing what has ended already is no error."""
-        if self._popen is not None:
-            self._popen.kill()
-            self._popen.wait()
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
 
     def __str__(self) -> str:
         return " ".join(self.command)
@@ -254,7 +269,7 @@ class Terminal:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
         self.raw = ""  # all that was written to it
         own = {name: value for name, value in env.items() if name not in ("COLUMNS", "LINES")}
-        self._popen = subprocess.Popen(command, env=own, cwd=cwd, stdin=slave, stdout=slave, stderr=slave)
+        self._process = forks.start(command, env=own, cwd=cwd, stdin=slave, stdout=slave, stderr=slave)
         os.close(slave)
         os.set_blocking(self._master, False)
         self._decoder = codecs.getincrementaldecoder("utf-8")()
@@ -270,15 +285,15 @@ class Terminal:
         await eventually(lambda: re.search(pattern, self.text), f"{pattern!r} on the terminal")
 
     async def ended(self) -> int:
-        await eventually(lambda: self.text and self._popen.poll() is not None, "the end of what the terminal runs")
-        return int(self._popen.returncode)
+        await eventually(lambda: self.text and self._process.poll() is not None, "the end of what the terminal runs")
+        return self._process.wait()
 
     def send(self, number: signal.Signals) -> None:
-        self._popen.send_signal(number)
+        self._process.send_signal(number)
 
     def kill(self) -> None:
-        self._popen.kill()
-        self._popen.wait()
+        self._process.kill()
+        self._process.wait()
         with suppress(OSError):
             os.close(self._master)
 

@@ -47,7 +47,7 @@ async def interrupted_at_the_import_of(module: str, stage: Stage, name: str) -> 
     folder.mkdir()
     (folder / "sitecustomize.py").write_text(INTERRUPTING_ITSELF)
     path = f"{folder}:{stage.environment().get('PYTHONPATH', '')}"
-    env = stage.environment(PYTHONPATH=path, INTERRUPTED_AT=module, SESSION_ID="s1")
+    env = stage.environment(PYTHONPATH=path, INTERRUPTED_AT=module, SESSION_ID="s1", NEXUM_TEST_FORKS="0")
     return await run(*script(name, *WORDS[name]), env=env, cwd=stage.folder)
 
 

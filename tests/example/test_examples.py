@@ -7,14 +7,11 @@ are really executed (a line that begins with two spaces).
 import ast
 import asyncio
 import json
-import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator
 from pathlib import Path
-from subprocess import PIPE, Popen
 from typing import Any
 
 import httpx
@@ -22,7 +19,7 @@ import pytest
 import stand_in
 from agents import SQLiteSession
 from command import nexum
-from processes import Finished, environment, eventually, run
+from processes import Finished, Process, environment, eventually, kill_all, run
 
 from nexum_agents.events import counted
 from nexum_runtime import Client
@@ -34,92 +31,33 @@ KILLED = -signal.SIGKILL
 KEYS = ("OPENAI_API_KEY", "OPENAI_BASE_URL")
 
 
-class Forks:
-    """Starts examples without the second that each takes to import the SDK."""
-
-    def __init__(self, folder: Path) -> None:
-        command = [sys.executable, str(Path(__file__).with_name("forked_examples.py")), str(folder)]
-        env = {name: value for name, value in environment().items() if name not in KEYS}
-        self.folder = folder
-        self._process = Popen(command, stdin=PIPE, stdout=PIPE, text=True, env=env)
-
-    def start(self, **request: Any) -> int:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
-
-    def close(self) -> None:
-        with self._process:  # which closes its pipes, and waits
-            self._process.kill()
-
-
-class Running:
-    """An example that runs."""
-
-    def __init__(self, pid: int, output: Path, code: Path) -> None:
-        self.pid, self._output, self._code = pid, output, code
-
-    @property
-    def output(self) -> str:
-        return self._output.read_text()
-
-    async def says(self, pattern: str) -> re.Match[str]:
-        def said() -> re.Match[str] | None:
-            ended = self.has_ended
-            match = re.search(pattern, self.output, re.MULTILINE)
-            assert match or not ended, f"it ended without {pattern!r}:\n{self.output}"
-            return match
-
-        match: re.Match[str] = await eventually(said, pattern)
-        return match
-
-    @property
-    def has_ended(self) -> bool:
-        return self._code.exists()
-
-    async def ended(self) -> Finished:
-        await eventually(lambda: self.has_ended, "the end of an example")
-        return Finished(int(self._code.read_text()), self.output, "")
-
-    async def kill(self) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        await self.ended()
+async def end_of(process: Process) -> Finished:
+    return Finished(await process.ended(), process.output, "")
 
 
 class Stage:
     """A server, and the examples that run in one folder with it."""
 
-    def __init__(self, folder: Path, address: str, forks: Forks) -> None:
-        self.folder, self.address, self._forks = folder, address, forks
+    def __init__(self, folder: Path, address: str) -> None:
+        self.folder, self.address = folder, address
         self._ledger = folder / "asked"
         self._runs: list[Path] = []
-        self.running: list[Running] = []
 
     def environment(self, **changes: str) -> dict[str, str]:
-        own = {"NEXUM_ADDRESS": self.address, "LEDGER": str(self._ledger), "STAND_IN_SECONDS": "0"}
-        return own | changes
+        own = {name: value for name, value in environment().items() if name not in KEYS}
+        of_examples = {"NEXUM_ADDRESS": self.address, "LEDGER": str(self._ledger), "STAND_IN_SECONDS": "0"}
+        return own | of_examples | changes
 
-    def start(self, name: str | Path, *arguments: str, typed: str = "", **changes: str) -> Running:
-        number = len(self._runs)
-        output, typing = self.folder / f"output-{number}", self.folder / f"input-{number}"
-        output.touch()
-        typing.write_text(typed)
+    def start(self, name: str | Path, *arguments: str, typed: str = "", **changes: str) -> Process:
+        command: list[str | Path] = [sys.executable, EXAMPLES / name, *arguments]
+        output = self.folder / f"output-{len(self._runs)}"
+        process = Process(command, output, env=self.environment(**changes), cwd=self.folder, typed=typed)
+        process.start()
         self._runs.append(output)
-        pid = self._forks.start(
-            command=[str(EXAMPLES / name), *arguments],
-            env=self.environment(**changes),
-            cwd=str(self.folder),
-            input=str(typing),
-            output=str(output),
-        )
-        self.running.append(Running(pid, output, self._forks.folder / f"{pid}.code"))
-        return self.running[-1]
+        return process
 
-    async def run(self, name: str | Path, *arguments: str, **changes: str) -> Finished:
-        return await self.start(name, *arguments, **changes).ended()
+    async def run(self, name: str | Path, *arguments: str, typed: str = "", **changes: str) -> Finished:
+        return await end_of(self.start(name, *arguments, typed=typed, **changes))
 
     @property
     def asked(self) -> list[Any]:
@@ -137,31 +75,13 @@ class Stage:
             return len(await client.executions(prefix, limit=100, status="COMPLETED"))
 
 
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    forks = Forks(tmp_path_factory.mktemp("codes"))
-    yield forks
-    forks.close()
-
-
-@asynccontextmanager
-async def new_stage(folder: Path, forks: Forks) -> AsyncIterator[Stage]:
-    folder.mkdir(exist_ok=True)
-    server = Server(ServerConfig(folder / "nexum.db", port=0))
-    await server.start()
-    stage = Stage(folder, f"localhost:{server.port}", forks)
-    try:
-        yield stage
-    finally:
-        for each in stage.running:
-            await each.kill()
-        await server.stop()
-
-
 @pytest.fixture
-async def stage(tmp_path: Path, forks: Forks) -> AsyncIterator[Stage]:
-    async with new_stage(tmp_path, forks) as stage:
-        yield stage
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    server = Server(ServerConfig(tmp_path / "nexum.db", port=0))
+    await server.start()
+    yield Stage(tmp_path, f"localhost:{server.port}")
+    kill_all()
+    await server.stop()
 
 
 def points(most: int, name: str = "task-claimed") -> list[str]:
@@ -208,11 +128,10 @@ async def test_hello_killed_at_each_of_its_steps_goes_on_and_repeats_nothing(sta
 
 
 async def test_an_example_is_run_by_the_command_that_it_tells(stage: Stage) -> None:
-    own = {name: value for name, value in environment().items() if name not in KEYS}
     command: list[str | Path] = [sys.executable, "-W", "error", EXAMPLES / "hello.py"]
-    finished = await run(*command, env=own | stage.environment(), cwd=stage.folder)
-    assert (finished.code, finished.stderr) == (0, "")
-    assert finished.stdout.endswith("It is sunny in Rome.\n")
+    told = await run(*command, env=stage.environment(NEXUM_TEST_FORKS="0"), cwd=stage.folder)
+    assert (told.code, told.stderr) == (0, "")
+    assert told.stdout.endswith("It is sunny in Rome.\n")
 
 
 # research_bot.py
@@ -351,20 +270,20 @@ async def test_a_booking_that_a_person_says_was_not_made_is_compensated(stage: S
 
 # approvals.py
 
-ASKS = r"^\[Nexum\] send_email\(.*\) waits for your yes\n.*nexum approve (\S+)$"
+ASKS = r"(?m)^\[Nexum\] send_email\(.*\) waits for your yes\n.*nexum approve (\S+)$"
 TOLD = "Tell Ann that her parcel is late"
 
 
-async def asked_for_approval(stage: Stage, **changes: str) -> tuple[Running, str]:
+async def asked_for_approval(stage: Stage, **changes: str) -> tuple[Process, str]:
     running = stage.start("approvals.py", **changes)
     return running, (await running.says(ASKS))[1]
 
 
 async def test_an_email_that_is_approved_while_nobody_waits_is_sent_by_the_next_run(stage: Stage) -> None:
     running, id = await asked_for_approval(stage)
-    await running.kill()
+    running.kill()
     running, same = await asked_for_approval(stage)
-    await running.kill()
+    running.kill()
     assert same == id
     assert (await nexum(stage.address, "approve", id)).stdout == "Approved.\n"
     for _ in range(2):
@@ -377,9 +296,9 @@ async def test_an_email_that_is_approved_while_nobody_waits_is_sent_by_the_next_
 async def test_an_email_that_is_refused_is_not_sent_and_the_model_is_told_why(stage: Stage) -> None:
     running, id = await asked_for_approval(stage)
     await nexum(stage.address, "reject", id, "--reason", "she knows")
-    finished = await running.ended()
-    assert "This call of send_email was not made." in finished.stdout
-    assert "she knows" in finished.stdout.splitlines()[-1]
+    await running.ended()
+    assert "This call of send_email was not made." in running.output
+    assert "she knows" in running.output.splitlines()[-1]
     assert stage.happened == [f"looking up {TOLD}"]
 
 
@@ -389,10 +308,10 @@ async def test_an_email_is_asked_for_and_sent_at_most_once_wherever_its_agent_wa
 ) -> None:
     async def approved(**changes: str) -> Finished:
         running = stage.start("approvals.py", **changes)
-        await eventually(lambda: re.search(ASKS, running.output, re.MULTILINE) or running.has_ended)
-        if match := re.search(ASKS, running.output, re.MULTILINE):
+        await eventually(lambda: re.search(ASKS, running.output) or not running.alive)
+        if match := re.search(ASKS, running.output):
             await nexum(stage.address, "approve", match[1])
-        return await running.ended()
+        return await end_of(running)
 
     assert (await approved(NEXUM_CRASH_AT=crash_at)).code == KILLED
     asked, sent = len(stage.asked), f"sending: {TOLD}" in stage.happened
@@ -446,7 +365,7 @@ class Answer:
         return self
 
 
-async def web_server(stage: Stage, **changes: str) -> tuple[Running, str]:
+async def web_server(stage: Stage, **changes: str) -> tuple[Process, str]:
     running = stage.start("fastapi_app.py", PORT="0", **changes)
     return running, (await running.says(r"Uvicorn running on http://127.0.0.1:(\d+)"))[1]
 
@@ -457,7 +376,7 @@ async def test_a_server_that_was_killed_gives_the_whole_answer_when_it_is_asked_
 ) -> None:
     running, port = await web_server(stage, NEXUM_CRASH_AT=crash_at)
     assert (await Answer().get(port)).whole is None
-    assert (await running.ended()).code == KILLED
+    assert await running.ended() == KILLED
     _, port = await web_server(stage)
     for _ in range(2):
         answer = await Answer().get(port)
@@ -469,7 +388,7 @@ async def test_a_server_that_was_killed_gives_the_whole_answer_when_it_is_asked_
 async def test_a_server_killed_in_the_middle_of_a_word_asks_that_turn_alone_again(stage: Stage) -> None:
     running, port = await web_server(stage, STAND_IN_SECONDS="1")
     first = await Answer().get(port, most_words=3)
-    await running.kill()
+    running.kill()
     assert "".join(first.words) == "The parcel is "
     _, port = await web_server(stage)
     answer = await Answer().get(port)

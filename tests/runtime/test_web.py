@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from command import ECHO, EVIL, GATE, claim, finish, start
-from processes import NEXUM, NexumDev, Process, eventually, run
+from processes import NEXUM, NexumDev, Process, environment, eventually, run
 
 from nexum_runtime import Client
 from nexum_runtime.server.app import Server, ServerConfig
@@ -433,7 +433,7 @@ async def test_nothing_is_loaded_for_the_page_before_somebody_looks(tmp_path: Pa
         "--web-port",
         "0",
     ]
-    process = Process(command, tmp_path / "dev.log")
+    process = Process(command, tmp_path / "dev.log", env=environment(NEXUM_TEST_FORKS="0"))
     for looks in (False, True):
         process.start()
         url = (await process.says(r"page at (http://localhost:\d+)"))[1]
