@@ -66,6 +66,7 @@ def environment(**changes: str) -> dict[str, str]:
     An address of "" is that of a test whose engine is found by the file.
     """
     own = {name: value for name, value in os.environ.items() if not name.startswith(("NEXUM_", "OTEL_"))}
+    own.pop("PYTHONDONTWRITEBYTECODE", None)  # each process would compile what it imports
     own["NEXUM_WEB_PORT"] = "0"
     own["NEXUM_PORT"] = "0"  # no server is looked for that a developer runs
     if "NEXUM_ADDRESS" in changes:
