@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 LOGGED_CHARS = 120  # of a call's arguments
 CONCURRENCY = 8
+CONNECT_SECONDS = 10.0  # that an MCP server has to answer
 INTERRUPTED = 130  # the exit code after Ctrl-C
 
 log = Log("worker")
@@ -254,7 +255,7 @@ async def _serve(worker: Worker, concurrency: int) -> int:
     served = ", ".join([*worker.tool_names, *(f"agent {name}{version}" for name in worker.agent_names)])
     log.info("Worker for %s, %d at once. Ctrl-C stops it.", served, concurrency)
     stopping = asyncio.create_task(stop_requested())
-    async with _connected(worker.mcp_servers):
+    async with _connected(worker.mcp_servers, stopping):
         working = asyncio.create_task(worker.run())
         await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -267,9 +268,20 @@ async def _serve(worker: Worker, concurrency: int) -> int:
 
 
 @asynccontextmanager
-async def _connected(servers: list[MCPServer]) -> AsyncIterator[None]:
-    """Raises DurableCallError for one that cannot be connected."""
-    async with MCPServerManager(servers, connect_in_parallel=True) as manager:
+async def _connected(servers: list[MCPServer], stopping: asyncio.Task[int]) -> AsyncIterator[None]:
+    """Raises DurableCallError for one that cannot be connected. Once `stopping` is done, none is waited for."""
+    manager = MCPServerManager(servers, connect_timeout_seconds=CONNECT_SECONDS, connect_in_parallel=True)
+    connecting = asyncio.create_task(manager.connect_all())
+    try:
+        await asyncio.wait({connecting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if connecting.done():
+            await connecting
         for server, error in manager.errors.items():
-            raise DurableCallError(f"Cannot connect to the MCP server {server.name!r}: {error_text(error)}")
+            late = f"no answer within {CONNECT_SECONDS:g} s. Start it, and this worker again."
+            why = late if isinstance(error, TimeoutError) else error_text(error)
+            raise DurableCallError(f"Cannot connect to the MCP server {server.name!r}: {why}")
         yield
+    finally:
+        connecting.cancel()
+        await asyncio.wait({connecting})
+        await manager.cleanup_all()

@@ -1239,6 +1239,37 @@ async def test_serve_executes_until_it_is_told_to_stop(tmp_path: Path, address: 
         assert "Traceback" not in worker.output
 
 
+WITH_A_SILENT_MCP_SERVER = """
+import sys
+from agents import Agent
+from agents.mcp import MCPServerStdio
+from nexum_agents import serve, worker
+
+worker.CONNECT_SECONDS = float(sys.argv[1])
+silent = MCPServerStdio({"command": "sleep", "args": ["1000"]}, name="books", client_session_timeout_seconds=1000)
+serve(agents=[Agent("Desk", mcp_servers=[silent])])
+"""
+
+
+async def test_serve_whose_mcp_server_does_not_answer_says_so_and_can_be_stopped_meanwhile(
+    tmp_path: Path, address: str
+) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(WITH_A_SILENT_MCP_SERVER)
+    env = environment(NEXUM_ADDRESS=address)
+    ended = await run_command(sys.executable, script, "0.1", env=env)
+    assert ended.code == 1
+    told = "Cannot connect to the MCP server 'books': no answer within 0.1 s. Start it, and this worker again.\n"
+    assert ended.stderr.endswith(told)
+    worker = Process([sys.executable, script, str(10 * PATIENCE_SECONDS)], tmp_path / "log", env=env)
+    for number, code in ((signal.SIGTERM, 0), (signal.SIGINT, 130)):
+        worker.start()
+        await worker.says("Worker for agent Desk")
+        worker.send(number)
+        assert await worker.ended() == code
+        assert "Traceback" not in worker.output
+
+
 async def test_serve_says_in_a_sentence_what_is_refused(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
