@@ -10,6 +10,7 @@ import gc
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -113,38 +114,45 @@ def _close() -> None:
 def _serve(requests: socket.socket) -> "dict[str, Any] | None":
     """Fork for each request until nobody asks any more. In a fork: returns what it is to become."""
     running: dict[int, socket.socket] = {}
-
-    def reap(*_: Any) -> None:
-        for pid, tells in list(running.items()):
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                with contextlib.suppress(OSError), running.pop(pid):
-                    tells.send(str(os.waitstatus_to_exitcode(status)).encode())
-
+    woken, wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all
-    signal.signal(signal.SIGCHLD, reap)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wakes)
     while True:
+        ready, _, _ = select.select([requests.fileno(), woken], [], [])
+        if woken in ready:
+            os.read(woken, 1000)
+            for pid in list(running):
+                ended, status = os.waitpid(pid, os.WNOHANG)
+                if ended:
+                    with running.pop(pid) as tells:
+                        _tell(tells, os.waitstatus_to_exitcode(status))
+        if requests.fileno() not in ready:
+            continue
         message, descriptors, _, _ = socket.recv_fds(requests, LARGEST_REQUEST, 4)
         if not message:
             return None
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
         if (pid := os.fork()) == 0:
+            signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
             for each in (requests, *running.values()):
                 each.close()
-            os.close(descriptors[0])
             for number, descriptor in enumerate(descriptors[1:]):
                 os.dup2(descriptor, number)
-                os.close(descriptor)
+            for number in (woken, wakes, *descriptors):
+                os.close(number)
             request: dict[str, Any] = json.loads(message)
             return request
         running[pid] = socket.socket(fileno=descriptors[0])
-        running[pid].send(str(pid).encode())
+        _tell(running[pid], pid)
         for descriptor in descriptors[1:]:
             os.close(descriptor)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+
+
+def _tell(tells: socket.socket, number: int) -> None:
+    with contextlib.suppress(OSError):  # nobody listens any more
+        tells.send(str(number).encode())
 
 
 def _become(request: dict[str, Any]) -> None:
