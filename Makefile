@@ -23,7 +23,7 @@ demo: .venv/for-use
 	$(BIN)/python demo.py --offline --worker
 
 test: .venv/for-development
-	@echo "Running all tests; about 18 minutes on two cores. A choice of them in less than a minute: make test-quick"
+	@echo "Running all tests; about 15 minutes on two cores. A choice of them in less than a minute: make test-quick"
 	@$(PYTEST) --ignore tests/browser
 
 # The page in a real browser. It needs a Chromium, and no network.

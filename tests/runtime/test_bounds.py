@@ -47,7 +47,7 @@ async def main(address, version_hash):
         async def polling():
             while True:
                 request = pb.PollRequest(worker_id="vanishing", version_hash=version_hash)
-                await call("/nexum.NexumService/PollTask", request, wait_ms="60000", lease_ms="1000")
+                await call("/nexum.NexumService/PollTask", request, wait_ms="60000", lease_ms="10000")
 
         calls = []
         for number in range({CALLS_OF_A_KIND}):
