@@ -1,7 +1,8 @@
 """Python programs for the tests, each forked from a process that has imported the Agents SDK, which takes seconds.
 
 A process so begun is what it would be otherwise: its own program, arguments, environment, folder, files and signals,
-and none of Nexum's modules imported yet. `NEXUM_TEST_FORKS=0` starts each anew, or the one that has it in its own.
+and none of Nexum's modules imported yet. `NEXUM_TEST_FORKS=0` starts each anew, or the one that has it in its own; so
+does any system but Linux.
 """
 
 import atexit
@@ -22,8 +23,8 @@ from typing import Any
 
 LARGEST_REQUEST = 200_000  # bytes
 LOOK_SECONDS = 0.01
-OF_THE_INTERPRETER = ("PYTHON", "LC_", "LANG", "MALLOC_")  # variables that it reads as it starts
-OPTIONS = {"-X", "dev", "-W", "error"}  # of it, that a fork can have
+READ_AT_START = ("PYTHON", "LC_", "LANG", "MALLOC_", "OPENAI_AGENTS_")  # variables, by the interpreter or the SDK
+OPTIONS = {"-X", "dev", "-W", "error"}  # of the interpreter, that a fork can have
 SETTING = "NEXUM_TEST_FORKS"
 
 _nurseries: dict[Any, tuple[socket.socket, subprocess.Popen[bytes]]] = {}
@@ -70,7 +71,8 @@ def start(
     """Start a program with these files, descriptors: a Python program by a fork, and any other as usual."""
     program = next((n for n, word in enumerate(command) if word.endswith(".py")), 0)
     if (
-        not program
+        sys.platform != "linux"
+        or not program
         or command[0] != sys.executable
         or not set(command[1:program]) <= OPTIONS
         or "0" in (env.get(SETTING), os.environ.get(SETTING))
@@ -86,8 +88,8 @@ def start(
 
 
 def _nursery(options: Sequence[str], env: Mapping[str, str]) -> socket.socket:
-    """Of all that are started with these options and this environment, as far as the interpreter reads it."""
-    read = {name: value for name, value in env.items() if name.startswith(OF_THE_INTERPRETER) and name != "PYTHONPATH"}
+    """Of all that are started with these options and this environment, as far as it is read at the start."""
+    read = {name: value for name, value in env.items() if name.startswith(READ_AT_START) and name != "PYTHONPATH"}
     key = (*options, *sorted(read.items()))
     if key not in _nurseries:
         own, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -95,8 +97,7 @@ def _nursery(options: Sequence[str], env: Mapping[str, str]) -> socket.socket:
         with theirs:
             process = subprocess.Popen(
                 [sys.executable, *options, __file__, str(theirs.fileno())],
-                env={name: value for name, value in os.environ.items() if not name.startswith(OF_THE_INTERPRETER)}
-                | read,
+                env={name: value for name, value in os.environ.items() if not name.startswith(READ_AT_START)} | read,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
             )
