@@ -61,7 +61,7 @@ async def test_who_rings_as_it_closes_is_hung_up_on(opened: Door, monkeypatch: p
 
     monkeypatch.setattr(door, "_imported", slow)
     reader, writer = await asyncio.open_unix_connection(opened._path)
-    await asyncio.to_thread(begins.wait, PATIENCE_SECONDS)
+    assert await asyncio.to_thread(begins.wait, PATIENCE_SECONDS)
     closing = asyncio.create_task(opened.close())
     assert await asyncio.wait_for(reader.read(), PATIENCE_SECONDS) == b""
     may_end.set()
